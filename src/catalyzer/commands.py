@@ -1,0 +1,105 @@
+"""What the commands in `src/` share: Hydra resolvers, logging to the console, and errors as one sentence."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from catalyzer.errors import InvalidInput
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is at the moment, so that lines appear above a live progress bar."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:  # type: ignore[override]
+        return sys.stderr
+
+
+def register_resolvers() -> None:
+    """Make `${table3:d_out}`, `${run_folder:resume}` and `${cache_folder:}` known to the configuration."""
+
+    def table3(d_out: int) -> float:
+        from catalyzer.settings import paper_lambda
+
+        return paper_lambda(d_out)
+
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+    def run_folder(resume: str | None) -> str:
+        # A resumed run is logged where it began. Anything else, a mistyped folder too, gets a new name, since Hydra
+        # creates the folder before our checks can refuse it.
+        if resume and (Path(resume) / "config.yaml").is_file():
+            return str(resume)
+        return f"outputs/{stamp}"
+
+    def cache_folder() -> str:
+        if folder := os.environ.get("CATALYZER_CACHE"):
+            return folder
+        return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
+
+    for name, resolver in (("table3", table3), ("run_folder", run_folder), ("cache_folder", cache_folder)):
+        OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values.
+
+    Raises:
+        InvalidInput: a key that must be given is missing, or an interpolation fails.
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise InvalidInput(f"{error.full_key} is missing; give it on the command line: {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise InvalidInput(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
+    """Print a user's mistake as one sentence on standard error and exit with code 2.
+
+    Args:
+        output_folder: what Hydra created for the run; removed again if it is still empty.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    if output_folder is not None:
+        with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
+            output_folder.rmdir()
+    sys.exit(2)
+
+
+def settings_to_resume(folder: str, overrides: list[str]) -> Any:
+    """The settings of the run in `folder`.
+
+    Raises:
+        InvalidInput: not a run folder, or other overrides beside `resume`, which would silently change nothing.
+    """
+    from catalyzer.settings import Settings
+
+    settings = Settings.load(Path(folder) / "config.yaml")
+    others = [text for text in overrides if not text.startswith("resume=")]
+    if others:
+        raise InvalidInput(f"resume goes on with the settings of {folder}; leave out {' '.join(others)}")
+    return settings

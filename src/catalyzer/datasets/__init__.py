@@ -1,0 +1,7 @@
+"""What a benchmark is: training vectors, a validation split and a test split, each with exact ground truth."""
+
+from catalyzer.datasets.benchmark import Benchmark, Split
+from catalyzer.datasets.demo import load_demo
+from catalyzer.datasets.files import load_bigann, load_deep1b, load_files
+
+__all__ = ["Benchmark", "Split", "load_bigann", "load_deep1b", "load_demo", "load_files"]

@@ -1,0 +1,62 @@
+"""The embedded dataset: SIFT descriptors of the photographs that scikit-image installs; nothing is downloaded.
+
+Learn, base and queries come from different photographs. The queries are of the right image of a stereo pair whose left
+image is in the base, so that most of them have a true match there.
+"""
+
+from importlib.metadata import version
+from importlib.resources import files
+
+import numpy as np
+
+from catalyzer.cache import ArrayCache
+from catalyzer.datasets.benchmark import Benchmark, make_benchmark
+from catalyzer.errors import InvalidInput
+from catalyzer.progress import progress
+
+LEARN = (
+    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coins.png", "grass.png",
+    "hubble_deep_field.jpg", "ihc.png", "moon.png", "page.png", "retina.jpg", "text.png",
+)  # fmt: skip
+BASE = ("coffee.png", "gravel.png", "motorcycle_left.png", "rocket.jpg")
+QUERIES = ("motorcycle_right.png",)
+NUM_QUERIES = 2_000
+
+
+def load_demo(cache: ArrayCache, **sizes: int) -> Benchmark:
+    """About 76k learn, 24k base and 2k query vectors of 128 × uint8, extracted in seconds and cached.
+
+    Args:
+        cache: where the descriptors are kept.
+        sizes: `train_size`, `validation_base_size`, `validation_queries_size`.
+
+    Raises:
+        InvalidInput: OpenCV or scikit-image is not installed.
+    """
+    try:
+        import cv2  # noqa: F401
+        import skimage  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"the demo dataset needs {error.name}: pip install opencv-python-headless scikit-image") from None
+    versions = (version("opencv-python-headless"), version("scikit-image"))
+    parts = {}
+    for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
+        key = (*versions, photographs, limit)
+        parts[name] = cache.get(f"demo-{name}", key, lambda p=photographs, n=limit: _descriptors(p, n))
+    return make_benchmark("demo", parts["learn"], parts["base"], parts["queries"], None, cache=cache, **sizes)
+
+
+def _descriptors(photographs: tuple[str, ...], limit: int | None) -> np.ndarray:
+    import cv2
+
+    # More scales and weaker corners than OpenCV's defaults: a dozen photographs have to yield a training set.
+    sift = cv2.SIFT_create(nOctaveLayers=6, contrastThreshold=0.005, edgeThreshold=20)
+    found = []
+    with progress("extracting SIFT descriptors", len(photographs), "photographs") as advance:
+        for name in photographs:
+            data = np.frombuffer((files("skimage.data") / name).read_bytes(), np.uint8)
+            grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+            found.append(sift.detectAndCompute(grey, None)[1])
+            advance(1)
+    descriptors = np.concatenate(found).astype(np.uint8)
+    return np.random.default_rng(0).permutation(descriptors)[:limit]

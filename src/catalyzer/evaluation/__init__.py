@@ -1,0 +1,6 @@
+"""Numbers about results: recall, and what a method costs. No pictures."""
+
+from catalyzer.evaluation.benchmarking import Result, measure
+from catalyzer.evaluation.recall import RANKS, recall_at
+
+__all__ = ["RANKS", "Result", "measure", "recall_at"]

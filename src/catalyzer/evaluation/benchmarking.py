@@ -1,0 +1,62 @@
+"""Encode a base, search it, and measure recall and time: the two phases of section 5.1."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
+
+from catalyzer.evaluation.recall import RANKS, recall_at
+from catalyzer.nn import embed
+from catalyzer.progress import progress
+from catalyzer.quantizers import Quantizer
+from catalyzer.vectors import BLOCK, Vectors
+
+
+@dataclass
+class Result:
+    """One row of the final table; times are seconds of wall clock.
+
+    Attributes:
+        method: what was measured, such as "catalyzer + lattice".
+        bits: bits of a code.
+        recall: recall@k by k, for the k of `RANKS` up to the size of the base.
+        training: seconds to train transform and quantizer.
+        encoding: seconds to map and code the whole base.
+        search: seconds to map all queries and scan all codes.
+    """
+
+    method: str
+    bits: int
+    recall: dict[int, float] = field(default_factory=dict)
+    training: float = 0.0
+    encoding: float = 0.0
+    search: float = 0.0
+
+
+def measure(
+    method: str, transform: nn.Module, quantizer: Quantizer, base: Vectors, queries: np.ndarray, truth: np.ndarray
+) -> Result:
+    """Code `base`, search all `queries` in the codes, compare with the true nearest neighbours.
+
+    Args:
+        method: the row's name.
+        transform: maps vectors to the quantizer's space; fitted.
+        quantizer: fitted.
+        base: `(n, d)`, read block by block; only the codes are held.
+        queries: `(nq, d)`.
+        truth: `(nq, at least 1)` ids of the true nearest neighbours.
+    """
+    start = time.perf_counter()
+    codes = np.empty((len(base), quantizer.code_size), np.uint8)
+    with progress(f"{method}: encoding", len(base), "vectors") as advance:
+        for first in range(0, len(base), BLOCK):
+            block = base[first : first + BLOCK]
+            codes[first : first + BLOCK] = quantizer.encode(embed(transform, block))
+            advance(len(block))
+    encoded = time.perf_counter()
+    k = min(RANKS[-1], len(base))
+    _, ids = quantizer.search(embed(transform, queries), codes, k)
+    searched = time.perf_counter()
+    recall = {rank: recall_at(rank, ids, truth) for rank in RANKS if rank <= k}
+    return Result(method, quantizer.bits, recall, encoding=encoded - start, search=searched - encoded)

@@ -1,0 +1,318 @@
+"""A run from settings to results: train or fit, code, search, compare with the baselines, leave one folder."""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pytorch_lightning import seed_everything
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+import catalyzer
+from catalyzer.cache import ArrayCache, write_atomically
+from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files
+from catalyzer.errors import InvalidInput
+from catalyzer.evaluation import Result, measure
+from catalyzer.neighbors import engine
+from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
+from catalyzer.quantizers import ProductQuantizer, Quantizer
+from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
+from catalyzer.settings import QuantizerSettings, Settings, WandB
+from catalyzer.training import CatalyzerTraining, Optimization, TripletData, fit_catalyzer, fit_quantizer
+from catalyzer.vectors import Vectors, as_float32
+
+log = logging.getLogger(__name__)
+
+LABELS = {"mlp": "catalyzer", "pca": "PCA", "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ"}
+
+
+def run(settings: Settings, folder: Path) -> list[Result]:
+    """Do all of a run that `folder` does not hold yet; print and return the rows of its table.
+
+    Raises:
+        InvalidInput: settings and data that do not fit together; nothing has been written then.
+    """
+    if (folder / "results.json").exists():
+        log.info("%s has ended already; this is its table", folder)
+        rows, title = read_results(folder)
+        print_table(rows, title)
+        return rows
+
+    benchmark = load_benchmark(settings)
+    seed_everything(settings.seed, verbose=False)
+    transform, quantizer = build(settings, benchmark.dim)
+    baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
+    settings.save(folder / "config.yaml")
+
+    start = time.perf_counter()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    transform.fit(benchmark.train)  # type: ignore[operator]
+    seconds = time.perf_counter() - start
+    wandb_logger = make_wandb_logger(settings.logger.wandb, settings, folder) if settings.logger.wandb else None
+    if isinstance(transform, Catalyzer):
+        seconds = train(settings, benchmark, transform, quantizer, folder, [wandb_logger] if wandb_logger else [])
+        if rank_zero_only.rank:  # one process of several goes on; the others were for training only
+            return []
+    save_transform(transform, folder)
+
+    rows = compare(settings, benchmark, transform, quantizer, baselines, seconds)
+    if isinstance(transform, Catalyzer):
+        draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
+    title = save_results(rows, settings, benchmark, folder, started)
+    if wandb_logger is not None:
+        wandb_logger.log_table("results", columns=list(COLUMNS), data=table_cells(rows))
+        wandb_logger.experiment.finish()
+    print_table(rows, title)
+    log.info("weights, results and figures: %s", folder)
+    return rows
+
+
+def load_benchmark(settings: Settings) -> Benchmark:
+    """The dataset that the settings name, checked."""
+    load: dict[str, Callable[..., Benchmark]] = {
+        "demo": load_demo,
+        "bigann": load_bigann,
+        "deep1b": load_deep1b,
+        "files": load_files,
+    }
+    options = settings.dataset.model_dump(exclude={"name"})
+    return load[settings.dataset.name](cache=ArrayCache(settings.cache), **options)
+
+
+def build(settings: Settings, d_in: int) -> tuple[nn.Module, Quantizer]:
+    """Transform and quantizer, not fitted yet.
+
+    Raises:
+        InvalidInput: a quantizer that cannot code the transform's dimension.
+    """
+    chosen = settings.catalyzer
+    if chosen.name == "mlp":
+        mlp = Catalyzer(d_in, settings.d_out, chosen.hidden)
+        return mlp, settings.quantizer.build(mlp.d_out)
+    plain = PCA(d_in, settings.d_out) if chosen.name == "pca" else Identity(d_in)
+    return plain, settings.quantizer.build(plain.d_out)
+
+
+def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, ProductQuantizer]:
+    """The baselines that the settings name, at the size of the chosen quantizer's codes, without what is chosen itself."""
+    chosen = settings.quantizer.name if settings.catalyzer.name == "identity" else None
+    try:
+        return {n: ProductQuantizer(d_in, bits, rotate=n == "opq") for n in settings.baselines if n != chosen}
+    except InvalidInput as error:
+        raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
+
+
+def train(
+    settings: Settings, benchmark: Benchmark, network: Catalyzer, quantizer: Quantizer, folder: Path, loggers: list[Any]
+) -> float:
+    """Train the network, or go on with its training; returns the seconds that it took."""
+    data = TripletData(
+        benchmark.train,
+        benchmark.validation,
+        batch_size=settings.batch_size,
+        k_pos=settings.k_pos,
+        k_neg=settings.k_neg,
+        miner=settings.miner,
+        seed=settings.seed,
+        cache=ArrayCache(settings.cache),
+    )
+    optimization = Optimization(settings.learning_rate, settings.momentum, tuple(settings.decay))
+    return fit_catalyzer(
+        CatalyzerTraining(network, quantizer, settings.lambda_, optimization, settings.end_to_end),
+        data,
+        folder,
+        trainer_options=settings.trainer.model_dump(),
+        loggers=loggers,
+        monitor=settings.callbacks.monitor,
+        patience=settings.callbacks.patience,
+    )
+
+
+def compare(
+    settings: Settings,
+    benchmark: Benchmark,
+    transform: nn.Module,
+    quantizer: Quantizer,
+    baselines: dict[str, ProductQuantizer],
+    seconds: float,
+) -> list[Result]:
+    """Rows for the chosen method, whose transform took `seconds` to train, and for the baselines on the raw vectors."""
+    test = benchmark.test
+    truth = test.ground_truth  # before the clocks start
+    identity = Identity(benchmark.dim)
+    methods = [(settings.catalyzer.name, settings.quantizer.name, transform, quantizer, seconds)]
+    methods += [("identity", name, identity, baseline, 0.0) for name, baseline in baselines.items()]
+    rows = []
+    for transform_name, quantizer_name, f, q, trained in methods:
+        method = " + ".join(LABELS[name] for name in (transform_name, quantizer_name) if name != "identity")
+        log.info("%s: coding %s vectors, searching %s queries", method, f"{len(test.base):,}", f"{len(test.queries):,}")
+        start = time.perf_counter()
+        fit_quantizer(q, f, benchmark.train)
+        trained += time.perf_counter() - start
+        row = measure(method, f, q, test.base, test.queries, truth)
+        row.training = trained
+        rows.append(row)
+    return rows
+
+
+def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, folder: Path, started: str) -> str:
+    """Write the figure and, last since it says that the run has ended, results.json; returns the table's title."""
+    test = benchmark.test
+    title = f"{benchmark.name}: {len(test.base):,} base vectors, {len(test.queries):,} queries"
+    draw_recall(rows, title, folder / "figures" / "recall.png")
+    results = {
+        "title": title,
+        "rows": [asdict(row) for row in rows],
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        "fingerprints": {"base": test.key[0], "queries": test.key[1]},
+        "started": started,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(),
+    }
+    write_atomically(folder / "results.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
+    return title
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers depend on beside settings and data: versions, threads, git commit."""
+    packages = ("torch", "pytorch-lightning", "numpy", "numba", "hydra-core")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"catalyzer": catalyzer.__version__, "python": platform.python_version()}
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "versions": versions,
+        "git_commit": git.stdout.strip() or None,
+        "threads": torch.get_num_threads(),
+        "neighbours": engine(),
+    }
+
+
+def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
+    """A W&B logger with the settings as its config; offline unless an API key is at hand."""
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise InvalidInput("logger=wandb needs wandb: pip install wandb") from None
+    from pytorch_lightning.loggers import WandbLogger
+
+    offline = wandb.api.api_key is None
+    log.info("W&B: %s", "offline, no API key found" if offline else f"project {chosen.project}")
+    logger = WandbLogger(
+        project=chosen.project,
+        entity=chosen.entity,
+        group=chosen.group,
+        name=folder.name,
+        save_dir=folder,
+        offline=offline,
+    )
+    logger.log_hyperparams(settings.model_dump(mode="json", by_alias=True))
+    return logger
+
+
+@dataclass
+class TrainedRun:
+    """A finished run, ready to code vectors and to search them.
+
+    Attributes:
+        folder: of the run.
+        settings: what it was made with.
+        transform: the fitted map, in evaluation mode on the CPU.
+
+    A run's folder is all that is needed:
+
+        run = TrainedRun.load("outputs/my-run")
+        codes = run.encode(base)                     # (n, code_size) uint8
+        D, I = run.search(queries, codes, k=10)      # squared latent distances, row numbers
+    """
+
+    folder: Path
+    settings: Settings
+    transform: nn.Module
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a run's folder; nothing in it is unpickled.
+
+        Raises:
+            InvalidInput: not a run folder, a run that has not ended, or damaged files.
+        """
+        folder = Path(folder)
+        return cls(folder, Settings.load(folder / "config.yaml"), load_transform(folder))
+
+    def quantizer(self) -> Quantizer:
+        """The run's quantizer, if it is fixed (lattice, sign): one that is learned is not kept in the folder.
+
+        Raises:
+            InvalidInput: the quantizer is a learned one.
+        """
+        if self.settings.quantizer.name not in ("lattice", "sign"):
+            raise InvalidInput(
+                f"{self.folder}: the codebooks of {self.settings.quantizer.name} are not kept with a run; "
+                "train with quantizer=lattice or quantizer=sign, which have none"
+            )
+        return self.settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
+
+    def encode(self, x: Vectors) -> np.ndarray:
+        """Map and code `(n, d_in)` vectors: `(n, code_size)` uint8."""
+        return self.quantizer().encode(embed(self.transform, x, "encoding"))
+
+    def search(self, queries: Vectors, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared latent distances and int64 row numbers."""
+        return self.quantizer().search(embed(self.transform, as_float32(queries[:])), codes, k)
+
+
+def evaluate_run(folder: Path, quantizer: QuantizerSettings) -> list[Result]:
+    """Another quantizer on a run's transform, without training it again; prints and returns the table.
+
+    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder.
+
+    Raises:
+        InvalidInput: not a finished run, or a quantizer that does not fit its transform.
+    """
+    trained = TrainedRun.load(folder)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    settings = trained.settings.model_copy(update={"quantizer": quantizer})
+    built = quantizer.build(trained.transform.d_out)  # type: ignore[arg-type]
+    seconds = read_results(folder)[0][0].training
+    benchmark = load_benchmark(settings)
+    baselines = build_baselines(settings, benchmark.dim, built.code_size * 8)
+    rows = compare(settings, benchmark, trained.transform, built, baselines, seconds)
+    target = folder / "evaluations" / f"{quantizer.name}-{built.bits}bits"
+    title = save_results(rows, settings, benchmark, target, started)
+    print_table(rows, title)
+    log.info("results and figure: %s", target)
+    return rows
+
+
+def read_results(folder: Path) -> tuple[list[Result], str]:
+    """The rows and the title that `save_results` wrote.
+
+    Raises:
+        InvalidInput: the file is missing or is not such a file.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InvalidInput(f"{folder} holds no finished run: it has no results.json; go on with it by resume={folder}")
+    try:
+        content = json.loads(path.read_text())
+        rows = [Result(**{**row, "recall": {int(k): v for k, v in row["recall"].items()}}) for row in content["rows"]]
+        return rows, content["title"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InvalidInput(f"{path} is damaged; remove it and go on with the run by resume={folder}") from None

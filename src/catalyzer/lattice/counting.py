@@ -1,0 +1,123 @@
+"""How many integer points a sphere has, and the atoms they are permutations and sign flips of (Appendix B)."""
+
+from collections.abc import Iterator
+from math import isqrt
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput
+
+MAX_DIM = 128
+MAX_RADIUS_SQ = 1 << 14  # beyond, any dimension that is worth coding has far more atoms than memory
+MAX_ATOMS = 1 << 20
+
+
+def check_sphere(dim: int, radius_sq: int) -> None:
+    """Raise `InvalidInput` unless the dimension and the squared radius are in the supported range."""
+    for name, value, most in (("dim", dim, MAX_DIM), ("radius_sq", radius_sq, MAX_RADIUS_SQ)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise InvalidInput(f"the lattice's {name} must be an integer, got {value!r}")
+        least = 2 if name == "dim" else 1
+        if not least <= value <= most:
+            raise InvalidInput(f"the lattice's {name} must be between {least} and {most:,}, got {value}")
+
+
+def _theta_series(dim: int, radius_sq: int) -> tuple[int, int]:
+    # The number of integer points of each squared norm are the coefficients of (1 + 2x + 2x^4 + 2x^9 + ...)^dim. A
+    # polynomial is held in one Python integer with `width` bits a coefficient, so that its products are integer ones.
+    width = dim * (2 * isqrt(radius_sq) + 1).bit_length() + 1
+    mask = (1 << width * (radius_sq + 1)) - 1
+    factor = 1 + sum(2 << width * i * i for i in range(1, isqrt(radius_sq) + 1))
+    product = 1
+    for bit in bin(dim)[2:]:
+        product = product * product & mask
+        if bit == "1":
+            product = product * factor & mask
+    return product, width
+
+
+def num_points(dim: int, radius_sq: int) -> int:
+    """The exact number of z in Z^dim with |z|² = radius_sq; 0 where there is none.
+
+    >>> num_points(24, 79)
+    17319684851070915840
+    >>> num_points(3, 7)
+    0
+    """
+    check_sphere(dim, radius_sq)
+    series, width = _theta_series(dim, radius_sq)
+    return series >> width * radius_sq
+
+
+def best_radius_sq(dim: int, bits: int) -> int:
+    """The largest r² whose sphere's points have codes of at most `bits` bits.
+
+    Raises:
+        InvalidInput: fewer than 5 dimensions (the number of points does not grow steadily there), bits that no
+            radius within `MAX_RADIUS_SQ` and `MAX_ATOMS` fills, or too few bits for even r² = 1.
+
+    >>> best_radius_sq(24, 64), best_radius_sq(32, 64), best_radius_sq(24, 32)
+    (79, 36, 10)
+    """
+    check_sphere(dim, 1)
+    if dim < 5:
+        raise InvalidInput(f"in {dim} dimensions the number of points does not grow with r²; give radius_sq yourself")
+    if 2 * dim > 1 << bits:
+        raise InvalidInput(f"{bits} bits are too few for {dim} dimensions: even r² = 1 has {2 * dim} points; use more bits")
+    limit = 64
+    while limit <= MAX_RADIUS_SQ:
+        series, width = _theta_series(dim, limit)
+        fits = 0
+        for radius_sq in range(1, limit + 1):
+            count = series >> width * radius_sq & (1 << width) - 1
+            if 0 < count <= 1 << bits:
+                fits = radius_sq
+        if fits <= limit // 2:  # none in the upper half fits: the counts have left 2^bits behind for good
+            return fits
+        limit *= 2
+        if num_atoms(dim, limit // 2) > MAX_ATOMS:
+            break
+    raise InvalidInput(
+        f"{dim} dimensions take more than {MAX_ATOMS:,} atoms to fill {bits} bits; use more dimensions or fewer bits"
+    )
+
+
+def num_atoms(dim: int, radius_sq: int) -> int:
+    """The number of atoms: ways to write radius_sq as a sum of at most `dim` squares of positive integers.
+
+    >>> num_atoms(24, 79), num_atoms(8, 10)
+    (256, 4)
+    """
+    check_sphere(dim, radius_sq)
+    ways = [[0] * (radius_sq + 1) for _ in range(dim + 1)]  # ways[parts][sum]
+    ways[0][0] = 1
+    for value in range(1, isqrt(radius_sq) + 1):
+        for parts in range(1, dim + 1):
+            row, fewer = ways[parts], ways[parts - 1]
+            for total in range(value * value, radius_sq + 1):
+                row[total] += fewer[total - value * value]
+    return sum(row[radius_sq] for row in ways)
+
+
+def enumerate_atoms(dim: int, radius_sq: int) -> np.ndarray:
+    """All atoms, `(num_atoms, dim)` int16: non-negative, each in decreasing order, in decreasing lexicographic order.
+
+    >>> enumerate_atoms(8, 10).tolist()[:2]
+    [[3, 1, 0, 0, 0, 0, 0, 0], [2, 2, 1, 1, 0, 0, 0, 0]]
+    """
+
+    def tails(left: int, room: int, most: int) -> Iterator[tuple[int, ...]]:
+        if left == 0:
+            yield (0,) * room
+            return
+        for value in range(min(most, isqrt(left)), 0, -1):
+            if value * value * room < left:
+                break  # even `room` such squares are too few, and smaller values are fewer still
+            for tail in tails(left - value * value, room - 1, value):
+                yield (value, *tail)
+
+    check_sphere(dim, radius_sq)
+    count = num_atoms(dim, radius_sq)
+    if count > MAX_ATOMS:
+        raise InvalidInput(f"dim {dim}, r² {radius_sq} has {count:,} atoms, more than the {MAX_ATOMS:,} that are supported")
+    return np.array(list(tails(radius_sq, dim, isqrt(radius_sq))), dtype=np.int16).reshape(-1, dim)

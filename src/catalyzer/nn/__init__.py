@@ -1,0 +1,18 @@
+"""What learns: the catalyzer and its plain stand-ins (PCA, identity), the losses, the straight-through layer."""
+
+from catalyzer.nn.losses import KoLeoLoss, RankLoss
+from catalyzer.nn.straight_through import StraightThrough
+from catalyzer.nn.transforms import PCA, Catalyzer, Identity, Transform, embed, load_transform, save_transform
+
+__all__ = [
+    "PCA",
+    "Catalyzer",
+    "Identity",
+    "KoLeoLoss",
+    "RankLoss",
+    "StraightThrough",
+    "Transform",
+    "embed",
+    "load_transform",
+    "save_transform",
+]

@@ -1,0 +1,61 @@
+"""The two losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class KoLeoLoss(nn.Module):
+    """Kozachenko-Leonenko entropy regularizer, equation 2: minus the mean log distance to the nearest other point.
+
+    The distance is taken as rho + eps: exact duplicates then cost a finite amount and have zero gradient (they have no
+    direction to part in), and near duplicates have a gradient of at most 1 / (n eps).
+
+    Args:
+        eps: added to each distance, which on the unit sphere is between 0 and 2.
+
+    Shape:
+        points `(n, d)`, n at least 2, usually of norm 1; the loss is a scalar, computed in float32.
+
+    >>> square = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    >>> KoLeoLoss()(square)  # the nearest neighbours are sqrt(2) apart: -log(sqrt(2))
+    tensor(-0.3466)
+    """
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, points: Tensor) -> Tensor:
+        # Half precision cannot tell near neighbours apart, so autocast is off in here.
+        with torch.autocast(points.device.type, enabled=False):
+            points = points.float()
+            with torch.no_grad():
+                squared = points.square().sum(1)
+                distances = squared[:, None] + squared - 2 * points @ points.T
+                nearest = distances.fill_diagonal_(torch.inf).argmin(1)
+            # The product above only finds who is nearest; the distance itself is taken without its cancellation.
+            rho = torch.linalg.vector_norm(points - points[nearest], dim=1)
+            return -(rho + self.eps).log().mean()
+
+
+class RankLoss(nn.Module):
+    """Triplet loss without a margin, equation 3: max(0, |f(x) - f(x+)| - |f(x) - f(x-)|), the mean over the batch.
+
+    Shape:
+        anchor, positive, negative `(n, d)`; the loss is a scalar, computed in float32.
+
+    >>> x = torch.tensor([[0.0, 0.0]])
+    >>> near, far = torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]])
+    >>> RankLoss()(x, near, far), RankLoss()(x, far, near)
+    (tensor(0.), tensor(5.))
+    """
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        return self.violations(anchor, positive, negative).clamp(min=0).mean()
+
+    @staticmethod
+    def violations(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """How much further the positive is than the negative, `(n,)`; above 0 where the triplet is violated."""
+        anchor, positive, negative = anchor.float(), positive.float(), negative.float()
+        # vector_norm has gradient 0 at 0, so that duplicates do not make it infinite.
+        return torch.linalg.vector_norm(anchor - positive, dim=1) - torch.linalg.vector_norm(anchor - negative, dim=1)

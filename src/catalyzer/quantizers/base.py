@@ -1,0 +1,72 @@
+"""The interface of all quantizers, and the search that every decodable one has."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput
+from catalyzer.neighbors import knn_of_blocks
+from catalyzer.progress import progress
+from catalyzer.vectors import BLOCK
+
+
+class Quantizer(ABC):
+    """Turns `(n, dim)` float32 vectors into `(n, code_size)` uint8 codes, and finds the codes nearest to a query.
+
+    Attributes:
+        dim: dimension of the vectors.
+        bits: bits of a code that carry information.
+        code_size: bytes of a code, `ceil(bits / 8)`.
+    """
+
+    dim: int
+    bits: int
+
+    @property
+    def code_size(self) -> int:
+        return -(-self.bits // 8)
+
+    def fit(self, x: np.ndarray) -> Self:
+        """Learn what the quantizer needs from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
+        return self
+
+    @abstractmethod
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """The codes, `(n, code_size)` uint8, of `(n, dim)` float32 vectors."""
+
+    @abstractmethod
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The vectors, `(n, dim)` float32, that the codes stand for."""
+
+    def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
+
+        Args:
+            queries: `(nq, dim)` float32.
+            codes: `(n, code_size)` uint8.
+            k: at most n.
+
+        Returns:
+            `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows.
+        """
+        self.check_search(queries, codes, k)
+
+        def decoded() -> Iterator[np.ndarray]:
+            with progress("searching", len(codes), "codes") as advance:
+                for start in range(0, len(codes), BLOCK):
+                    block = codes[start : start + BLOCK]
+                    yield self.decode(block)
+                    advance(len(block))
+
+        return knn_of_blocks(queries, decoded(), k)
+
+    def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
+        """Raise `InvalidInput` unless shapes and k fit together."""
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InvalidInput(f"queries must be (n, {self.dim}), got {queries.shape}")
+        if codes.ndim != 2 or codes.shape[1] != self.code_size:
+            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape}")
+        if not 1 <= k <= len(codes):
+            raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")

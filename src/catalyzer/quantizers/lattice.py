@@ -1,0 +1,39 @@
+"""The spherical lattice quantizer of section 4.2: no codebook, nothing to fit."""
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput
+from catalyzer.lattice import SphericalLattice
+from catalyzer.quantizers.base import Quantizer
+
+
+class LatticeQuantizer(Quantizer):
+    """Codes a vector's direction as the nearest integer point of a sphere.
+
+    Args:
+        dim: dimension of the vectors.
+        bits: upper limit for the bits of a code.
+        radius_sq: squared radius r²; None takes the largest whose codes fit in `bits`.
+
+    Raises:
+        InvalidInput: no point has this norm, or its codes take more than `bits` bits.
+
+    >>> quantizer = LatticeQuantizer(dim=24, bits=64)
+    >>> quantizer.lattice, quantizer.code_size
+    (SphericalLattice(dim=24, radius_sq=79), 8)
+    """
+
+    def __init__(self, dim: int, bits: int = 64, radius_sq: int | None = None) -> None:
+        self.lattice = SphericalLattice.for_bits(dim, bits) if radius_sq is None else SphericalLattice(dim, radius_sq)
+        self.dim, self.bits = dim, self.lattice.bits
+        if self.bits > bits:
+            raise InvalidInput(
+                f"the lattice of dim {dim}, r² {radius_sq} needs {self.bits} bits, which do not fit in bits = {bits}; "
+                f"raise bits, or leave radius_sq null for the largest r² that fits"
+            )
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        return self.lattice.encode(x)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return self.lattice.decode(codes)

@@ -1,0 +1,81 @@
+"""PQ and OPQ, from faiss: the learned baselines of Table 1."""
+
+from typing import Self
+
+import numpy as np
+
+from catalyzer._faiss import faiss
+from catalyzer.errors import InvalidInput
+from catalyzer.quantizers.base import Quantizer
+
+MIN_TRAINING = 256  # a codebook of 256 centroids cannot be learned from fewer vectors
+
+
+class ProductQuantizer(Quantizer):
+    """Product quantization with one byte a subvector, after an optional learned rotation (OPQ); all of it faiss's.
+
+    A dimension that the number of bytes does not divide is padded with zeros.
+
+    Args:
+        dim: dimension of the vectors.
+        bits: bits of a code, a multiple of 8.
+        rotate: learn a rotation first (OPQ).
+
+    Raises:
+        InvalidInput: bits that are not whole bytes, or more bytes than dimensions.
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    >>> quantizer = ProductQuantizer(dim=16, bits=32).fit(x)
+    >>> codes = quantizer.encode(x)
+    >>> codes.shape, quantizer.search(x[:1], codes, k=1)[1].tolist()
+    ((1000, 4), [[0]])
+    """
+
+    def __init__(self, dim: int, bits: int = 64, rotate: bool = False) -> None:
+        if bits % 8 or bits <= 0:
+            raise InvalidInput(f"product quantization uses whole bytes: bits must be a multiple of 8, got {bits}")
+        self.dim, self.bits, self.rotate = dim, bits, rotate
+        size = self.code_size
+        if size > dim:
+            raise InvalidInput(f"{size} bytes need at least {size} dimensions, got {dim}; use fewer bits")
+        padded = -(-dim // size) * size
+        self._transforms = [faiss.RemapDimensionsTransform(dim, padded, False)] if padded != dim else []
+        self._pq = faiss.IndexPQ(padded, size, 8)
+        # faiss warns of each codebook that has fewer training vectors than it recommends, hundreds of times for OPQ.
+        self._pq.pq.cp.min_points_per_centroid = 1
+        if rotate:
+            rotation = faiss.OPQMatrix(padded, size)
+            self._pq_of_rotation = faiss.ProductQuantizer(padded, size, 8)  # kept: the rotation only points to it
+            self._pq_of_rotation.cp.min_points_per_centroid = 1
+            rotation.pq = self._pq_of_rotation
+            self._transforms.append(rotation)
+        self._index = faiss.IndexPreTransform(self._pq)
+        for transform in reversed(self._transforms):
+            self._index.prepend_transform(transform)
+
+    def fit(self, x: np.ndarray) -> Self:
+        """Learn rotation and codebooks (faiss draws the 65,536 vectors it uses from `x`).
+
+        Raises:
+            InvalidInput: fewer than 256 vectors.
+        """
+        if len(x) < MIN_TRAINING:
+            raise InvalidInput(f"product quantization learns from at least {MIN_TRAINING} vectors, got {len(x)}")
+        self._index.train(x)
+        return self
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        return self._index.sa_encode(x)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return self._index.sa_decode(codes)
+
+    def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        self.check_search(queries, codes, k)
+        for transform in self._transforms:
+            queries = transform.apply(queries)
+        self._pq.reset()
+        self._pq.add_sa_codes(codes)
+        distances, ids = self._pq.search(queries, k)
+        self._pq.reset()
+        return distances, ids

@@ -1,0 +1,117 @@
+"""What a person looks at after a run: the table and the figures."""
+
+import csv
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalyzer.cache import write_atomically
+from catalyzer.evaluation import RANKS, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "training s", "encoding s", "search s")
+
+# Okabe-Ito colours with distinct lines and markers: told apart by the colour-blind, and in grey.
+STYLES = {
+    "lattice": ("#0072B2", "-", "o"),
+    "sign": ("#009E73", "-", "s"),
+    "OPQ": ("#D55E00", "--", "^"),
+    "PQ": ("#E69F00", ":", "v"),
+}
+
+
+def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
+    """One row a result, under `COLUMNS`: recalls in percent, times in seconds."""
+    return [
+        [r.method, r.bits]
+        + [round(100 * r.recall[k], 2) if k in r.recall else float("nan") for k in (1, 10, 100)]
+        + [round(seconds, 2) for seconds in (r.training, r.encoding, r.search)]
+        for r in results
+    ]
+
+
+def print_table(results: Sequence[Result], title: str) -> None:
+    """Print the table to standard output; the best recall of each column is bold."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = table_cells(results)
+    best = [max(row[i] for row in cells) for i in range(len(COLUMNS))]
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for row in cells:
+        texts = [str(row[0]), str(row[1])]
+        for i in range(2, len(COLUMNS)):
+            text = f"{row[i]:.1f}"
+            texts.append(f"[bold]{text}[/]" if COLUMNS[i].startswith("R@") and row[i] == best[i] else text)
+        table.add_row(*texts)
+    console = Console()
+    # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
+    Console(width=None if console.is_terminal else 100).print(table)
+
+
+def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
+    """Recall@k against k, one line a method."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for r in results:
+        color, line, marker = STYLES[r.method.split(" + ")[-1]]
+        ks = [k for k in RANKS if k in r.recall]
+        axes.plot(
+            ks, [100 * r.recall[k] for k in ks], line, color=color, marker=marker, ms=4.5, label=f"{r.method}, {r.bits} bits"
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(RANKS))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(RANKS, [str(k) for k in RANKS])
+    axes.yaxis.set_major_formatter(PercentFormatter())
+    axes.set(xlabel="k (vectors returned)", ylabel="recall@k", ylim=(0, 102))
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def draw_training(metrics: Path, path: Path) -> None:
+    """Loss and validation recall by epoch, from a run's metrics.csv."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def series(column: str, factor: float = 1.0) -> tuple[list[float], list[float]]:
+        points = [(float(r["epoch"]) + 1, factor * float(r[column])) for r in rows if r.get(column) and r.get("epoch")]
+        return [p[0] for p in points], [p[1] for p in points]
+
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    losses, recalls = figure.subplots(1, 2)
+    for column, label, line in (
+        ("train/rank_epoch", "rank loss", "-o"),
+        ("train/loss_epoch", "total loss", "--s"),
+    ):
+        losses.plot(*series(column), line, ms=4, label=label)
+    losses.set(xlabel="epoch", ylabel="training loss")
+    for k, line in ((1, "-o"), (10, "--s"), (100, ":^")):
+        recalls.plot(*series(f"val/recall_at_{k}", 100), line, ms=4, label=f"recall@{k}")
+    recalls.set(xlabel="epoch", ylabel="validation recall", ylim=(0, 102))
+    recalls.yaxis.set_major_formatter(PercentFormatter())
+    for axes in (losses, recalls):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:], dpi=150)
+    write_atomically(path, lambda file: file.write(image.getvalue()))

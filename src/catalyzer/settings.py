@@ -1,0 +1,230 @@
+"""The settings of a run, typed and checked before any data is read; `conf/` holds their defaults and their meaning."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from catalyzer.cache import write_atomically
+from catalyzer.errors import InvalidInput
+from catalyzer.quantizers import LatticeQuantizer, ProductQuantizer, Quantizer, SignQuantizer
+
+TABLE_3 = {16: 0.05, 24: 0.02, 32: 0.01, 40: 0.005}
+
+
+def paper_lambda(d_out: int) -> float:
+    """λ by Table 3 of the paper; geometric between its dimensions, constant beyond them.
+
+    >>> [paper_lambda(d) for d in (8, 16, 24, 28, 40, 64)]
+    [0.05, 0.05, 0.02, 0.01414, 0.005, 0.005]
+    """
+    dims = sorted(TABLE_3)
+    low = max((d for d in dims if d <= d_out), default=dims[0])
+    high = min((d for d in dims if d >= d_out), default=dims[-1])
+    share = (d_out - low) / (high - low) if high > low else 0.0
+    return round(math.exp((1 - share) * math.log(TABLE_3[low]) + share * math.log(TABLE_3[high])), 5)
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Demo(_Settings):
+    name: Literal["demo"]
+    train_size: PositiveInt
+    validation_base_size: PositiveInt
+    validation_queries_size: PositiveInt
+
+
+class Published(Demo):
+    name: Literal["bigann", "deep1b"]  # type: ignore[assignment]
+    root: str
+    base_size: PositiveInt
+
+
+class Files(Demo):
+    name: Literal["files"]  # type: ignore[assignment]
+    learn: str
+    base: str
+    queries: str
+    groundtruth: str | None
+    base_size: PositiveInt | None
+
+
+class MLP(_Settings):
+    name: Literal["mlp"]
+    hidden: PositiveInt
+
+
+class Plain(_Settings):
+    name: Literal["pca", "identity"]
+
+
+class Lattice(_Settings):
+    name: Literal["lattice"]
+    d_out: PositiveInt
+    bits: PositiveInt
+    radius_sq: int | None
+
+    def build(self, dim: int) -> Quantizer:
+        return LatticeQuantizer(dim, self.bits, self.radius_sq)
+
+
+class Sign(_Settings):
+    name: Literal["sign"]
+    d_out: PositiveInt
+    asymmetric: bool
+
+    def build(self, dim: int) -> Quantizer:
+        return SignQuantizer(dim, self.asymmetric)
+
+
+class Product(_Settings):
+    name: Literal["pq", "opq"]
+    d_out: PositiveInt
+    bits: PositiveInt
+
+    def build(self, dim: int) -> Quantizer:
+        return ProductQuantizer(dim, self.bits, rotate=self.name == "opq")
+
+
+QuantizerSettings = Lattice | Sign | Product
+
+
+class Trainer(_Settings):
+    max_epochs: PositiveInt
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: PositiveInt
+    strategy: str
+    precision: str | int
+    check_val_every_n_epoch: PositiveInt
+    log_every_n_steps: PositiveInt
+
+
+class WandB(_Settings):
+    project: str
+    entity: str | None
+    group: str | None
+
+
+class LoggerSettings(_Settings):
+    wandb: WandB | None
+
+
+class Callbacks(_Settings):
+    monitor: Literal["val/recall_at_1", "val/recall_at_10", "val/recall_at_100"]
+    patience: PositiveInt | None
+
+
+class Settings(_Settings):
+    """All that decides a run; `conf/train.yaml` says what each key means."""
+
+    dataset: Annotated[Demo | Published | Files, Field(discriminator="name")]
+    catalyzer: Annotated[MLP | Plain, Field(discriminator="name")]
+    quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
+    trainer: Trainer
+    logger: LoggerSettings
+    callbacks: Callbacks
+    bits: PositiveInt
+    d_out: int = Field(ge=2)
+    lambda_: float = Field(alias="lambda", ge=0)
+    end_to_end: bool
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    decay: list[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0)]]]
+    k_pos: PositiveInt
+    k_neg: PositiveInt
+    miner: Literal["auto", "exact", "ivf"]
+    baselines: list[Literal["pq", "opq"]]
+    seed: int = Field(ge=0)
+    cache: str
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.end_to_end and (self.quantizer.name, self.catalyzer.name) != ("lattice", "mlp"):
+            raise ValueError(
+                "end_to_end trains the mlp through the lattice: it needs catalyzer=mlp quantizer=lattice, got "
+                f"catalyzer={self.catalyzer.name} quantizer={self.quantizer.name}"
+            )
+        if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
+            raise ValueError(
+                f"trainer.check_val_every_n_epoch = {self.trainer.check_val_every_n_epoch} is more than trainer.max_epochs = "
+                f"{self.trainer.max_epochs}, so no epoch would be validated; lower it"
+            )
+        if self.catalyzer.name != "identity":  # its dimension is the data's, which is known later
+            quantizer = self.quantizer.build(self.d_out)
+            if isinstance(quantizer, SignQuantizer) and quantizer.bits != self.bits:
+                raise ValueError(
+                    f"the sign of each coordinate makes codes of d_out = {self.d_out} bits, but bits = {self.bits}; "
+                    "set one of them and leave the other"
+                )
+        return self
+
+    @classmethod
+    def check(cls, values: dict[str, Any]) -> Self:
+        """Settings from a composed configuration.
+
+        Raises:
+            InvalidInput: one sentence on the first value that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidInput(_sentence(error)) from None
+
+    def save(self, path: Path) -> None:
+        """Write the composed configuration as YAML."""
+        text = yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Settings that `save` wrote.
+
+        Raises:
+            InvalidInput: the file is missing or is not such a configuration.
+        """
+        if not path.is_file():
+            raise InvalidInput(f"{path.parent} is not a run folder: it has no {path.name}")
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise InvalidInput(f"{path} is not readable YAML") from None
+        try:
+            return cls.check(values)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from None
+
+
+def check_quantizer(values: dict[str, Any]) -> QuantizerSettings:
+    """Settings of a quantizer alone.
+
+    Raises:
+        InvalidInput: one sentence on the first value that is wrong.
+    """
+
+    class Alone(_Settings):
+        quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
+
+    try:
+        return Alone.model_validate({"quantizer": values}).quantizer
+    except ValidationError as error:
+        raise InvalidInput(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # raised by our own checks, which are sentences already
+        return str(first["ctx"]["error"])
+    # The tags of the unions are in the path too ("quantizer.lattice.bits"); users know "quantizer.bits".
+    path = [str(part) for part in first["loc"]]
+    if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer"):
+        del path[1]
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] in ("missing", "extra_forbidden"):
+        return f"setting {'.'.join(path)}: {message}"
+    return f"{'.'.join(path)}={first['input']}: {message}; change it on the command line"

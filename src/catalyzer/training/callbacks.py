@@ -1,0 +1,100 @@
+"""What surrounds a training: progress, and checkpoints that are whole and load without unpickling."""
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
+
+from catalyzer.cache import write_atomically
+from catalyzer.errors import InvalidInput
+from catalyzer.progress import progress
+
+log = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints are written beside and renamed; loading takes tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no common class for what a damaged or hostile file raises
+        raise InvalidInput(f"{path}: not a checkpoint that can be loaded ({type(error).__name__})") from None
+
+
+class EpochReport(Callback):
+    """A progress display for each epoch's steps, a line in the log after it, and the time all epochs took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Spent in training so far, mining and validation included; goes on counting in a resumed run."""
+        self._last = time.perf_counter()
+        self._display = ExitStack()
+        self._advance: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        self._count()
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Opened by the first batch rather than by the epoch, whose beginning is mining with a display of its own.
+        if self._advance is None and trainer.is_global_zero:
+            total = int(trainer.num_training_batches) * batch.shape[1]
+            name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._advance = self._display.enter_context(progress(name, total, "vectors"))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._advance is not None:
+            self._advance(batch.shape[1])
+            if trainer.is_last_batch:
+                self._close()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count()
+        if not trainer.is_global_zero:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"loss {values['train/loss_epoch']:.4f}", f"violated {values['train/violated_epoch']:.1%}"]
+        parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
+        parts += [f"mining {values['train/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
+        log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count()
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._display.close()
+        self._advance = None

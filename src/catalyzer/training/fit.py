@@ -1,0 +1,113 @@
+"""Train a catalyzer in a run folder, or go on where a killed run stopped."""
+
+import csv
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from catalyzer.neighbors import engine
+from catalyzer.training.callbacks import EpochReport, WholeCheckpoints, load_checkpoint
+from catalyzer.training.data import TripletData
+from catalyzer.training.module import CatalyzerTraining
+
+log = logging.getLogger(__name__)
+
+
+def fit_catalyzer(
+    training: CatalyzerTraining,
+    data: TripletData,
+    folder: Path,
+    *,
+    trainer_options: dict[str, Any],
+    loggers: list[Logger],
+    monitor: str,
+    patience: int | None,
+) -> float:
+    """Train, and leave in `training.catalyzer` the weights of the best epoch on the validation split.
+
+    Writes `checkpoints/last.ckpt` after every epoch, `checkpoints/best.ckpt` and `metrics.csv` into `folder`; where
+    `last.ckpt` is there already, training goes on from it.
+
+    Args:
+        training: module and settings of the optimization.
+        data: triplets and validation split.
+        folder: of the run.
+        trainer_options: arguments of `pytorch_lightning.Trainer`.
+        loggers: besides the CSV one.
+        monitor: metric, higher is better, that decides which epoch is best.
+        patience: stop after this many validations without a better one; None never stops early.
+
+    Returns:
+        Seconds of training, those of the run that this one goes on from included.
+    """
+    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
+    checkpoint = load_checkpoint(last) if last.exists() else None
+    report = EpochReport()
+    # Fixed names without version counters: a checkpoint replaces the one before it by renaming.
+    keep: dict[str, Any] = {"dirpath": last.parent, "enable_version_counter": False}
+    callbacks: list[Callback] = [
+        report,
+        LearningRateMonitor(logging_interval="step"),
+        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **keep),
+        ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **keep),
+    ]
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
+
+    _quiet_lightning()
+    trainer = pl.Trainer(
+        **trainer_options,
+        default_root_dir=folder,
+        logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # TripletData shares out the batches itself
+    )
+    log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
+    if checkpoint:
+        log.info("going on after epoch %d of %d", checkpoint["epoch"] + 1, trainer.max_epochs)
+    trainer.fit(training, datamodule=data, ckpt_path=last if checkpoint else None, weights_only=True)
+
+    state = load_checkpoint(best)["state_dict"]
+    prefix = "catalyzer."
+    training.catalyzer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    training.catalyzer.cpu().eval()
+    # The report's own count stays in the processes of a distributed run; the checkpoint has it in every case.
+    return float(load_checkpoint(last)["callbacks"][report.state_key]["seconds"])
+
+
+def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
+    # Lightning's writer starts an empty file; what the run had logged up to its checkpoint is put back first.
+    path = folder / "metrics.csv"
+    rows: list[dict[str, Any]] = []
+    if resumed_step and path.exists():
+        with path.open(newline="") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
+        logger = CSVLogger(folder, name="", version="")
+        for row in rows:
+            if row["step"] < resumed_step:
+                logger.experiment.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+    return logger
+
+
+def _quiet_lightning() -> None:
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are looked up in memory, there is nothing for workers to do
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        ".*isinstance\\(treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,27 @@
+"""Measure another quantizer on the catalyzer of a finished run: `python src/evaluate.py --help`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    with one_sentence_errors():
+        from catalyzer.settings import check_quantizer
+
+        values = resolved(config)
+        quantizer = check_quantizer(values["quantizer"])
+
+        from catalyzer.experiment import evaluate_run
+
+        evaluate_run(Path(values["run"]), quantizer)
+
+
+if __name__ == "__main__":
+    main()
