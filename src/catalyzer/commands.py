@@ -22,7 +22,7 @@ class ConsoleHandler(logging.StreamHandler):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self) -> Any:  # type: ignore[override]
+    def stream(self) -> Any:
         return sys.stderr
 
 
@@ -83,7 +83,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
         message = f"{error.filename}: {error.strerror}"
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    sys.stderr.write(f"error: {message}\n")
     if output_folder is not None:
         with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
             output_folder.rmdir()

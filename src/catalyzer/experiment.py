@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import seed_everything
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 import catalyzer
@@ -61,7 +61,7 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     wandb_logger = make_wandb_logger(settings.logger.wandb, settings, folder) if settings.logger.wandb else None
     if isinstance(transform, Catalyzer):
         seconds = train(settings, benchmark, transform, quantizer, folder, [wandb_logger] if wandb_logger else [])
-        if rank_zero_only.rank:  # one process of several goes on; the others were for training only
+        if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
             return []
     save_transform(transform, folder)
 
@@ -150,7 +150,9 @@ def compare(
     test = benchmark.test
     truth = test.ground_truth  # before the clocks start
     identity = Identity(benchmark.dim)
-    methods = [(settings.catalyzer.name, settings.quantizer.name, transform, quantizer, seconds)]
+    methods: list[tuple[str, str, nn.Module, Quantizer, float]] = [
+        (settings.catalyzer.name, settings.quantizer.name, transform, quantizer, seconds)
+    ]
     methods += [("identity", name, identity, baseline, 0.0) for name, baseline in baselines.items()]
     rows = []
     for transform_name, quantizer_name, f, q, trained in methods:

@@ -17,7 +17,7 @@ from catalyzer.vectors import BLOCK, Vectors, as_float32, float_blocks
 
 log = logging.getLogger(__name__)
 
-EXACT_LIMIT = 100_000
+EXACT_LIMIT = 30_000
 """Largest set whose neighbour graph `method="auto"` computes exactly on a CPU: the cost is quadratic."""
 
 
@@ -100,15 +100,13 @@ def _torch_knn(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int, device
     return best_d.cpu().numpy(), best_i.cpu().numpy()
 
 
-def knn_graph(
-    x: Vectors, k: int, method: str = "auto", nprobe: int = 32, description: str = "mining"
-) -> np.ndarray:
+def knn_graph(x: Vectors, k: int, method: str = "auto", nprobe: int = 40, description: str = "mining") -> np.ndarray:
     """The k nearest other rows of each row of `x`: a row is never its own neighbour, duplicates of it may be.
 
     Args:
         x: `(n, d)`.
         k: neighbours a row; at most n - 1.
-        method: `"exact"`, `"ivf"` (an inverted file of `4 sqrt(n)` lists, approximate) or `"auto"`: exact on a GPU and
+        method: `"exact"`, `"ivf"` (an inverted file of `6 sqrt(n)` lists, approximate) or `"auto"`: exact on a GPU and
             up to `EXACT_LIMIT` rows, inverted file beyond.
         nprobe: lists that `"ivf"` visits for each row: more is closer to exact, and slower.
         description: what the progress display says.
@@ -134,15 +132,16 @@ def knn_graph(
         ids = _ivf_graph(as_float32(x[:]), k + 1, nprobe, description)
     else:
         raise InvalidInput(f"unknown method {method!r}; expected auto, exact or ivf")
-    # A stable sort on "is it the row itself" moves the row, wherever it stands, to the last column, which is cut off.
+    # Each row itself is among what it found, or beyond it where it has many duplicates: columns from there on move up.
     itself = ids == np.arange(n)[:, None]
-    order = np.argsort(itself, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(ids, order, 1)
+    at = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
+    columns = np.arange(k)
+    return np.take_along_axis(ids, columns + (columns >= at[:, None]), 1)
 
 
 def _ivf_graph(x: np.ndarray, k: int, nprobe: int, description: str) -> np.ndarray:
     n, dim = x.shape
-    lists = max(1, int(4 * math.sqrt(n)))
+    lists = max(1, int(6 * math.sqrt(n)))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
     index.cp.niter = 6  # the partition only has to be fair; more iterations cost more than they save in probes
     index.cp.max_points_per_centroid = 64

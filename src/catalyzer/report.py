@@ -26,9 +26,12 @@ STYLES = {
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
     """One row a result, under `COLUMNS`: recalls in percent, times in seconds."""
     return [
-        [r.method, r.bits]
-        + [round(100 * r.recall[k], 2) if k in r.recall else float("nan") for k in (1, 10, 100)]
-        + [round(seconds, 2) for seconds in (r.training, r.encoding, r.search)]
+        [
+            r.method,
+            r.bits,
+            *(round(100 * r.recall[k], 2) if k in r.recall else float("nan") for k in (1, 10, 100)),
+            *(round(seconds, 2) for seconds in (r.training, r.encoding, r.search)),
+        ]
         for r in results
     ]
 
@@ -95,8 +98,8 @@ def draw_training(metrics: Path, path: Path) -> None:
     figure = Figure(figsize=(7.5, 3), layout="constrained")
     losses, recalls = figure.subplots(1, 2)
     for column, label, line in (
-        ("train/rank_epoch", "rank loss", "-o"),
-        ("train/loss_epoch", "total loss", "--s"),
+        ("epoch/rank", "rank loss", "-o"),
+        ("epoch/loss", "total loss", "--s"),
     ):
         losses.plot(*series(column), line, ms=4, label=label)
     losses.set(xlabel="epoch", ylabel="training loss")

@@ -62,7 +62,7 @@ class VectorFile:
     @property
     def shape(self) -> tuple[int, int]:
         """`(n, d)`: the number of rows in use and their dimension."""
-        return self._rows.shape  # type: ignore[return-value]
+        return self._rows.shape
 
     @property
     def dtype(self) -> np.dtype:

@@ -4,8 +4,10 @@ Learn, base and queries come from different photographs. The queries are of the 
 image is in the base, so that most of them have a true match there.
 """
 
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -42,20 +44,23 @@ def load_demo(cache: ArrayCache, **sizes: int) -> Benchmark:
     parts = {}
     for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
         key = (*versions, photographs, limit)
-        parts[name] = cache.get(f"demo-{name}", key, lambda p=photographs, n=limit: _descriptors(p, n))
+        parts[name] = cache.get(f"demo-{name}", key, partial(_descriptors, photographs, limit))
     return make_benchmark("demo", parts["learn"], parts["base"], parts["queries"], None, cache=cache, **sizes)
 
 
 def _descriptors(photographs: tuple[str, ...], limit: int | None) -> np.ndarray:
     import cv2
+    from PIL import Image
 
     # More scales and weaker corners than OpenCV's defaults: a dozen photographs have to yield a training set.
-    sift = cv2.SIFT_create(nOctaveLayers=6, contrastThreshold=0.005, edgeThreshold=20)
+    sift: Any = cv2.SIFT_create(  # type: ignore[attr-defined]
+        nOctaveLayers=6, contrastThreshold=0.005, edgeThreshold=20
+    )
     found = []
     with progress("extracting SIFT descriptors", len(photographs), "photographs") as advance:
         for name in photographs:
-            data = np.frombuffer((files("skimage.data") / name).read_bytes(), np.uint8)
-            grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+            with (files("skimage.data") / name).open("rb") as file, Image.open(file) as photograph:
+                grey = np.asarray(photograph.convert("L"))
             found.append(sift.detectAndCompute(grey, None)[1])
             advance(1)
     descriptors = np.concatenate(found).astype(np.uint8)

@@ -101,9 +101,7 @@ def encode(y, level_step, level_end, num_levels, level_value, level_count, offse
         prefix = np.empty(dim, np.float64)
         z = np.empty(dim, np.int16)
         for row in range(block * ROWS, min(n, (block + 1) * ROWS)):
-            a = _nearest_row(
-                y[row], level_step, level_end, num_levels, level_value, level_count, order, magnitude, prefix, z
-            )
+            a = _nearest_row(y[row], level_step, level_end, num_levels, level_value, level_count, order, magnitude, prefix, z)
             codes[row] = _code_of_row(z, a, num_levels, level_value, level_count, offset, binomial)
 
 

@@ -1,6 +1,5 @@
 """A quantizer as a layer: quantized forward, identity backward (section 4.2)."""
 
-import torch
 from torch import Tensor, nn
 
 from catalyzer.lattice import SphericalLattice

@@ -6,8 +6,10 @@ import numpy as np
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
+from catalyzer.progress import progress
 from catalyzer.quantizers.base import Quantizer
 
+QUERIES = 1024  # searched at a time, for the progress display
 MIN_TRAINING = 256  # a codebook of 256 centroids cannot be learned from fewer vectors
 
 
@@ -39,7 +41,9 @@ class ProductQuantizer(Quantizer):
         if size > dim:
             raise InvalidInput(f"{size} bytes need at least {size} dimensions, got {dim}; use fewer bits")
         padded = -(-dim // size) * size
-        self._transforms = [faiss.RemapDimensionsTransform(dim, padded, False)] if padded != dim else []
+        self._transforms: list[faiss.VectorTransform] = []
+        if padded != dim:
+            self._transforms.append(faiss.RemapDimensionsTransform(dim, padded, uniform=False))
         self._pq = faiss.IndexPQ(padded, size, 8)
         # faiss warns of each codebook that has fewer training vectors than it recommends, hundreds of times for OPQ.
         self._pq.pq.cp.min_points_per_centroid = 1
@@ -76,6 +80,12 @@ class ProductQuantizer(Quantizer):
             queries = transform.apply(queries)
         self._pq.reset()
         self._pq.add_sa_codes(codes)
-        distances, ids = self._pq.search(queries, k)
+        distances = np.empty((len(queries), k), np.float32)
+        ids = np.empty((len(queries), k), np.int64)
+        with progress("searching", len(queries), "queries") as advance:
+            for start in range(0, len(queries), QUERIES):
+                rows = slice(start, start + QUERIES)
+                distances[rows], ids[rows] = self._pq.search(queries[rows], k)
+                advance(len(queries[rows]))
         self._pq.reset()
         return distances, ids

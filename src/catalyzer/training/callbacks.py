@@ -83,9 +83,9 @@ class EpochReport(Callback):
         if not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"loss {values['train/loss_epoch']:.4f}", f"violated {values['train/violated_epoch']:.1%}"]
+        parts = [f"loss {values['epoch/loss']:.4f}", f"violated {values['epoch/violated']:.1%}"]
         parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
-        parts += [f"mining {values['train/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
+        parts += [f"mining {values['epoch/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
         log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

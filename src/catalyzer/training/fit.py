@@ -9,7 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
 from catalyzer.training.callbacks import EpochReport, WholeCheckpoints, load_checkpoint
 from catalyzer.training.data import TripletData
@@ -60,17 +62,20 @@ def fit_catalyzer(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
 
     _quiet_lightning()
-    trainer = pl.Trainer(
-        **trainer_options,
-        default_root_dir=folder,
-        logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
-        callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # TripletData shares out the batches itself
-    )
+    try:
+        trainer = pl.Trainer(
+            **trainer_options,
+            default_root_dir=folder,
+            logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
+            callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # TripletData shares out the batches itself
+        )
+    except (MisconfigurationException, ValueError) as error:  # such as a GPU asked for where there is none
+        raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
     if checkpoint:
         log.info("going on after epoch %d of %d", checkpoint["epoch"] + 1, trainer.max_epochs)
@@ -94,6 +99,7 @@ def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger = CSVLogger(folder, name="", version="")
+        _ = logger.experiment  # created here, inside the filter, and not at the first line logged
         for row in rows:
             if row["step"] < resumed_step:
                 logger.experiment.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))

@@ -1,0 +1,78 @@
+"""What the tests share: made vectors, a cache of their own, and the commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def clustered(n: int, dim: int, seed: int) -> np.ndarray:
+    """Vectors that have neighbours: points around a few hundred centres that all seeds share; uint8."""
+    centres = np.random.default_rng(99).normal(128, 40, (300, dim))
+    random = np.random.default_rng(seed)
+    return (centres[random.integers(300, size=n)] + random.normal(0, 15, (n, dim))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A small dataset in npy files, as the overrides that select it."""
+    folder = tmp_path_factory.mktemp("vectors")
+    overrides = ["dataset=files", "dataset.validation_base_size=1000", "dataset.validation_queries_size=200"]
+    for seed, (part, n) in enumerate((("learn", 6000), ("base", 2000), ("queries", 200))):
+        np.save(folder / f"{part}.npy", clustered(n, 32, seed))
+        overrides.append(f"dataset.{part}={folder / part}.npy")
+    return overrides
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a new user: no cache yet, no W&B account, no data folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "CATALYZER", "HYDRA"))}
+    home = tmp_path_factory.mktemp("home")
+    return {**kept, "HOME": str(home), "CATALYZER_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def train(environment: dict[str, str], tmp_path: Path) -> Command:
+    """`python src/train.py OVERRIDES` in an empty folder; `expect` is the exit code."""
+    return _command("train.py", environment, tmp_path)
+
+
+@pytest.fixture
+def evaluate(environment: dict[str, str], tmp_path: Path) -> Command:
+    """The same for `src/evaluate.py`."""
+    return _command("evaluate.py", environment, tmp_path)
+
+
+def _command(script: str, environment: dict[str, str], folder: Path) -> Command:
+    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        process = subprocess.run(
+            [sys.executable, str(ROOT / "src" / script), *overrides],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    return run
+
+
+FAST = ["catalyzer.hidden=64", "trainer.max_epochs=2", "batch_size=64"]
+"""Overrides that make a training on `own_files` a matter of seconds."""

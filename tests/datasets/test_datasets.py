@@ -1,0 +1,140 @@
+"""Benchmarks from files in the published layouts, their splits and their ground truth."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faiss.contrib import vecs_io
+from hypothesis import given
+from hypothesis import strategies as st
+
+from catalyzer import InvalidInput
+from catalyzer.cache import ArrayCache
+from catalyzer.datasets import load_bigann, load_deep1b, load_demo, load_files
+from catalyzer.datasets.benchmark import split_sizes
+from catalyzer.datasets.files import _abbreviated
+from tests.conftest import clustered
+from tests.test_neighbors import brute_force
+from tests.test_vectors import write
+
+SIZES = {"train_size": 1000, "validation_base_size": 400, "validation_queries_size": 50}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ArrayCache:
+    return ArrayCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def bigann(tmp_path: Path) -> Path:
+    for seed, (name, n) in enumerate((("learn", 1450), ("base", 600), ("query", 40))):
+        write(tmp_path / f"bigann_{name}.bvecs", clustered(n, 16, seed))
+    return tmp_path
+
+
+def test_splits_do_not_overlap_and_validation_is_cut_from_learn(bigann: Path, cache: ArrayCache) -> None:
+    benchmark = load_bigann(bigann, base_size=500, cache=cache, **SIZES)
+    learn = clustered(1450, 16, 0)
+    np.testing.assert_array_equal(benchmark.train, learn[:1000])
+    np.testing.assert_array_equal(benchmark.validation.queries, learn[1000:1050])
+    np.testing.assert_array_equal(benchmark.validation.base, learn[1050:1450])
+    np.testing.assert_array_equal(benchmark.test.base[:], clustered(600, 16, 1)[:500])
+    assert benchmark.train.dtype == np.uint8
+
+
+def test_ground_truth_is_computed_exactly_and_once(bigann: Path, cache: ArrayCache) -> None:
+    for _ in range(2):
+        benchmark = load_bigann(bigann, base_size=500, cache=cache, **SIZES)
+        expected = brute_force(clustered(40, 16, 2), clustered(600, 16, 1)[:500], 100)[1]
+        np.testing.assert_array_equal(benchmark.test.ground_truth[:, 0], expected[:, 0])
+        assert benchmark.test.ground_truth.shape == (40, 100)
+        assert len(list(cache.folder.iterdir())) == 1
+    other = load_bigann(bigann, base_size=400, cache=cache, **SIZES)
+    assert other.test.ground_truth.max() < 400
+
+
+def test_shipped_ground_truth_is_used(tmp_path: Path, cache: ArrayCache) -> None:
+    for seed, (name, n) in enumerate((("learn", 1450), ("base", 1000), ("deep1B_queries", 40))):
+        write(tmp_path / f"{name}.fvecs", clustered(n, 16, seed).astype(np.float32))
+    shipped = np.random.default_rng(0).integers(0, 1000, (40, 10)).astype(np.int32)
+    vecs_io.ivecs_write(str(tmp_path / "deep1k_groundtruth.ivecs"), shipped)
+    benchmark = load_deep1b(tmp_path, base_size=1000, cache=cache, **SIZES)
+    np.testing.assert_array_equal(benchmark.test.ground_truth, shipped)
+    assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(100_000, "100k"), (1_000_000, "1M"), (10_000_000, "10M"), (10**9, "1B"), (1500, "1500"), (1234, "1234")]
+)
+def test_sizes_are_abbreviated_as_in_deep1b(size: int, text: str) -> None:
+    assert _abbreviated(size) == text
+
+
+def test_missing_files_are_listed_with_where_to_get_them(bigann: Path, cache: ArrayCache) -> None:
+    (bigann / "bigann_base.bvecs").unlink()
+    with pytest.raises(InvalidInput) as caught:
+        load_bigann(bigann, base_size=1_000_000, cache=cache, **SIZES)
+    for word in ("lacks bigann_base.bvecs;", "bigann_learn.bvecs", "gnd/idx_1M.ivecs", "corpus-texmex", "CATALYZER_DATA"):
+        assert word in str(caught.value)
+
+
+def test_a_base_smaller_than_asked_for(bigann: Path, cache: ArrayCache) -> None:
+    with pytest.raises(InvalidInput, match=r"base_size = 601 asks for more than its 600 vectors"):
+        load_bigann(bigann, base_size=601, cache=cache, **SIZES)
+
+
+def files(tmp_path: Path, cache: ArrayCache, **replaced: np.ndarray):
+    parts = {"learn": clustered(1450, 16, 0), "base": clustered(600, 16, 1), "queries": clustered(40, 16, 2), **replaced}
+    paths = {name: write(tmp_path / f"{name}.npy", x) for name, x in parts.items()}
+    return load_files(**{"groundtruth": None, **paths}, base_size=None, cache=cache, **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"base": np.ones((600, 17), np.float32)}, "learn vectors have dimension 16, base vectors 17"),
+        ({"queries": np.ones((40, 15), np.float32)}, "learn vectors have dimension 16, queries vectors 15"),
+        ({"learn": np.ones((400, 16), np.float32)}, "the learn set has 400 vectors; at least 500"),
+        ({"base": np.full((600, 16), np.nan, np.float32)}, r"base.npy: row 0 contains NaN"),
+        ({"groundtruth": np.zeros((39, 5), np.int64)}, "ground truth has 39 rows, the queries 40"),
+        ({"groundtruth": np.full((40, 5), 600)}, "ids from 600 to 600, but the base has 600 vectors"),
+        ({"groundtruth": np.zeros((40, 5), np.float32)}, "must hold integers"),
+    ],
+)
+def test_parts_that_do_not_fit_together(
+    tmp_path: Path, cache: ArrayCache, replaced: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        files(tmp_path, cache, **replaced)
+
+
+@given(st.integers(500, 10**7), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**5))
+def test_every_learn_set_can_be_split(available: int, train: int, base: int, queries: int) -> None:
+    sizes = split_sizes("x", available, train, base, queries)
+    assert all(0 < size <= wanted for size, wanted in zip(sizes, (train, base, queries), strict=True))
+    assert sum(sizes) <= available
+    if train + base + queries <= available and train <= available - available // 16:
+        assert sizes == (train, base, min(queries, (available - train) // 5))
+
+
+def test_a_split_that_shrinks_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="catalyzer"):
+        split_sizes("photos", 550_000, 500_000, 1_000_000, 10_000)
+    assert "photos: the learn set has 550,000 vectors" in caplog.text
+    assert "validation base 40,000 (of 1,000,000)" in caplog.text
+
+
+def test_the_embedded_dataset_has_true_matches(environment: dict[str, str]) -> None:
+    cache = ArrayCache(environment["CATALYZER_CACHE"])
+    benchmark = load_demo(cache, train_size=60_000, validation_base_size=14_000, validation_queries_size=2_000)
+    assert len(benchmark.train) >= 40_000
+    assert len(benchmark.test.base) >= 20_000
+    assert len(benchmark.test.queries) >= 1_000
+    assert benchmark.train.dtype == np.uint8
+    assert benchmark.train.shape[1] == 128
+    # Most queries have their match in the other image of the stereo pair: far nearer than the tenth neighbour.
+    nearest = benchmark.test.ground_truth
+    base, queries = benchmark.test.base[:].astype(float), benchmark.test.queries.astype(float)
+    first, tenth = (np.linalg.norm(queries - base[nearest[:, i]], axis=1) for i in (0, 9))
+    assert np.median(first / tenth) < 0.75

@@ -1,0 +1,79 @@
+"""The losses against their equations, and their gradients where distances vanish."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from catalyzer import KoLeoLoss, RankLoss, SphericalLattice
+from catalyzer.nn import StraightThrough
+
+
+@given(n=st.integers(2, 30), dim=st.integers(2, 16))
+def test_koleo_is_equation_2(n: int, dim: int) -> None:
+    points = np.random.default_rng(n).normal(size=(n, dim))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag([np.inf] * n)
+    expected = -np.log(distances.min(1)).mean()
+    assert KoLeoLoss(eps=0)(torch.from_numpy(points)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_rank_is_equation_3(random: np.random.Generator) -> None:
+    x, near, far = (random.normal(size=(50, 8)) for _ in range(3))
+    expected = np.maximum(0, np.linalg.norm(x - near, axis=1) - np.linalg.norm(x - far, axis=1)).mean()
+    assert RankLoss()(*map(torch.from_numpy, (x, near, far))).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-30, 1e-12, 1e-7, 1e-4])
+def test_gradients_are_bounded_however_near_the_points(distance: float) -> None:
+    points = normalize(torch.randn(64, 24, generator=torch.Generator().manual_seed(0)))
+    points[1] = points[0]
+    points[1, 0] += distance
+    points.requires_grad_()
+    loss = KoLeoLoss()(points) + RankLoss()(points, points.roll(1, 0), points.flip(0))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert points.grad is not None
+    assert points.grad.abs().max() <= 1 / (64 * 1e-4) * 4
+
+
+def test_a_batch_of_one_point_repeated_is_finite() -> None:
+    points = torch.full((16, 8), 8**-0.5, requires_grad=True)
+    loss = KoLeoLoss()(points) + RankLoss()(points, points, points)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert points.grad is not None
+    assert torch.isfinite(points.grad).all()
+
+
+def test_minimizing_koleo_spreads_points_to_a_regular_polygon() -> None:
+    angles = torch.rand(6, generator=torch.Generator().manual_seed(1)) * 2
+    angles.requires_grad_()
+    optimizer = torch.optim.Adam([angles], lr=0.01)
+    for _ in range(4000):
+        loss = KoLeoLoss()(torch.stack([angles.cos(), angles.sin()], 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gaps = torch.diff(torch.sort(angles.detach() % (2 * torch.pi)).values)
+    assert gaps.numpy() == pytest.approx(np.full(5, np.pi / 3), abs=0.06)
+
+
+def test_losses_are_taken_in_float32_under_autocast() -> None:
+    points = normalize(torch.randn(64, 24))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert KoLeoLoss()(points).dtype == torch.float32
+        assert torch.equal(KoLeoLoss()(points), KoLeoLoss().forward(points))
+    assert KoLeoLoss()(points).item() == pytest.approx(KoLeoLoss()(points.double()).item(), abs=1e-4)
+
+
+def test_straight_through_quantizes_forward_and_is_the_identity_backward() -> None:
+    lattice = SphericalLattice(24, 79)
+    x = normalize(torch.randn(32, 24)).requires_grad_()
+    y = StraightThrough(lattice)(x)
+    torch.testing.assert_close(y, lattice.quantize(x.detach()).float() / 79**0.5)
+    gradient = torch.randn(32, 24)
+    y.backward(gradient)
+    assert x.grad is not None
+    assert torch.equal(x.grad, gradient)

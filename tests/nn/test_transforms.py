@@ -1,0 +1,100 @@
+"""The maps to the quantized space: where they put vectors, and how they are saved."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from catalyzer import InvalidInput
+from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
+from tests.conftest import clustered
+
+
+def fitted(kind: str, x: np.ndarray) -> nn.Module:
+    torch.manual_seed(0)
+    transforms = {"mlp": Catalyzer(32, 12, hidden=40), "pca": PCA(32, 12), "identity": Identity(32)}
+    return transforms[kind].fit(x).eval()
+
+
+@pytest.fixture(params=["mlp", "pca", "identity"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_saved_and_loaded_it_maps_the_same(kind: str, tmp_path: Path) -> None:
+    x = clustered(500, 32, 0)
+    transform = fitted(kind, x)
+    save_transform(transform, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"catalyzer.safetensors", "catalyzer.json"}
+    np.testing.assert_array_equal(embed(load_transform(tmp_path), x), embed(transform, x))
+
+
+def test_outputs_lie_on_the_sphere() -> None:
+    x = clustered(500, 32, 0)
+    for kind in ("mlp", "pca"):
+        np.testing.assert_allclose(np.linalg.norm(embed(fitted(kind, x), x), axis=1), 1, rtol=1e-5)
+
+
+def test_the_network_does_not_care_for_the_inputs_unit_or_origin() -> None:
+    x = clustered(500, 32, 0).astype(np.float32)
+    np.testing.assert_allclose(embed(fitted("mlp", x), x), embed(fitted("mlp", x / 500 - 3), x / 500 - 3), atol=1e-4)
+
+
+def test_the_network_is_that_of_section_5_2() -> None:
+    layers = [type(layer) for layer in Catalyzer(128, 24).layers]
+    assert layers == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+    widths = [layer.weight.shape for layer in Catalyzer(128, 24).layers if isinstance(layer, nn.Linear)]
+    assert widths == [(1024, 128), (1024, 1024), (24, 1024)]
+
+
+def test_pca_is_numpy_s() -> None:
+    x = clustered(2000, 32, 0).astype(np.float32)
+    centred = x - x.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:12]
+    expected = centred @ axes.T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    ours = embed(fitted("pca", x), x)
+    np.testing.assert_allclose(np.abs(ours), np.abs(expected), atol=2e-3)  # the axes' signs are arbitrary
+
+
+def test_embedding_leaves_the_module_as_it_was() -> None:
+    module = Catalyzer(32, 12, hidden=16).train()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    embed(module, clustered(100, 32, 0))
+    assert module.training
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+
+
+def test_pca_cannot_add_dimensions() -> None:
+    with pytest.raises(InvalidInput, match="cannot map 8 dimensions to more, d_out = 24"):
+        PCA(8, 24)
+
+
+def test_equal_vectors_teach_nothing() -> None:
+    with pytest.raises(InvalidInput, match="all training vectors are equal"):
+        Catalyzer(8, 4).fit(np.ones((100, 8), np.float32))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "pickle", "shape", "kind", "no json", "missing"])
+def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
+    save_transform(fitted("mlp", clustered(100, 32, 0)), tmp_path)
+    weights, shape = tmp_path / "catalyzer.safetensors", tmp_path / "catalyzer.json"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "pickle":
+        torch.save({"a": 1}, weights)
+    elif damage == "shape":
+        shape.write_text(json.dumps({"kind": "mlp", "d_in": 32, "d_out": 13, "hidden": 40}))
+    elif damage == "kind":
+        shape.write_text(json.dumps({"kind": "os.system", "d_in": 32}))
+    elif damage == "no json":
+        shape.write_text("{")
+    else:
+        weights.unlink()
+    with pytest.raises(InvalidInput) as caught:
+        load_transform(tmp_path)
+    assert "catalyzer.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)

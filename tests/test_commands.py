@@ -1,0 +1,307 @@
+"""The commands of the README, run as a user runs them: real processes, real training, real kills."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from catalyzer import TrainedRun, knn, recall_at
+from tests.conftest import FAST, ROOT, Command, clustered
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = (folder / "outputs").iterdir()
+    return run
+
+
+def rows(run: Path) -> dict[str, dict]:
+    return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+
+
+def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) -> None:
+    process = train("experiment=smoke")
+    run = only_run(tmp_path)
+    assert {p.name for p in run.iterdir()} == {
+        "catalyzer.json", "catalyzer.safetensors", "checkpoints", "config.yaml", "figures", "metrics.csv",
+        "results.json", "train.log",
+    }  # fmt: skip
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    for figure in (run / "figures").iterdir():
+        assert figure.read_bytes().startswith(b"\x89PNG")
+    for text in ("method", "R@100", "training s", "catalyzer + lattice", "PQ", "OPQ"):
+        assert text in process.stdout
+    assert "epoch 2/2" in process.stderr
+    assert "neighbours by faiss-cpu" in (run / "train.log").read_text()
+    results = json.loads((run / "results.json").read_text())
+    assert set(results) >= {"rows", "settings", "seed", "versions", "git_commit", "fingerprints", "started", "ended"}
+    assert results["settings"] == yaml.safe_load((run / "config.yaml").read_text())
+    assert [row["bits"] for row in results["rows"]] == [64, 64, 64]
+
+
+@pytest.fixture
+def trained(train: Command, own_files: list[str], tmp_path: Path) -> Path:
+    train(*own_files, *FAST, "baselines=[]")
+    return only_run(tmp_path)
+
+
+def test_the_catalyzer_learns(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train(*own_files, "catalyzer.hidden=128", "batch_size=64", "trainer.max_epochs=6", "baselines=[]", "d_out=16")
+    with (only_run(tmp_path) / "metrics.csv").open() as file:
+        recalls = [float(r["val/recall_at_10"]) for r in csv.DictReader(file) if r["val/recall_at_10"]]
+    assert len(recalls) == 6
+    assert max(recalls) > 0.6
+    train(*own_files, "catalyzer=pca", "baselines=[]", "d_out=16", "hydra.run.dir=pca")
+    pca = rows(tmp_path / "pca")["PCA + lattice"]
+    assert pca["recall"]["10"] > 0.2
+    assert pca["training"] < 5
+
+
+def test_the_same_command_gives_the_same_numbers(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(*own_files, *FAST, "baselines=[]", f"hydra.run.dir={name}")
+    a, b = (load_file(tmp_path / name / "catalyzer.safetensors") for name in "ab")
+    for tensor in a:
+        np.testing.assert_array_equal(a[tensor], b[tensor])
+    assert [r["recall"] for r in rows(tmp_path / "a").values()] == [r["recall"] for r in rows(tmp_path / "b").values()]
+
+
+def test_a_run_folder_is_all_that_coding_and_searching_need(trained: Path) -> None:
+    run = TrainedRun.load(trained)
+    base, queries = clustered(2000, 32, 1), clustered(200, 32, 2)
+    codes = run.encode(base)
+    assert codes.shape == (2000, 8)
+    ids = run.search(queries, codes, 100)[1]
+    truth = knn(queries, base, 1)[1]
+    for k in (1, 10, 100):
+        assert recall_at(k, ids, truth) == pytest.approx(rows(trained)["catalyzer + lattice"]["recall"][str(k)])
+
+
+@pytest.mark.parametrize("quantizer", ["pq", "sign", "lattice"])
+def test_another_quantizer_without_training_again(
+    evaluate: Command, trained: Path, tmp_path: Path, quantizer: str
+) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in trained.iterdir()}
+    process = evaluate(f"run={trained.relative_to(tmp_path)}", f"quantizer={quantizer}", "bits=64" if quantizer != "lattice" else "bits=32")
+    label = "PQ" if quantizer == "pq" else quantizer
+    assert f"catalyzer + {label}" in process.stdout
+    (folder,) = (trained / "evaluations").iterdir()
+    assert {p.name for p in folder.iterdir()} == {"results.json", "figures"}
+    assert {p.name: p.stat().st_mtime_ns for p in trained.iterdir() if p.name != "evaluations"} == before
+
+
+def test_plain_baselines_through_the_same_door(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train(*own_files, "catalyzer=identity", "quantizer=opq")
+    assert list(rows(only_run(tmp_path))) == ["OPQ", "PQ"]
+
+
+def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train("-m", *own_files, *FAST, "baselines=[]", "trainer.max_epochs=1", "lambda=0.005,0.02", "quantizer=lattice,pq")
+    sweep = only_run(tmp_path)
+    assert sweep.name.endswith("_sweep")
+    found = set()
+    for job in (p for p in sweep.iterdir() if p.is_dir()):
+        config = yaml.safe_load((job / "config.yaml").read_text())
+        found.add((config["lambda"], config["quantizer"]["name"]))
+        assert (job / "results.json").exists()
+    assert found == {(0.005, "lattice"), (0.005, "pq"), (0.02, "lattice"), (0.02, "pq")}
+
+
+def test_end_to_end_training_differs_from_plain(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    weights = []
+    for end_to_end in ("true", "false"):
+        train(*own_files, *FAST, "baselines=[]", f"end_to_end={end_to_end}", f"hydra.run.dir={end_to_end}")
+        weights.append(load_file(tmp_path / end_to_end / "catalyzer.safetensors")["layers.6.weight"])
+    assert not np.array_equal(*weights)
+
+
+def killed_in_epoch(epoch: int, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+    """Start a training and kill -9 it in the middle of an epoch."""
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if f"epoch {epoch - 1}/" in line:
+            break
+    time.sleep(0.7)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_goes_on_to_the_same_end(
+    train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [*own_files, "catalyzer.hidden=512", "batch_size=32", "trainer.max_epochs=4", "baselines=[]"]
+    train(*arguments, "hydra.run.dir=whole")
+    killed_in_epoch(3, [*arguments, "hydra.run.dir=killed"], environment, tmp_path)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    process = train("resume=killed")
+    assert "going on after epoch 2 of 4" in process.stderr
+    assert not (tmp_path / "outputs").exists()
+
+    whole, killed = (load_file(tmp_path / name / "catalyzer.safetensors") for name in ("whole", "killed"))
+    for tensor in whole:
+        np.testing.assert_array_equal(whole[tensor], killed[tensor])
+    recalls = [[row["recall"] for row in rows(tmp_path / name).values()] for name in ("whole", "killed")]
+    assert recalls[0] == recalls[1]
+
+    def metrics(name: str) -> list[dict[str, str]]:
+        with (tmp_path / name / "metrics.csv").open() as file:
+            return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+
+    assert metrics("whole") == metrics("killed")
+    assert (tmp_path / "killed" / "train.log").read_text().count("epoch 1/4") == 1
+
+    again = train("resume=killed")
+    assert "has ended already" in again.stderr
+    assert "catalyzer + lattice" in again.stdout
+
+
+def test_two_processes_train_one_catalyzer(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train(*own_files, *FAST, "trainer=ddp", "trainer.accelerator=cpu", "baselines=[]")
+    run = only_run(tmp_path)
+    assert rows(run)["catalyzer + lattice"]["recall"]["100"] > 0.3
+    with (run / "metrics.csv").open() as file:
+        steps = max(int(row["step"]) for row in csv.DictReader(file))
+    learn = 6000 - 1200
+    assert steps + 1 == 2 * (learn // (64 * 2))  # two epochs, each shared out between the two
+
+
+def test_wandb_offline_has_config_metrics_and_table(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train(*own_files, *FAST, "logger=wandb", "baselines=[]", "trainer.log_every_n_steps=10")
+    (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(file))
+    config, history, summary = {}, {}, set()
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in (*record.config.update, *record.run.config.update):
+            config[item.key] = json.loads(item.value_json)
+        for item in record.history.item:
+            name = item.key or "/".join(item.nested_key)
+            history[name] = json.loads(item.value_json)
+        summary |= {item.key or "/".join(item.nested_key) for item in record.summary.update}
+    assert config["lambda"] == 0.02
+    assert config["quantizer"]["name"] == "lattice"
+    for name in ("loss", "rank", "koleo", "violated"):
+        assert f"epoch/{name}" in history
+        assert f"train/{name}" in history
+    for name in ("lr-SGD", "val/recall_at_1", "val/recall_at_10", "val/recall_at_100", "epoch/mining_seconds"):
+        assert name in history
+    assert history["results"]["nrows"] == 1
+    (table,) = file.parent.glob("files/media/table/results_*.json")
+    assert json.loads(table.read_text())["columns"][0] == "method"
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_reads_well_and_comes_at_once(script: str, environment: dict[str, str]) -> None:
+    code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path({str(ROOT / 'src' / script)!r}, run_name='__main__')"
+    check = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n{code}"
+    process = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
+    assert "Examples" in process.stdout
+    assert "quantizer: lattice, opq, pq, sign" in process.stdout
+    assert process.stderr == "False"  # torch takes seconds to import, and help needs none of it
+
+
+# Users' mistakes: one sentence, exit code 2, no traceback, nothing written.
+
+
+def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert process.stderr.startswith("error: ")
+    for word in words:
+        assert word in process.stderr
+    assert process.stdout == ""
+
+
+MISTAKES = {
+    "negative lambda": (["lambda=-1"], ["lambda=-1", "greater than or equal to 0"]),
+    "radius without points": (["d_out=3", "quantizer.radius_sq=7"], ["3 dimensions", "r² = 7"]),
+    "bits that do not fit": (["bits=32", "quantizer.radius_sq=79"], ["64 bits", "bits = 32"]),
+    "missing dataset": (["dataset=bigann", "dataset.root=nowhere"], ["nowhere lacks", "bigann_learn.bvecs"]),
+    "missing key": (["dataset=files"], ["dataset.learn"]),
+    "missing file": (
+        ["dataset=files", "dataset.learn=a.npy", "dataset.base=b.npy", "dataset.queries=c.npy"],
+        ["a.npy", "no such file"],
+    ),
+    "wrong run": (["resume=nowhere"], ["nowhere is not a run folder"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence(train: Command, tmp_path: Path, mistake: str) -> None:
+    overrides, words = MISTAKES[mistake]
+    refused(train(*overrides, expect=2), *words)
+    assert not any((tmp_path / "outputs").glob("*"))
+    assert {p.name for p in tmp_path.iterdir()} <= {"outputs"}
+
+
+BROKEN = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "nan": lambda path: np.save(path, np.full((2000, 32), np.nan, np.float32)),
+    "another dimension": lambda path: np.save(path, np.ones((2000, 31), np.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_gets_one_sentence(train: Command, own_files: list[str], tmp_path: Path, kind: str) -> None:
+    base = tmp_path / "base.npy"
+    np.save(base, clustered(2000, 32, 1))
+    BROKEN[kind](base)
+    refused(train(*own_files, f"dataset.base={base}", expect=2), "31" if kind == "another dimension" else "base.npy")
+    assert not any((tmp_path / "outputs").glob("*"))
+
+
+def test_resume_takes_no_other_settings(train: Command, trained: Path) -> None:
+    refused(train(f"resume={trained}", "lambda=0.5", expect=2), "leave out lambda=0.5")
+    assert (trained / "results.json").exists()
+
+
+def test_a_gpu_where_there_is_none(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    process = train(*own_files, "trainer=gpu", expect=2)
+    assert process.stderr.splitlines()[-1].startswith("error: the trainer refuses its settings")
+
+
+def test_evaluating_what_is_no_finished_run(evaluate: Command, trained: Path, tmp_path: Path) -> None:
+    refused(evaluate("run=nowhere", expect=2), "nowhere is not a run folder")
+    refused(evaluate(expect=2), "run is missing; give it on the command line: run=...")
+    refused(evaluate(f"run={trained}", "quantizer=pq", "bits=12", expect=2), "multiple of 8, got 12")
+    (trained / "results.json").unlink()
+    refused(evaluate(f"run={trained}", "quantizer=pq", expect=2), "holds no finished run", "resume=")
+    assert not (trained / "evaluations").exists()
+
+
+@pytest.mark.parametrize("override", ["lamda=1", "quantizer=hsl", "dataset.rooot=x"])
+def test_unknown_keys_and_options_are_hydras_errors(train: Command, tmp_path: Path, override: str) -> None:
+    process = train(override, expect=1)
+    assert override.split("=")[0].split(".")[-1] in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_folder_that_cannot_be_written(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        target = "/proc/outputs"  # root may write anywhere but here
+    else:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        target = str(tmp_path / "closed" / "outputs")
+    process = train(*own_files, "catalyzer=pca", f"hydra.run.dir={target}", expect=1)
+    assert target in process.stderr

@@ -1,0 +1,100 @@
+"""The engine against brute force; graphs without self; approximate ones close to exact."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalyzer import InvalidInput
+from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, knn, knn_graph
+from catalyzer.vectors import VectorFile
+from tests.conftest import clustered
+
+
+def brute_force(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    difference = queries[:, None].astype(np.float64) - base[None].astype(np.float64)
+    distances = (difference**2).sum(-1)
+    ids = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, ids, 1), ids
+
+
+@settings(deadline=None, max_examples=30)
+@given(nq=st.integers(1, 20), n=st.integers(1, 200), dim=st.integers(1, 8), data=st.data())
+def test_knn_is_brute_force_ties_included(nq: int, n: int, dim: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, n))
+    random = np.random.default_rng(n)
+    # Few distinct integers: many ties, and distances that float32 holds exactly.
+    queries, base = (random.integers(0, 3, (m, dim)).astype(np.float32) for m in (nq, n))
+    distances, ids = knn(queries, base, k)
+    expected_distances, expected_ids = brute_force(queries, base, k)
+    np.testing.assert_array_equal(distances, expected_distances)
+    if k < 100:  # from 100 on, faiss selects with a reservoir, which may keep another of the ties at rank k
+        np.testing.assert_array_equal(ids, expected_ids)
+
+
+def test_knn_streams_a_file_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = clustered(3000, 16, 0)
+    np.save(tmp_path / "base.npy", base)
+    whole = knn(base[:50], base, 10)
+    monkeypatch.setattr("catalyzer.vectors.float_blocks.__defaults__", (700,))
+    blocks = knn(base[:50], VectorFile(tmp_path / "base.npy"), 10)
+    np.testing.assert_array_equal(whole[1], blocks[1])
+    np.testing.assert_array_equal(whole[1], brute_force(base[:50], base, 10)[1])
+
+
+def test_the_torch_engine_agrees(random: np.random.Generator) -> None:
+    queries, base = (random.normal(size=(n, 12)).astype(np.float32) for n in (40, 900))
+    blocks = iter([base[:500], base[500:505], base[505:]])
+    _, ids = _sorted_by_distance_then_id(*_torch_knn(queries, blocks, 20, "cpu"))
+    np.testing.assert_array_equal(ids, brute_force(queries, base, 20)[1])
+
+
+@pytest.mark.parametrize("method", ["exact", "ivf"])
+def test_no_row_is_its_own_neighbour_even_among_duplicates(method: str, random: np.random.Generator) -> None:
+    x = np.repeat(random.normal(size=(50, 6)).astype(np.float32), 8, axis=0)
+    graph = knn_graph(x, 7, method, nprobe=50)
+    assert graph.shape == (400, 7)
+    assert (graph >= 0).all()
+    assert not (graph == np.arange(400)[:, None]).any()
+    # The seven duplicates of each row are its nearest neighbours.
+    np.testing.assert_array_equal(np.sort(graph // 8, axis=1), np.repeat(np.arange(400)[:, None] // 8, 7, 1))
+
+
+def test_the_exact_graph_is_brute_force_without_self() -> None:
+    x = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
+    np.testing.assert_array_equal(knn_graph(x, 10, "exact"), brute_force(x, x, 11)[1][:, 1:])
+
+
+def test_the_approximate_graph_is_close_to_exact() -> None:
+    x = clustered(5000, 24, 3).astype(np.float32)
+    exact, approximate = knn_graph(x, 10, "exact"), knn_graph(x, 10, "ivf")
+    shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, approximate, strict=True)])
+    assert shared > 0.9
+
+
+def test_rows_with_too_few_in_the_lists_probed_are_searched_exactly() -> None:
+    far = [[100.0, 0, 0, 0], [101, 0, 0, 0], [103, 0, 0, 0]]
+    x = np.concatenate([np.random.default_rng(0).normal(size=(500, 4)), far]).astype(np.float32)
+    graph = knn_graph(x, 20, "ivf", nprobe=1)  # the far list has three rows, and twenty are asked for
+    np.testing.assert_array_equal(graph[-3:], brute_force(x[-3:], x, 21)[1][:, 1:])
+
+
+@pytest.mark.parametrize("k", [0, 4, -1])
+def test_k_out_of_range(k: int) -> None:
+    x = np.eye(3, dtype=np.float32)
+    with pytest.raises(InvalidInput, match=rf"got {k}"):
+        knn(x, x, k)
+    with pytest.raises(InvalidInput, match=rf"got {k}"):
+        knn_graph(x, k)
+
+
+def test_dimensions_must_agree() -> None:
+    with pytest.raises(InvalidInput, match="dimension 3, base vectors 4"):
+        knn(np.eye(3, dtype=np.float32), np.eye(4, dtype=np.float32), 1)
+
+
+def test_an_unknown_method() -> None:
+    with pytest.raises(InvalidInput, match="expected auto, exact or ivf"):
+        knn_graph(np.eye(3, dtype=np.float32), 1, "fast")

@@ -1,0 +1,36 @@
+"""The package as a whole: what importing it costs, and what it offers."""
+
+import subprocess
+import sys
+
+import catalyzer
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = {"torch", "numba", "faiss", "pytorch_lightning", "wandb", "matplotlib", "hydra", "rich"}
+    assert not imported_by("import catalyzer") & heavy
+
+
+def test_using_the_lattice_and_the_losses_imports_no_trainer() -> None:
+    modules = imported_by("from catalyzer import SphericalLattice, KoLeoLoss, Catalyzer")
+    assert not modules & {"pytorch_lightning", "wandb", "matplotlib", "hydra", "numba"}
+
+
+def test_all_that_is_offered_is_there() -> None:
+    for name in catalyzer.__all__:
+        assert getattr(catalyzer, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(catalyzer, "nonsense")
+
+
+def test_without_faiss_one_sentence_says_what_to_install() -> None:
+    code = "import sys; sys.modules['faiss'] = None; import catalyzer.neighbors"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "InvalidInput: faiss is not installed: pip install 'catalyzer[cpu]'" in process.stderr

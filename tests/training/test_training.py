@@ -1,0 +1,118 @@
+"""Mining against brute force, batches, and the schedule; training itself is tested through the commands."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from catalyzer import Catalyzer, InvalidInput
+from catalyzer.cache import ArrayCache
+from catalyzer.datasets import Split
+from catalyzer.nn import embed
+from catalyzer.training import Optimization, TripletData
+from catalyzer.training.callbacks import WholeCheckpoints, load_checkpoint
+from tests.conftest import clustered
+from tests.test_neighbors import brute_force
+
+N = 400
+
+
+def triplet_data(tmp_path: Path, seed: int = 0, **changes: int) -> TripletData:
+    cache = ArrayCache(tmp_path)
+    split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
+    options = {"batch_size": 32, "k_pos": 5, "k_neg": 20} | changes
+    return TripletData(clustered(N, 16, 0), split, miner="exact", seed=seed, cache=cache, **options)
+
+
+@pytest.fixture
+def mined(tmp_path: Path) -> TripletData:
+    data = triplet_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    data.mine(network(), epoch=0)
+    return data
+
+
+def network() -> Catalyzer:
+    torch.manual_seed(0)
+    return Catalyzer(16, 8, hidden=32).fit(clustered(N, 16, 0))
+
+
+def test_positives_are_input_neighbours_and_never_the_point_itself(mined: TripletData) -> None:
+    x = clustered(N, 16, 0)
+    ranked = brute_force(x, x, N)[1]
+    for i in range(N):
+        others = ranked[i][ranked[i] != i][:5]
+        assert mined.positive[i] in others
+    assert len({tuple(row) for row in [mined.positive.tolist()]}) == 1
+
+
+def test_negatives_are_the_k_th_latent_neighbour(mined: TripletData) -> None:
+    latent = embed(network(), clustered(N, 16, 0))
+    distances, ids = brute_force(latent, latent, 21)
+    assert (ids[:, 0] == np.arange(N)).all()
+    clear = (np.diff(distances, axis=1)[:, 18:] > 1e-6).all(axis=1)  # rows where float32 cannot swap neighbours 19 to 21
+    assert clear.sum() > N / 2
+    np.testing.assert_array_equal(mined.negative.numpy()[clear], ids[clear, 20])
+
+
+def test_an_epoch_depends_on_seed_epoch_and_weights_alone(tmp_path: Path, mined: TripletData) -> None:
+    def tables(seed: int, epoch: int) -> list[torch.Tensor]:
+        data = triplet_data(tmp_path, seed)
+        data.setup("fit")
+        data.mine(network(), epoch)
+        return [data.order, data.positive, data.negative]
+
+    first = [mined.order, mined.positive, mined.negative]
+    assert all(map(torch.equal, first, tables(0, 0)))
+    for other in (tables(0, 1), tables(1, 0)):
+        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first[1], other[1])
+        assert torch.equal(first[2], other[2])
+
+
+def test_an_epoch_visits_every_vector_once(mined: TripletData) -> None:
+    assert sorted(mined.order.tolist()) == list(range(N))
+    assert len(mined.train_dataloader()) == N // 32
+
+
+def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
+    anchors = torch.tensor([3, 5, 7])
+    x = torch.from_numpy(clustered(N, 16, 0)).float()
+    triplets = mined.triplets(anchors)
+    assert triplets.dtype == torch.float32
+    assert torch.equal(triplets[0], x[anchors])
+    assert torch.equal(triplets[1], x[mined.positive[anchors]])
+    assert torch.equal(triplets[2], x[mined.negative[anchors]])
+
+
+def test_too_few_vectors_for_the_settings(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"400 training vectors are too few for k_pos = 5, k_neg = 400 and batch_size = 32"):
+        triplet_data(tmp_path, k_neg=400)
+
+
+def test_the_schedule_is_the_papers() -> None:
+    optimization = Optimization()
+    rates = [optimization.learning_rate * optimization.factor(epoch / 300) for epoch in range(300)]
+    assert rates == pytest.approx([0.1] * 80 + [0.05] * 40 + [0.01] * 180)
+
+
+def test_checkpoints_come_back_and_nothing_is_unpickled(tmp_path: Path) -> None:
+    checkpoint = {"state_dict": {"w": torch.arange(3)}, "epoch": 3}
+    WholeCheckpoints().save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    loaded = load_checkpoint(tmp_path / "a.ckpt")
+    assert loaded["epoch"] == 3
+    assert torch.equal(loaded["state_dict"]["w"], torch.arange(3))
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"x": Hostile()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(InvalidInput, match=r"hostile\.ckpt: not a checkpoint"):
+        load_checkpoint(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "executed").exists()
+    (tmp_path / "short.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:100])
+    with pytest.raises(InvalidInput, match=r"short\.ckpt"):
+        load_checkpoint(tmp_path / "short.ckpt")
