@@ -166,7 +166,7 @@ def embed(transform: nn.Module, vectors: Vectors, description: str = "embedding"
     device = tensors[0].device if tensors else torch.device("cpu")
     out: np.ndarray | None = None
     first = 0
-    for block in float_blocks(vectors, description, BLOCK // 32)  # small blocks stay in the cache:
+    for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
         mapped = transform(torch.from_numpy(block).to(device)).cpu().numpy()
         if out is None:
             out = np.empty((len(vectors), mapped.shape[1]), np.float32)
