@@ -29,8 +29,8 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the umask allows
-        os.replace(beside, path)
+        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the umask allows
+        Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise

@@ -25,10 +25,10 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.neighbors import engine
 from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
-from catalyzer.quantizers import ProductQuantizer, Quantizer
+from catalyzer.quantizers import ProductQuantizer, Quantizer, encode_mapped
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
 from catalyzer.settings import QuantizerSettings, Settings, WandB
-from catalyzer.training import CatalyzerTraining, Optimization, TripletData, fit_catalyzer, fit_quantizer
+from catalyzer.training import CatalyzerTraining, Optimization, TripletData, check_trainer, fit_catalyzer, fit_quantizer
 from catalyzer.vectors import Vectors, as_float32
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         print_table(rows, title)
         return rows
 
+    if settings.catalyzer.name == "mlp":
+        check_trainer(settings.trainer.model_dump())
     benchmark = load_benchmark(settings)
     seed_everything(settings.seed, verbose=False)
     transform, quantizer = build(settings, benchmark.dim)
@@ -214,7 +216,7 @@ def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
         raise InvalidInput("logger=wandb needs wandb: pip install wandb") from None
     from pytorch_lightning.loggers import WandbLogger
 
-    offline = wandb.api.api_key is None
+    offline = not wandb.login(prompt=False)
     log.info("W&B: %s", "offline, no API key found" if offline else f"project {chosen.project}")
     logger = WandbLogger(
         project=chosen.project,
@@ -223,6 +225,7 @@ def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
         name=folder.name,
         save_dir=folder,
         offline=offline,
+        **({"mode": "offline"} if offline else {}),  # Lightning's own flag leaves W&B asking for a login
     )
     logger.log_hyperparams(settings.model_dump(mode="json", by_alias=True))
     return logger
@@ -273,7 +276,7 @@ class TrainedRun:
 
     def encode(self, x: Vectors) -> np.ndarray:
         """Map and code `(n, d_in)` vectors: `(n, code_size)` uint8."""
-        return self.quantizer().encode(embed(self.transform, x, "encoding"))
+        return encode_mapped(self.transform, self.quantizer(), x)
 
     def search(self, queries: Vectors, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared latent distances and int64 row numbers."""

@@ -12,13 +12,18 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(description: str | None, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Show how far `description` is; yields `advance(n)`, to be called with the number of units just done.
+
+    Nothing is shown without a description: a step of something larger whose progress is shown already.
 
     >>> with progress("encoding", total=3, unit="vectors") as advance:
     ...     for _ in range(3):
     ...         advance(1)
     """
+    if description is None:
+        yield lambda _: None
+        return
     if sys.stderr.isatty():
         with _bar(description, total, unit) as advance:
             yield advance

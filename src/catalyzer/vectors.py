@@ -169,8 +169,8 @@ def as_float32(block: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(block, dtype=np.float32)
 
 
-def float_blocks(vectors: Vectors, description: str, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """`vectors` as float32 blocks of `size` rows, showing progress under `description`."""
+def float_blocks(vectors: Vectors, description: str | None, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """`vectors` as float32 blocks of `size` rows, showing progress under `description` if there is one."""
     with progress(description, len(vectors), "vectors") as advance:
         for start in range(0, len(vectors), size):
             block = as_float32(vectors[start : start + size])

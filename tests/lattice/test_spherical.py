@@ -62,7 +62,7 @@ def test_round_trip_of_codes(case: tuple[int, int], data: st.DataObject) -> None
 
 
 @settings(deadline=None)
-@given(y=st.lists(st.floats(-1e30, 1e30, width=32), min_size=24, max_size=24), scale=st.floats(0.01, 100))
+@given(y=st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=24, max_size=24), scale=st.floats(0.01, 100))
 def test_points_do_not_depend_on_the_norm(y: list[float], scale: float) -> None:
     lattice = SphericalLattice(24, 79)
     x = np.array([y], np.float64)

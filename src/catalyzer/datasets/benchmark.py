@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 GROUND_TRUTH_K = 100
 MIN_LEARN = 500
+ENOUGH_FOR_VALIDATION = 20_000
 
 
 @dataclass
@@ -119,17 +120,20 @@ def make_benchmark(
 def split_sizes(name: str, available: int, train: int, base: int, queries: int) -> tuple[int, int, int]:
     """Sizes of training set, validation base and validation queries out of `available` learn vectors.
 
-    Where they do not all fit, at least a sixteenth of the learn set stays for validation, a fifth of that as queries.
+    Where they do not all fit, at least a sixteenth of the learn set stays for validation, of a small one up to a fifth;
+    a fifth of that are queries.
 
     >>> split_sizes("x", 10_000_000, 500_000, 1_000_000, 10_000)
     (500000, 1000000, 10000)
     >>> split_sizes("x", 550_000, 500_000, 1_000_000, 10_000)
     (500000, 40000, 10000)
+    >>> split_sizes("x", 10_000, 500_000, 1_000_000, 10_000)
+    (8000, 1600, 400)
     """
     if available < MIN_LEARN:
         raise InvalidInput(f"{name}: the learn set has {available:,} vectors; at least {MIN_LEARN} are needed")
     wanted = (train, base, queries)
-    train = min(train, available - available // 16)
+    train = min(train, available - max(available // 16, min(available // 5, ENOUGH_FOR_VALIDATION)))
     rest = available - train
     queries = min(queries, rest // 5)
     base = min(base, rest - queries)

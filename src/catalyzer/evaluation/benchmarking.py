@@ -8,9 +8,8 @@ from torch import nn
 
 from catalyzer.evaluation.recall import RANKS, recall_at
 from catalyzer.nn import embed
-from catalyzer.progress import progress
-from catalyzer.quantizers import Quantizer
-from catalyzer.vectors import BLOCK, Vectors
+from catalyzer.quantizers import Quantizer, encode_mapped
+from catalyzer.vectors import Vectors
 
 
 @dataclass
@@ -48,12 +47,7 @@ def measure(
         truth: `(nq, at least 1)` ids of the true nearest neighbours.
     """
     start = time.perf_counter()
-    codes = np.empty((len(base), quantizer.code_size), np.uint8)
-    with progress(f"{method}: encoding", len(base), "vectors") as advance:
-        for first in range(0, len(base), BLOCK):
-            block = base[first : first + BLOCK]
-            codes[first : first + BLOCK] = quantizer.encode(embed(transform, block))
-            advance(len(block))
+    codes = encode_mapped(transform, quantizer, base, f"{method}: encoding")
     encoded = time.perf_counter()
     k = min(RANKS[-1], len(base))
     _, ids = quantizer.search(embed(transform, queries), codes, k)

@@ -54,7 +54,7 @@ def best_radius_sq(dim: int, bits: int) -> int:
 
     Raises:
         InvalidInput: fewer than 5 dimensions (the number of points does not grow steadily there), bits that no
-            radius within `MAX_RADIUS_SQ` and `MAX_ATOMS` fills, or too few bits for even r² = 1.
+            radius within `MAX_RADIUS_SQ` fills, or too few bits for even r² = 1.
 
     >>> best_radius_sq(24, 64), best_radius_sq(32, 64), best_radius_sq(24, 32)
     (79, 36, 10)
@@ -72,13 +72,12 @@ def best_radius_sq(dim: int, bits: int) -> int:
             count = series >> width * radius_sq & (1 << width) - 1
             if 0 < count <= 1 << bits:
                 fits = radius_sq
-        if fits <= limit // 2:  # none in the upper half fits: the counts have left 2^bits behind for good
+        # The counts grow, in few dimensions unsteadily; none that fits for long enough means that none does beyond.
+        if fits * (3 if dim < 9 else 1.25) <= limit:
             return fits
         limit *= 2
-        if num_atoms(dim, limit // 2) > MAX_ATOMS:
-            break
     raise InvalidInput(
-        f"{dim} dimensions take more than {MAX_ATOMS:,} atoms to fill {bits} bits; use more dimensions or fewer bits"
+        f"{dim} dimensions need r² above {MAX_RADIUS_SQ:,} to fill {bits} bits; use more dimensions or fewer bits"
     )
 
 
@@ -86,7 +85,7 @@ def num_atoms(dim: int, radius_sq: int) -> int:
     """The number of atoms: ways to write radius_sq as a sum of at most `dim` squares of positive integers.
 
     >>> num_atoms(24, 79), num_atoms(8, 10)
-    (256, 4)
+    (256, 3)
     """
     check_sphere(dim, radius_sq)
     ways = [[0] * (radius_sq + 1) for _ in range(dim + 1)]  # ways[parts][sum]

@@ -1,5 +1,7 @@
 """The two losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank)."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -39,10 +41,13 @@ class KoLeoLoss(nn.Module):
 
 
 class RankLoss(nn.Module):
-    """Triplet loss without a margin, equation 3: max(0, |f(x) - f(x+)| - |f(x) - f(x-)|), the mean over the batch.
+    """Triplet loss without a margin, equation 3: max(0, |f(x) - f(x+)| - |f(x) - f(x-)|).
+
+    Args:
+        reduction: "mean" over the batch, or "none" for the loss of each triplet, above 0 where it is violated.
 
     Shape:
-        anchor, positive, negative `(n, d)`; the loss is a scalar, computed in float32.
+        anchor, positive, negative `(n, d)`; the loss is a scalar or `(n,)`, computed in float32.
 
     >>> x = torch.tensor([[0.0, 0.0]])
     >>> near, far = torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]])
@@ -50,12 +55,14 @@ class RankLoss(nn.Module):
     (tensor(0.), tensor(5.))
     """
 
-    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        return self.violations(anchor, positive, negative).clamp(min=0).mean()
+    def __init__(self, reduction: Literal["mean", "none"] = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
 
-    @staticmethod
-    def violations(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """How much further the positive is than the negative, `(n,)`; above 0 where the triplet is violated."""
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         anchor, positive, negative = anchor.float(), positive.float(), negative.float()
         # vector_norm has gradient 0 at 0, so that duplicates do not make it infinite.
-        return torch.linalg.vector_norm(anchor - positive, dim=1) - torch.linalg.vector_norm(anchor - negative, dim=1)
+        near = torch.linalg.vector_norm(anchor - positive, dim=1)
+        far = torch.linalg.vector_norm(anchor - negative, dim=1)
+        losses = (near - far).clamp(min=0)
+        return losses.mean() if self.reduction == "mean" else losses

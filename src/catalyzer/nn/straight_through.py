@@ -14,6 +14,7 @@ class StraightThrough(nn.Module):
     Shape:
         `(n, lattice.dim)` to the same.
 
+    >>> import torch
     >>> layer = StraightThrough(SphericalLattice(dim=2, radius_sq=1))
     >>> x = torch.tensor([[0.6, 0.8]], requires_grad=True)
     >>> y = layer(x)

@@ -151,8 +151,13 @@ def _sample(x: Vectors) -> np.ndarray:
 
 
 @torch.inference_mode()
-def embed(transform: nn.Module, vectors: Vectors, description: str = "embedding") -> np.ndarray:
+def embed(transform: nn.Module, vectors: Vectors, description: str | None = None) -> np.ndarray:
     """Map all vectors through `transform` in evaluation mode, block by block, on the device its tensors are on.
+
+    Args:
+        transform: fitted.
+        vectors: `(n, d_in)`.
+        description: what the progress display says; None shows none.
 
     Returns:
         `(n, d_out)` float32.

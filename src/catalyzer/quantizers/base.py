@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
+from torch import nn
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn_of_blocks
+from catalyzer.nn import embed
 from catalyzer.progress import progress
-from catalyzer.vectors import BLOCK
+from catalyzer.vectors import BLOCK, Vectors
 
 
 class Quantizer(ABC):
@@ -70,3 +72,24 @@ class Quantizer(ABC):
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape}")
         if not 1 <= k <= len(codes):
             raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+
+
+def encode_mapped(transform: nn.Module, quantizer: Quantizer, vectors: Vectors, description: str = "encoding") -> np.ndarray:
+    """Map vectors and code them block by block, so that only the codes are ever held.
+
+    Args:
+        transform: fitted, to the quantizer's dimension.
+        quantizer: fitted.
+        vectors: `(n, d)`, in memory or in a file.
+        description: what the progress display says.
+
+    Returns:
+        `(n, code_size)` uint8.
+    """
+    codes = np.empty((len(vectors), quantizer.code_size), np.uint8)
+    with progress(description, len(vectors), "vectors") as advance:
+        for first in range(0, len(vectors), BLOCK):
+            block = vectors[first : first + BLOCK]
+            codes[first : first + BLOCK] = quantizer.encode(embed(transform, block))
+            advance(len(block))
+    return codes

@@ -1,6 +1,6 @@
 """PQ and OPQ, from faiss: the learned baselines of Table 1."""
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from catalyzer.quantizers.base import Quantizer
 
 QUERIES = 1024  # searched at a time, for the progress display
 MIN_TRAINING = 256  # a codebook of 256 centroids cannot be learned from fewer vectors
+MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not suffer from ours
 
 
 class ProductQuantizer(Quantizer):
@@ -43,22 +44,23 @@ class ProductQuantizer(Quantizer):
         padded = -(-dim // size) * size
         self._transforms: list[faiss.VectorTransform] = []
         if padded != dim:
-            self._transforms.append(faiss.RemapDimensionsTransform(dim, padded, uniform=False))
+            remap: Any = faiss.RemapDimensionsTransform  # faiss's stubs know one of its two constructors
+            self._transforms.append(remap(dim, padded, False))  # not uniform: the zeros come last
         self._pq = faiss.IndexPQ(padded, size, 8)
-        # faiss warns of each codebook that has fewer training vectors than it recommends, hundreds of times for OPQ.
-        self._pq.pq.cp.min_points_per_centroid = 1
+        _use_all_points(self._pq.pq)
         if rotate:
             rotation = faiss.OPQMatrix(padded, size)
             self._pq_of_rotation = faiss.ProductQuantizer(padded, size, 8)  # kept: the rotation only points to it
-            self._pq_of_rotation.cp.min_points_per_centroid = 1
+            _use_all_points(self._pq_of_rotation)
             rotation.pq = self._pq_of_rotation
+            rotation.max_train_points = MAX_TRAINING
             self._transforms.append(rotation)
         self._index = faiss.IndexPreTransform(self._pq)
         for transform in reversed(self._transforms):
             self._index.prepend_transform(transform)
 
     def fit(self, x: np.ndarray) -> Self:
-        """Learn rotation and codebooks (faiss draws the 65,536 vectors it uses from `x`).
+        """Learn rotation and codebooks from at most `MAX_TRAINING` of the vectors, which faiss draws.
 
         Raises:
             InvalidInput: fewer than 256 vectors.
@@ -89,3 +91,9 @@ class ProductQuantizer(Quantizer):
                 advance(len(queries[rows]))
         self._pq.reset()
         return distances, ids
+
+
+def _use_all_points(pq: "faiss.ProductQuantizer") -> None:
+    # The lower limit only silences faiss, which warns hundreds of times where it would like to have more vectors.
+    pq.cp.min_points_per_centroid = 1
+    pq.cp.max_points_per_centroid = MAX_TRAINING // 256 + 1

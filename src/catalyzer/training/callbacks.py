@@ -1,6 +1,7 @@
 """What surrounds a training: progress, and checkpoints that are whole and load without unpickling."""
 
 import logging
+import multiprocessing
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,6 +62,14 @@ class EpochReport(Callback):
         now = time.perf_counter()
         self.seconds += now - self._last
         self._last = now
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # A process that was spawned for distributed training inherits no logging; its first one speaks for all.
+        if multiprocessing.parent_process() is not None and trainer.is_global_zero:
+            log_file = logging.FileHandler(Path(trainer.default_root_dir) / "train.log")
+            handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
+            logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
+            logging.getLogger("catalyzer").setLevel(logging.INFO)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = time.perf_counter()

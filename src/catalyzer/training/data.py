@@ -9,6 +9,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import catalyzer
 from catalyzer.cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
@@ -76,7 +77,8 @@ class TripletData(LightningDataModule):
         self.positives = self._positives()
 
     def _positives(self) -> np.ndarray:
-        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, self.miner)
+        # The version, since approximate neighbours depend on how this version searches.
+        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, self.miner, catalyzer.__version__)
         return self.cache.get(
             "positives", key, lambda: knn_graph(self.train, self.k_pos, self.miner, description="mining positives")
         )

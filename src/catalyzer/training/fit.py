@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
@@ -18,6 +18,15 @@ from catalyzer.training.data import TripletData
 from catalyzer.training.module import CatalyzerTraining
 
 log = logging.getLogger(__name__)
+
+
+def check_trainer(options: dict[str, Any]) -> None:
+    """Raise `InvalidInput` where Lightning would refuse the options, such as a GPU where there is none."""
+    _quiet_lightning()
+    try:
+        pl.Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    except (MisconfigurationException, ValueError) as error:
+        raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
 def fit_catalyzer(
@@ -62,20 +71,17 @@ def fit_catalyzer(
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
 
     _quiet_lightning()
-    try:
-        trainer = pl.Trainer(
-            **trainer_options,
-            default_root_dir=folder,
-            logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
-            callbacks=callbacks,
-            plugins=[WholeCheckpoints()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # TripletData shares out the batches itself
-        )
-    except (MisconfigurationException, ValueError) as error:  # such as a GPU asked for where there is none
-        raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
+    trainer = pl.Trainer(
+        **trainer_options,
+        default_root_dir=folder,
+        logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
+        callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # TripletData shares out the batches itself
+    )
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
     if checkpoint:
         log.info("going on after epoch %d of %d", checkpoint["epoch"] + 1, trainer.max_epochs)
@@ -92,17 +98,19 @@ def fit_catalyzer(
 def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
     # Lightning's writer starts an empty file; what the run had logged up to its checkpoint is put back first.
     path = folder / "metrics.csv"
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
     if resumed_step and path.exists():
         with path.open(newline="") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Experiment logs directory")
         logger = CSVLogger(folder, name="", version="")
         _ = logger.experiment  # created here, inside the filter, and not at the first line logged
         for row in rows:
-            if row["step"] < resumed_step:
-                logger.experiment.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+            step = int(row.pop("step"))
+            if step < resumed_step:
+                logger.experiment.log_metrics(row, step)  # it writes the texts as they are
+        logger.experiment.save()
     return logger
 
 

@@ -17,7 +17,7 @@ METRICS = ("loss", "rank", "koleo", "violated")
 """Logged as train/... every few steps and as epoch/..., the mean over an epoch; violated is the share of triplets whose
 negative is nearer than the positive."""
 
-QUANTIZER_SAMPLE = 1 << 16  # training vectors that a learned quantizer is fitted on, as many as faiss would use
+QUANTIZER_SAMPLE = 100_000  # training vectors that a learned quantizer is fitted on
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CatalyzerTraining(LightningModule):
         super().__init__()
         self.catalyzer, self.quantizer = catalyzer, quantizer
         self.lambda_, self.optimization = lambda_, optimization
-        self.rank_loss, self.koleo_loss = RankLoss(), KoLeoLoss()
+        self.rank_loss, self.koleo_loss = RankLoss(reduction="none"), KoLeoLoss()
         self.quantize: StraightThrough | None = None
         if end_to_end:
             assert isinstance(quantizer, LatticeQuantizer)
@@ -88,11 +88,11 @@ class CatalyzerTraining(LightningModule):
         koleo = self.koleo_loss(anchor)
         if self.quantize is not None:
             positive, negative = self.quantize(torch.cat([positive, negative])).chunk(2)
-        violations = self.rank_loss.violations(anchor, positive, negative)
-        rank = violations.clamp(min=0).mean()
+        ranks = self.rank_loss(anchor, positive, negative)
+        rank = ranks.mean()
         loss = rank + self.lambda_ * koleo
         with torch.no_grad():
-            metrics = torch.stack([loss, rank, koleo, (violations > 0).float().mean()])
+            metrics = torch.stack([loss, rank, koleo, (ranks > 0).float().mean()])
             self._sum += metrics
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_dict({f"train/{name}": value for name, value in zip(METRICS, metrics, strict=True)})
