@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
 
         from catalyzer.experiment import run
 
-        run(settings, folder)
+        run(settings, Path(resume) if resume else folder)
 
 
 if __name__ == "__main__":

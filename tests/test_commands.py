@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from catalyzer import TrainedRun, knn, recall_at
 from tests.conftest import FAST, ROOT, Command, clustered
+from tests.test_vectors import write
 
 
 def only_run(folder: Path) -> Path:
@@ -96,6 +97,17 @@ def test_another_quantizer_without_training_again(evaluate: Command, trained: Pa
     (folder,) = (trained / "evaluations").iterdir()
     assert {p.name for p in folder.iterdir()} == {"results.json", "figures"}
     assert {p.name: p.stat().st_mtime_ns for p in trained.iterdir() if p.name != "evaluations"} == before
+
+
+def test_a_folder_in_deep1bs_layout(train: Command, tmp_path: Path) -> None:
+    (tmp_path / "deep1b").mkdir()
+    for seed, (name, n) in enumerate((("learn", 3000), ("base", 1500), ("deep1B_queries", 100))):
+        x = clustered(n, 96, seed).astype(np.float32) - 128
+        write(tmp_path / "deep1b" / f"{name}.fvecs", x / np.linalg.norm(x, axis=1, keepdims=True))
+    train("dataset=deep1b", f"dataset.root={tmp_path / 'deep1b'}", "dataset.base_size=1_000", *FAST, "bits=32")
+    results = json.loads((only_run(tmp_path) / "results.json").read_text())
+    assert results["title"] == "deep1b: 1,000 base vectors, 100 queries"
+    assert [row["bits"] for row in results["rows"]] == [32, 32, 32]
 
 
 def test_plain_baselines_through_the_same_door(train: Command, own_files: list[str], tmp_path: Path) -> None:
@@ -269,6 +281,14 @@ def test_a_broken_file_gets_one_sentence(train: Command, own_files: list[str], t
 def test_resume_takes_no_other_settings(train: Command, trained: Path) -> None:
     refused(train(f"resume={trained}", "lambda=0.5", expect=2), "leave out lambda=0.5")
     assert (trained / "results.json").exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(train: Command, own_files: list[str], trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    command = [*own_files, *FAST, "baselines=[]", f"hydra.run.dir={trained}"]
+    refused(train(*command, "lambda=0.5", expect=2), "holds a run with other settings", "resume=")
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert "has ended already" in train(*command).stderr
 
 
 def test_a_gpu_where_there_is_none(train: Command, own_files: list[str], tmp_path: Path) -> None:

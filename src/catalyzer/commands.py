@@ -34,7 +34,8 @@ def register_resolvers() -> None:
 
         return paper_lambda(d_out)
 
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    # Milliseconds, since runs that a script starts side by side must not share a folder.
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
 
     def run_folder(resume: str | None) -> str:
         # A resumed run is logged where it began. Anything else, a mistyped folder too, gets a new name, since Hydra

@@ -40,8 +40,13 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     """Do all of a run that `folder` does not hold yet; print and return the rows of its table.
 
     Raises:
-        InvalidInput: settings and data that do not fit together; nothing has been written then.
+        InvalidInput: settings and data that do not fit together, or a folder that holds a run of other settings;
+            nothing has been written then.
     """
+    if (folder / "config.yaml").exists() and Settings.load(folder / "config.yaml") != settings:
+        raise InvalidInput(
+            f"{folder} holds a run with other settings; go on with it by resume={folder}, or choose another folder"
+        )
     if (folder / "results.json").exists():
         log.info("%s has ended already; this is its table", folder)
         rows, title = read_results(folder)
@@ -218,6 +223,7 @@ def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
 
     offline = not wandb.login(prompt=False)
     log.info("W&B: %s", "offline, no API key found" if offline else f"project {chosen.project}")
+    mode: dict[str, Any] = {"mode": "offline"} if offline else {}  # Lightning's own flag leaves W&B asking for a login
     logger = WandbLogger(
         project=chosen.project,
         entity=chosen.entity,
@@ -225,7 +231,7 @@ def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
         name=folder.name,
         save_dir=folder,
         offline=offline,
-        **({"mode": "offline"} if offline else {}),  # Lightning's own flag leaves W&B asking for a login
+        **mode,
     )
     logger.log_hyperparams(settings.model_dump(mode="json", by_alias=True))
     return logger

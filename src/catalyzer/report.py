@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from catalyzer.cache import write_atomically
 from catalyzer.evaluation import RANKS, Result
@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "training s", "encoding s", "search s")
 
-# Okabe-Ito colours with distinct lines and markers: told apart by the colour-blind, and in grey.
-STYLES = {
-    "lattice": ("#0072B2", "-", "o"),
-    "sign": ("#009E73", "-", "s"),
-    "OPQ": ("#D55E00", "--", "^"),
-    "PQ": ("#E69F00", ":", "v"),
-}
+# Colour and marker of a quantizer (Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
+# dashed and its marker hollow, so that the figure reads in grey too.
+STYLES = {"lattice": ("#0072B2", "o"), "sign": ("#009E73", "s"), "OPQ": ("#D55E00", "^"), "PQ": ("#E69F00", "v")}
 
 
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
@@ -66,11 +62,12 @@ def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for r in results:
-        color, line, marker = STYLES[r.method.split(" + ")[-1]]
+        *mapped, quantizer = r.method.split(" + ")
+        color, marker = STYLES[quantizer]
+        look: dict[str, Any] = {"ls": "-"} if mapped else {"ls": "--", "mfc": "white"}
         ks = [k for k in RANKS if k in r.recall]
-        axes.plot(
-            ks, [100 * r.recall[k] for k in ks], line, color=color, marker=marker, ms=4.5, label=f"{r.method}, {r.bits} bits"
-        )
+        recalls = [100 * r.recall[k] for k in ks]
+        axes.plot(ks, recalls, color=color, marker=marker, ms=5, label=f"{r.method}, {r.bits} bits", **look)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(RANKS))
     axes.xaxis.set_minor_locator(NullLocator())

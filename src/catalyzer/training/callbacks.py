@@ -46,7 +46,8 @@ class EpochReport(Callback):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Spent in training so far, mining and validation included; goes on counting in a resumed run."""
+        """Spent in training so far, mining and validation included; goes on counting in a resumed run. The clock starts
+        when the report is made, before positives are mined."""
         self._last = time.perf_counter()
         self._display = ExitStack()
         self._advance: Any = None
@@ -70,9 +71,6 @@ class EpochReport(Callback):
             handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
             logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
             logging.getLogger("catalyzer").setLevel(logging.INFO)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last = time.perf_counter()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         # Opened by the first batch rather than by the epoch, whose beginning is mining with a display of its own.

@@ -56,6 +56,7 @@ def fit_catalyzer(
     Returns:
         Seconds of training, those of the run that this one goes on from included.
     """
+    folder = folder.resolve()  # Lightning forgets which epoch was best if a checkpoint's path is spelled differently
     last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
     checkpoint = load_checkpoint(last) if last.exists() else None
     report = EpochReport()
