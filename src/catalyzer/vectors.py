@@ -85,7 +85,7 @@ class VectorFile:
                     f"{self.path}: row {row:,} has dimension {int(self._headers[row])}, the first row has {self.shape[1]}; "
                     "all rows must agree"
                 )
-        block = np.ascontiguousarray(self._rows[start:stop])
+        block = np.array(self._rows[start:stop], order="C")  # read now, once, and independent of the file from here on
         if block.dtype.kind == "f":
             check_finite(block, str(self.path), start)
         return block

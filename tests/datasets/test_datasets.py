@@ -118,11 +118,11 @@ def test_every_learn_set_can_be_split(available: int, train: int, base: int, que
         assert sizes == (train, base, queries)
 
 
-def test_a_split_that_shrinks_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_split_that_shrinks_says_so(tmp_path: Path, cache: ArrayCache, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="catalyzer"):
-        split_sizes("photos", 550_000, 500_000, 1_000_000, 10_000)
-    assert "photos: the learn set has 550,000 vectors" in caplog.text
-    assert "validation base 40,000 (of 1,000,000)" in caplog.text
+        files(tmp_path, cache, learn=clustered(1200, 16, 0))
+    assert "the learn set has 1,200 vectors, too few for the split wanted, 1,000 + 400 + 50" in caplog.text
+    assert "960 training vectors of 16 dimensions; validation 192 base, 48 queries" in caplog.text
 
 
 def test_the_embedded_dataset_has_true_matches(environment: dict[str, str]) -> None:

@@ -102,7 +102,8 @@ def make_benchmark(
             raise InvalidInput(
                 f"{name}: learn vectors have dimension {learn.shape[1]}, {part} vectors {vectors.shape[1]}; they must agree"
             )
-    train, val_base, val_queries = split_sizes(name, len(learn), train_size, validation_base_size, validation_queries_size)
+    wanted = (train_size, validation_base_size, validation_queries_size)
+    train, val_base, val_queries = split_sizes(name, len(learn), *wanted)
     held_out = learn[train : train + val_queries + val_base]
     validation = Split("validation", held_out[val_queries:], held_out[:val_queries], cache)
     test = Split("test", base, queries[:], cache, ground_truth)
@@ -110,6 +111,9 @@ def make_benchmark(
         _check_ground_truth(name, ground_truth, len(queries), len(base))
     benchmark = Benchmark(name, learn[:train], validation, test)
     _ = test.key  # reads, and so checks, every row before hours of work depend on it
+    if (train, val_base, val_queries) != wanted:
+        log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",
+                 " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
     log.info(
         "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries",
         name, f"{train:,}", benchmark.dim, f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
@@ -132,18 +136,10 @@ def split_sizes(name: str, available: int, train: int, base: int, queries: int) 
     """
     if available < MIN_LEARN:
         raise InvalidInput(f"{name}: the learn set has {available:,} vectors; at least {MIN_LEARN} are needed")
-    wanted = (train, base, queries)
     train = min(train, available - max(available // 16, min(available // 5, ENOUGH_FOR_VALIDATION)))
     rest = available - train
     queries = min(queries, rest // 5)
     base = min(base, rest - queries)
-    if (train, base, queries) != wanted:
-        log.info(
-            "%s: the learn set has %s vectors, so the split shrinks: training %s (of %s wanted), validation base %s "
-            "(of %s), validation queries %s (of %s)",
-            name, f"{available:,}", f"{train:,}", f"{wanted[0]:,}", f"{base:,}", f"{wanted[1]:,}", f"{queries:,}",
-            f"{wanted[2]:,}",
-        )  # fmt: skip
     return train, base, queries
 
 
