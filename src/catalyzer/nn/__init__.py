@@ -2,7 +2,7 @@
 
 from catalyzer.nn.losses import KoLeoLoss, RankLoss
 from catalyzer.nn.straight_through import StraightThrough
-from catalyzer.nn.transforms import PCA, Catalyzer, Identity, Transform, embed, load_transform, save_transform
+from catalyzer.nn.transforms import PCA, Catalyzer, Identity, embed, load_transform, save_transform
 
 __all__ = [
     "PCA",
@@ -11,7 +11,6 @@ __all__ = [
     "KoLeoLoss",
     "RankLoss",
     "StraightThrough",
-    "Transform",
     "embed",
     "load_transform",
     "save_transform",

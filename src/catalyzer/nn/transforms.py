@@ -7,7 +7,7 @@ training vectors what needs no gradient. They are saved as safetensors beside a 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,16 +20,6 @@ from catalyzer.errors import InvalidInput
 from catalyzer.vectors import BLOCK, Vectors, as_float32, float_blocks
 
 FIT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
-
-
-class Transform(Protocol):
-    """What the three maps have in common, beside being a `torch.nn.Module`."""
-
-    d_in: int
-    d_out: int
-
-    def fit(self, x: Vectors) -> Self: ...
-    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class Catalyzer(nn.Module):
