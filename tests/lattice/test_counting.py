@@ -61,8 +61,9 @@ def test_the_best_radius_fits_and_is_the_last_that_does(dim: int, bits: int) -> 
         (1, 4, "dim must be between 2"),
         (129, 4, "dim must be between 2"),
         (24, 79.0, "must be an integer"),
-        (24, 200, "needs codes of 79 bits"),
-        (64, 500, "needs codes of"),
+        (24, 2000, "869,122,529 atoms"),
+        (6, 9000, "needs tables of"),
+        (64, 500, "needs codes of 219 bits"),
     ],
 )
 def test_refusals(dim: int, radius_sq: int, message: str) -> None:

@@ -1,27 +1,98 @@
-"""The loops of the lattice, compiled by numba when first used and cached on disk.
+"""The loops of the lattice on a CPU, compiled by numba when first used and cached on disk; `docs/lattice.md` explains them.
 
-Layout. An atom is a few runs of equal values: `level_value[a, j]` is the j-th largest distinct positive value of atom
-a and `level_count[a, j]` how often it occurs, for j below `num_levels[a]`; the rest of its coordinates is zero.
-A code is `offset[a] + (rank << signs) + sign_bits`: `signs` is the number of nonzero coordinates, bit i of `sign_bits`
-says that the i-th nonzero coordinate is negative, and `rank` numbers the arrangements of the values, level by level in
-mixed radix, each level a combination of the positions that larger values left free (combinatorial number system:
-positions p_1 < p_2 < ... have rank C(p_1, 1) + C(p_2, 2) + ...).
+A nearest point is found for `LANES` vectors at a time: arrays are laid out coordinate by coordinate, so that each inner
+loop does the same to all lanes and becomes SIMD instructions. It is computed in single precision; lanes where that
+leaves a doubt (two atoms closer than rounding, equal magnitudes on the two sides of a level, extreme norms, NaN) are
+done again by `_nearest_row` in double precision, which alone defines ties.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-# numba turns uint64 mixed with int64 into float64, hence constants and casts of the right type throughout.
+# numba turns uint64 mixed with int64 into float64, hence constants and casts of the right type throughout. Indices are
+# unsigned, since signed ones could be negative and cost a test each.
 U = np.uint64
-ROWS = 256  # rows that one parallel task handles
+F = np.float32
+LANES = 128
+TASK = 1024  # rows that one parallel task handles: its scratch memory is allocated once
+TILE = 128  # codes that are decoded together, leaf by leaf, so that the processor overlaps their look-ups
+MAX_FLOAT, MIN_FLOAT = F(1e30), F(1e-30)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _nearest_row(y, level_step, level_end, num_levels, level_value, level_count, order, magnitude, prefix, z):
-    """Write into z the integer point nearest to y; return its atom."""
+class Atoms(NamedTuple):
+    """The atoms as runs of equal values, those of at most four positive values first.
+
+    By partial summation, the dot product of an atom with decreasing magnitudes is a sum over its levels (its distinct
+    positive values) of the step down to the next level times the sum of the magnitudes up to the level's end.
+
+    Attributes:
+        step: `(num_atoms, m)` float32, each level's value minus the next; 0 beyond the last. m is a multiple of 4.
+        end: `(num_atoms, m)` uint32, each level's last coordinate in the sorted order.
+        levels: `(num_atoms,)` uint32.
+        pairs: the first 2·pairs atoms have at most four levels.
+        order: `(num_atoms,)` uint32, the atoms in decreasing lexicographic order.
+        network: `(comparators, 2)` uint32, a sorting network.
+        tolerance: relative difference of two dot products beyond which single precision tells them apart.
+    """
+
+    step: np.ndarray
+    end: np.ndarray
+    levels: np.ndarray
+    pairs: int
+    order: np.ndarray
+    network: np.ndarray
+    tolerance: np.float32
+
+
+class Tables(NamedTuple):
+    """`catalyzer.lattice.numbering.Numbering` for the loops: flat arrays, and reciprocals instead of divisors.
+
+    Attributes:
+        radius_sq: r².
+        width: coordinates of a leaf; `last_width` of the last, whose kind is `last_kind`.
+        leaves: how many there are.
+        wide: before that many leaves, what is left of a code may need two words.
+        half: see `Numbering`, like the rest.
+        values: `(kinds · p, 4)` float32, the leaves' points divided by r; `kind_size` is p.
+        inverse: reciprocals of the ways, rounded down: quotients are never too large, and at most 1 too small.
+        to_bucket: number of buckets times that.
+    """
+
+    radius_sq: int
+    width: int
+    last_width: int
+    last_kind: int
+    leaves: int
+    wide: int
+    half: int
+    buckets: int
+    kind_size: int
+    rank_size: int
+    values: np.ndarray
+    start: np.ndarray
+    rank: np.ndarray
+    ways: np.ndarray
+    ways_high: np.ndarray
+    before: np.ndarray
+    before_high: np.ndarray
+    guide: np.ndarray
+    inverse: np.ndarray
+    to_bucket: np.ndarray
+
+
+# ---- nearest point ------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
+    """Write into z[:, lane] the point nearest to y, in double precision; False where y has NaN or infinity."""
     dim = len(y)
     for i in range(dim):  # insertion sort by decreasing magnitude, stable: equal magnitudes keep their order
         value = abs(np.float64(y[i]))
+        if not value < np.inf:
+            return False
         j = i
         while j > 0 and magnitude[j - 1] < value:
             magnitude[j] = magnitude[j - 1]
@@ -34,125 +105,356 @@ def _nearest_row(y, level_step, level_end, num_levels, level_value, level_count,
         total += magnitude[i]
         prefix[i] = total
 
-    best, best_dot = 0, -1.0
-    for a in range(len(num_levels)):
+    best, best_dot = np.uint32(0), -1.0
+    for a in atoms.order:
         dot = 0.0
-        for j in range(num_levels[a]):
-            dot += level_step[a, j] * prefix[level_end[a, j] - 1]
+        for j in range(atoms.levels[a]):
+            dot += atoms.step[a, j] * prefix[atoms.end[a, j]]
         if dot > best_dot:
             best, best_dot = a, dot
 
-    i = 0
-    for j in range(num_levels[best]):
-        for _ in range(level_count[best, j]):
-            value = level_value[best, j]
-            z[order[i]] = -value if y[order[i]] < 0 else value
-            i += 1
-    while i < dim:
-        z[order[i]] = 0
-        i += 1
-    return best
+    value = 0
+    for j in range(atoms.levels[best]):
+        value += np.int32(atoms.step[best, j])
+    level = 0
+    for i in range(dim):
+        z[order[i], lane] = -value if y[order[i]] < 0 else value
+        if level < atoms.levels[best] and i == atoms.end[best, level]:
+            value -= np.int32(atoms.step[best, level])
+            level += 1
+    return True
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _best_atoms(prefix, atoms, state):
+    """For each lane the best dot product, the second best and the best's atom, given sums of the largest magnitudes.
+
+    They go to the first rows of `state`, `(4, LANES)`; an atom's number is exact in single precision.
+    """
+    step, end = atoms.step, atoms.end
+    state[:2] = F(-1)
+    state[2:] = F(0)
+    for pair in range(U(atoms.pairs)):
+        # Two atoms a turn halve the traffic to and from `state`; more operands would end vectorization.
+        a, b = U(2) * pair, U(2) * pair + U(1)
+        a0, a1, a2, a3 = step[a, 0], step[a, 1], step[a, 2], step[a, 3]
+        b0, b1, b2, b3 = step[b, 0], step[b, 1], step[b, 2], step[b, 3]
+        i0, i1, i2, i3 = end[a, 0], end[a, 1], end[a, 2], end[a, 3]
+        j0, j1, j2, j3 = end[b, 0], end[b, 1], end[b, 2], end[b, 3]
+        name_a, name_b = F(a), F(b)
+        for lane in range(U(LANES)):
+            best, second, arg = state[0, lane], state[1, lane], state[2, lane]
+            d = a0 * prefix[i0, lane] + a1 * prefix[i1, lane] + a2 * prefix[i2, lane] + a3 * prefix[i3, lane]
+            low = d if d < best else best
+            second = low if low > second else second
+            arg = name_a if d > best else arg
+            best = d if d > best else best
+            d = b0 * prefix[j0, lane] + b1 * prefix[j1, lane] + b2 * prefix[j2, lane] + b3 * prefix[j3, lane]
+            low = d if d < best else best
+            state[1, lane] = low if low > second else second
+            state[2, lane] = name_b if d > best else arg
+            state[0, lane] = d if d > best else best
+    for a in range(U(2 * atoms.pairs), U(len(step))):
+        levels = U(atoms.levels[a])
+        a0, a1, a2, a3 = step[a, 0], step[a, 1], step[a, 2], step[a, 3]
+        b0, b1, b2, b3 = step[a, 4], step[a, 5], step[a, 6], step[a, 7]
+        i0, i1, i2, i3 = end[a, 0], end[a, 1], end[a, 2], end[a, 3]
+        j0, j1, j2, j3 = end[a, 4], end[a, 5], end[a, 6], end[a, 7]
+        if levels > U(8):
+            state[3] = F(0)
+            for j in range(U(8), levels):
+                for lane in range(U(LANES)):
+                    state[3, lane] += step[a, j] * prefix[end[a, j], lane]
+        name_a = F(a)
+        for lane in range(U(LANES)):
+            best, second, arg = state[0, lane], state[1, lane], state[2, lane]
+            d = a0 * prefix[i0, lane] + a1 * prefix[i1, lane] + a2 * prefix[i2, lane] + a3 * prefix[i3, lane]
+            d += b0 * prefix[j0, lane] + b1 * prefix[j1, lane] + b2 * prefix[j2, lane] + b3 * prefix[j3, lane]
+            d += state[3, lane]
+            low = d if d < best else best
+            state[1, lane] = low if low > second else second
+            state[2, lane] = name_a if d > best else arg
+            state[0, lane] = d if d > best else best
+        if levels > U(8):
+            state[3] = F(0)
+
+
+@njit(cache=True, nogil=True)
+def _scratch(dim, most):
+    """What `_nearest_lanes` works in, allocated once for many calls."""
+    lanes, levels = (dim, LANES), (most, LANES)
+    return (
+        *(np.empty(lanes, F), np.empty(lanes, F), np.empty(lanes, F)),
+        *(np.empty(levels, F), np.empty(levels, F), np.empty((4, LANES), F)),
+        *(np.empty(LANES, np.bool_), np.empty(dim), np.empty(dim), np.empty(dim, np.int64)),
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _nearest_lanes(y, first, lanes, atoms, scratch, z):
+    """Write into z, `(dim, LANES)` int32, the points nearest to rows first to first + lanes of y.
+
+    Returns the first row with NaN or infinity, or -1.
+    """
+    dim, most = U(y.shape[1]), U(atoms.step.shape[1])
+    signed, magnitude, prefix, threshold, step, state, doubtful, row_magnitude, row_prefix, order = scratch
+    for lane in range(U(lanes)):
+        for i in range(dim):
+            signed[i, lane] = y[U(first) + lane, i]
+    for i in range(dim):
+        for lane in range(U(lanes), U(LANES)):
+            signed[i, lane] = F(1)
+    for i in range(dim):
+        for lane in range(U(LANES)):
+            magnitude[i, lane] = abs(signed[i, lane])
+    for c in range(U(len(atoms.network))):
+        i, j = atoms.network[c, 0], atoms.network[c, 1]
+        for lane in range(U(LANES)):
+            p, q = magnitude[i, lane], magnitude[j, lane]
+            magnitude[i, lane] = p if p > q else q
+            magnitude[j, lane] = q if p > q else p
+    for lane in range(U(LANES)):
+        prefix[0, lane] = magnitude[0, lane]
+    for i in range(U(1), dim):
+        for lane in range(U(LANES)):
+            prefix[i, lane] = prefix[i - U(1), lane] + magnitude[i, lane]
+    _best_atoms(prefix, atoms, state)
+
+    # A coordinate has the value of the level whose magnitudes reach down to its own: no permutation is applied.
+    deepest = np.uint32(0)
+    doubts = 0
+    for lane in range(U(LANES)):
+        a = U(state[2, lane])
+        best, second, total = state[0, lane], state[1, lane], prefix[dim - U(1), lane]
+        doubt = not (best - second > atoms.tolerance * best and total < MAX_FLOAT and total > MIN_FLOAT)
+        levels = atoms.levels[a]
+        for j in range(U(levels)):
+            e = U(atoms.end[a, j])
+            value = magnitude[e, lane]
+            threshold[j, lane] = value
+            step[j, lane] = atoms.step[a, j]
+            if e + U(1) < dim:
+                doubt |= magnitude[e + U(1), lane] == value
+        for j in range(U(levels), most):
+            threshold[j, lane] = np.inf
+            step[j, lane] = F(0)
+        deepest = max(deepest, levels)
+        doubtful[lane] = doubt
+        doubts += doubt
+    for i in range(dim):
+        for lane in range(U(LANES)):
+            value, y_i = F(0), abs(signed[i, lane])
+            for j in range(4):
+                value += step[j, lane] if y_i >= threshold[j, lane] else F(0)
+            z[i, lane] = np.int32(value)
+    for j in range(U(4), U(deepest)):
+        for i in range(dim):
+            for lane in range(U(LANES)):
+                z[i, lane] += np.int32(step[j, lane]) if abs(signed[i, lane]) >= threshold[j, lane] else np.int32(0)
+    for i in range(dim):
+        for lane in range(U(LANES)):
+            z[i, lane] = -z[i, lane] if signed[i, lane] < F(0) else z[i, lane]
+
+    if doubts:
+        for lane in range(lanes):
+            if doubtful[lane] and not _nearest_row(y[first + lane], atoms, order, row_magnitude, row_prefix, z, lane):
+                return first + lane
+    return -1
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def nearest(y, atoms, points):
+    """The points nearest to y, `(n, dim)` int16; returns the first row with NaN or infinity, or -1."""
+    n, dim = y.shape
+    tasks = (n + TASK - 1) // TASK
+    refused = np.full(tasks, -1)
+    for task in prange(tasks):
+        scratch, z = _scratch(dim, atoms.step.shape[1]), np.empty((dim, LANES), np.int32)
+        for first in range(task * TASK, min(n, (task + 1) * TASK), LANES):
+            lanes = min(LANES, n - first)
+            row = _nearest_lanes(y, first, lanes, atoms, scratch, z)
+            if row >= 0 and refused[task] < 0:
+                refused[task] = row
+            for lane in range(U(lanes)):
+                for i in range(U(dim)):
+                    points[U(first) + lane, i] = z[i, lane]
+    for row in refused:
+        if row >= 0:
+            return row
+    return -1
+
+
+# ---- codes --------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _code_of_row(z, a, num_levels, level_value, level_count, offset, binomial):
-    dim = len(z)
-    sign_bits, signs = U(0), 0
-    for i in range(dim):
-        if z[i] != 0:
-            if z[i] < 0:
-                sign_bits |= U(1) << U(signs)
-            signs += 1
-    rank, free = U(0), dim
-    for j in range(num_levels[a]):
-        value, count = level_value[a, j], level_count[a, j]
-        combination, taken, position = U(0), 0, 0
-        for i in range(dim):
-            size = abs(z[i])
-            if size == value:
-                taken += 1
-                combination += binomial[position, taken]
-            if size <= value:  # free: not taken by a larger value
-                position += 1
-        rank = rank * binomial[free, count] + combination
-        free -= count
-    return offset[a] + (rank << U(signs)) + sign_bits
+def _row(t, norm, radius_sq):
+    return U(1) + (t - U(1)) * U(radius_sq + 1) + norm if t else U(0)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def nearest(y, level_step, level_end, num_levels, level_value, level_count, points):
+@njit(cache=True, nogil=True, error_model="numpy")
+def _times(low, high, factor):
+    """(low, high) · factor modulo 2^128, for a factor below 2^32."""
+    mask = U(0xFFFFFFFF)
+    bottom = (low & mask) * factor
+    middle = (low >> U(32)) * factor + (bottom >> U(32))
+    return (middle << U(32)) | (bottom & mask), high * factor + (middle >> U(32))
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def encode(y, atoms, tables, codes, codes_high):
+    """The codes of the points nearest to y: `(n,)` uint64 words; `codes_high` may be empty where one word is enough."""
     n, dim = y.shape
-    for block in prange((n + ROWS - 1) // ROWS):
-        order = np.empty(dim, np.int64)
-        magnitude = np.empty(dim, np.float64)
-        prefix = np.empty(dim, np.float64)
-        for row in range(block * ROWS, min(n, (block + 1) * ROWS)):
-            _nearest_row(
-                y[row], level_step, level_end, num_levels, level_value, level_count, order, magnitude, prefix, points[row]
-            )
+    tasks = (n + TASK - 1) // TASK
+    refused = np.full(tasks, -1)
+    leaves, width, side = U(tables.leaves), U(tables.width), np.int32(2 * tables.half + 1)
+    for task in prange(tasks):
+        scratch, z = _scratch(dim, atoms.step.shape[1]), np.empty((dim, LANES), np.int32)
+        digits = np.empty((leaves, LANES), np.int32)
+        norms = np.empty((leaves, LANES), np.int32)
+        for first in range(task * TASK, min(n, (task + 1) * TASK), LANES):
+            lanes = min(LANES, n - first)
+            row = _nearest_lanes(y, first, lanes, atoms, scratch, z)
+            if row >= 0:
+                if refused[task] < 0:
+                    refused[task] = row
+                continue
+            digits[:] = np.int32(0)
+            norms[:] = np.int32(0)
+            for i in range(U(dim)):
+                t = i // width
+                for lane in range(U(LANES)):
+                    value = z[i, lane]
+                    digits[t, lane] = digits[t, lane] * side + (value + np.int32(tables.half))
+                    norms[t, lane] += value * value
+            for lane in range(U(lanes)):
+                t = leaves - U(1)
+                norm = U(norms[t, lane])
+                low = U(tables.rank[U(tables.last_kind * tables.rank_size) + U(digits[t, lane])])
+                high = U(0)
+                while t > U(0):
+                    t -= U(1)
+                    s = U(norms[t, lane])
+                    rank = U(tables.rank[U(digits[t, lane])])
+                    after = _row(t + U(1), norm, tables.radius_sq)
+                    norm += s
+                    at = _row(t, norm, tables.radius_sq) * U(tables.radius_sq + 2) + s
+                    if t >= U(tables.wide):
+                        low += tables.before[at] + rank * tables.ways[after]
+                    else:
+                        product, product_high = _times(tables.ways[after], tables.ways_high[after], rank)
+                        low += product
+                        high += product_high + U(low < product)
+                        low += tables.before[at]
+                        high += tables.before_high[at] + U(low < tables.before[at])
+                codes[U(first) + lane] = low
+                if tables.wide:
+                    codes_high[U(first) + lane] = high
+    for row in refused:
+        if row >= 0:
+            return row
+    return -1
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def encode(y, level_step, level_end, num_levels, level_value, level_count, offset, binomial, codes):
-    n, dim = y.shape
-    for block in prange((n + ROWS - 1) // ROWS):
-        order = np.empty(dim, np.int64)
-        magnitude = np.empty(dim, np.float64)
-        prefix = np.empty(dim, np.float64)
-        z = np.empty(dim, np.int16)
-        for row in range(block * ROWS, min(n, (block + 1) * ROWS)):
-            a = _nearest_row(y[row], level_step, level_end, num_levels, level_value, level_count, order, magnitude, prefix, z)
-            codes[row] = _code_of_row(z, a, num_levels, level_value, level_count, offset, binomial)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _less(low, high, than, than_high):
+    return high < than_high or (high == than_high and low < than)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def decode(codes, scale, num_levels, level_value, level_count, offset, binomial, vectors):
-    n, dim = vectors.shape
-    for block in prange((n + ROWS - 1) // ROWS):
-        free_positions = np.empty(dim, np.int64)
-        combinations = np.empty(dim, np.uint64)
-        z = np.empty(dim, np.int16)
-        for row in range(block * ROWS, min(n, (block + 1) * ROWS)):
-            a = np.searchsorted(offset, codes[row], side="right") - 1
-            signs = 0
-            for j in range(num_levels[a]):
-                signs += level_count[a, j]
-            remainder = codes[row] - offset[a]
-            sign_bits = remainder & ((U(1) << U(signs)) - U(1)) if signs < 64 else remainder
-            rank = remainder >> U(signs) if signs < 64 else U(0)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _leaf_wide(t, low, high, norm, tables):
+    """Split leaf t off a code of two words: its index among the leaves, and what is left of the code and the norm."""
+    row = _row(t, norm, tables.radius_sq)
+    value = np.float64(high) * 18446744073709551616.0 + np.float64(low)
+    s = U(tables.guide[row * U(tables.buckets) + U(value * tables.to_bucket[row])])
+    at = row * U(tables.radius_sq + 2) + s
+    while not _less(low, high, tables.before[at + U(1)], tables.before_high[at + U(1)]):
+        at += U(1)
+        s += U(1)
+    high -= tables.before_high[at] + U(low < tables.before[at])
+    low -= tables.before[at]
+    norm -= s
+    after = _row(t + U(1), norm, tables.radius_sq)
+    count, count_high = tables.ways[after], tables.ways_high[after]
+    value = np.float64(high) * 18446744073709551616.0 + np.float64(low)
+    rank = U(value * tables.inverse[after])
+    product, product_high = _times(count, count_high, rank)
+    high -= product_high + U(low < product)
+    low -= product
+    if not _less(low, high, count, count_high):
+        rank += U(1)
+        high -= count_high + U(low < count)
+        low -= count
+    return U(tables.start[s]) + rank, low, high, norm
 
-            free = dim - signs  # the radices come off in reverse: last level first
-            for back in range(num_levels[a]):
-                j = num_levels[a] - 1 - back
-                free += level_count[a, j]
-                radix = binomial[free, level_count[a, j]]
-                combinations[j] = rank % radix
-                rank //= radix
 
-            for i in range(dim):
-                free_positions[i] = i
-                z[i] = 0
-            free = dim
-            for j in range(num_levels[a]):
-                combination, position = combinations[j], free
-                for taken in range(level_count[a, j], 0, -1):
-                    position -= 1
-                    while binomial[position, taken] > combination:
-                        position -= 1
-                    combination -= binomial[position, taken]
-                    z[free_positions[position]] = level_value[a, j]
-                kept = 0
-                for i in range(free):
-                    if z[free_positions[i]] == 0:
-                        free_positions[kept] = free_positions[i]
-                        kept += 1
-                free = kept
+@njit(cache=True, nogil=True, inline="always")
+def _leaf(t, code, norm, tables):
+    """`_leaf_wide` for codes of one word."""
+    row = _row(t, norm, tables.radius_sq)
+    first = row * U(tables.radius_sq + 2)
+    at = first + U(tables.guide[row * U(tables.buckets) + U(np.float64(code) * tables.to_bucket[row])])
+    # The first step is often needed and as often not: as arithmetic it costs less than as a mispredicted branch.
+    at += U(tables.before[at + U(1)] <= code)
+    while tables.before[at + U(1)] <= code:
+        at += U(1)
+    s = at - first
+    norm -= s
+    code -= tables.before[at]
+    after = _row(t + U(1), norm, tables.radius_sq)
+    count = tables.ways[after]
+    rank = U(np.float64(code) * tables.inverse[after])
+    code -= rank * count
+    if code >= count:
+        rank += U(1)
+        code -= count
+    return U(tables.start[s]) + rank, code, norm
 
-            sign = U(0)
-            for i in range(dim):
-                value = np.float32(z[i]) * scale
-                if z[i] != 0:
-                    if (sign_bits >> sign) & U(1):
-                        value = -value
-                    sign += U(1)
-                vectors[row, i] = value
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _decode_tile(codes, codes_high, first, rows, tables, low, high, norm, vectors):
+    """Decode codes first to first + rows into the first rows of `vectors`."""
+    leaves, width = U(tables.leaves), U(tables.width)
+    for i in range(rows):
+        low[i] = codes[first + i]
+        norm[i] = U(tables.radius_sq)
+    if tables.wide:
+        for i in range(rows):
+            high[i] = codes_high[first + i]
+    for t in range(leaves - U(1)):
+        column = t * width
+        if t < U(tables.wide):
+            for i in range(rows):
+                leaf, low[i], high[i], norm[i] = _leaf_wide(t, low[i], high[i], norm[i], tables)
+                for j in range(width):
+                    vectors[i, column + j] = tables.values[leaf, j]
+        elif width == U(4):
+            for i in range(rows):
+                leaf, low[i], norm[i] = _leaf(t, low[i], norm[i], tables)
+                a, b, c, d = tables.values[leaf, 0], tables.values[leaf, 1], tables.values[leaf, 2], tables.values[leaf, 3]
+                vectors[i, column] = a
+                vectors[i, column + U(1)] = b
+                vectors[i, column + U(2)] = c
+                vectors[i, column + U(3)] = d
+        else:
+            for i in range(rows):
+                leaf, low[i], norm[i] = _leaf(t, low[i], norm[i], tables)
+                for j in range(width):
+                    vectors[i, column + j] = tables.values[leaf, j]
+    column = (leaves - U(1)) * width
+    for i in range(rows):
+        start = tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]]
+        leaf = U(tables.last_kind * tables.kind_size) + U(start) + low[i]
+        for j in range(U(tables.last_width)):
+            vectors[i, column + j] = tables.values[leaf, j]
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def decode(codes, codes_high, tables, vectors):
+    """The vectors, `(n, dim)` float32, of codes in words; `codes_high` may be empty where one word is enough."""
+    n = len(codes)
+    for task in prange((n + TASK - 1) // TASK):
+        low, high, norm = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+        for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
+            rows = min(TILE, n - first)
+            _decode_tile(codes, codes_high, U(first), U(rows), tables, low, high, norm, vectors[first : first + rows])

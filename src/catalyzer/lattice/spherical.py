@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.lattice.counting import best_radius_sq, enumerate_atoms, num_points
+from catalyzer.lattice.numbering import BUCKETS, FORMAT, Numbering, number
 
 if TYPE_CHECKING:
     import torch
 
+    from catalyzer.lattice.device import DeviceLattice
+    from catalyzer.lattice.kernels import Atoms, Tables
+
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
-MAX_BITS = 64
+MAX_BITS = 128
 
 
 class SphericalLattice:
@@ -32,10 +37,12 @@ class SphericalLattice:
         num_points: how many points there are, a Python integer.
         bits: bits of a code, `ceil(log2(num_points))`.
         code_size: bytes of a code, `ceil(bits / 8)`.
+        format: version of the numbering; codes of one format mean the same points in every version and on every device.
         atoms: `(num_atoms, dim)` int16, the points that are non-negative and decreasing (Appendix B).
 
     Raises:
-        InvalidInput: no integer point has this norm, a code takes more than 64 bits, or there are too many atoms.
+        InvalidInput: no integer point has this norm, a code takes more than 128 bits, or there are too many atoms or
+            too large tables for memory.
 
     >>> lattice = SphericalLattice(dim=24, radius_sq=79)
     >>> lattice.num_points, lattice.bits, lattice.code_size, len(lattice.atoms)
@@ -50,6 +57,8 @@ class SphericalLattice:
     array([[ 0.        , -0.70710677,  0.70710677]], dtype=float32)
     """
 
+    format = FORMAT
+
     def __init__(self, dim: int, radius_sq: int) -> None:
         self.num_points = num_points(dim, radius_sq)
         self.dim, self.radius_sq = int(dim), int(radius_sq)
@@ -63,7 +72,8 @@ class SphericalLattice:
                 "use a smaller r² or fewer dimensions"
             )
         self.atoms = enumerate_atoms(dim, radius_sq)
-        self._tabulate()
+        self.numbering = number(self.dim, self.radius_sq)
+        self._devices: dict[torch.device, DeviceLattice] = {}
 
     @classmethod
     def for_bits(cls, dim: int, bits: int) -> SphericalLattice:
@@ -77,24 +87,28 @@ class SphericalLattice:
     def __repr__(self) -> str:
         return f"SphericalLattice(dim={self.dim}, radius_sq={self.radius_sq})"
 
-    def quantize(self, y: Array) -> Array:
+    def quantize(self, y: Array, out: Array | None = None) -> Array:
         """The integer point nearest to r·y/|y|: argmax of the dot product, equation 5.
 
         Args:
             y: `(n, dim)` floating point.
+            out: where to write, in place of a new array: fresh memory takes longer to get than to fill.
 
         Returns:
             `(n, dim)` int16, rows of squared norm `radius_sq`.
 
         Raises:
-            InvalidInput: another shape, or NaN or infinity in y.
+            InvalidInput: another shape, NaN or infinity in y, or an `out` of another shape or type.
         """
+        if not isinstance(y, np.ndarray) and y.device.type != "cpu":
+            points = self._on(y.device).quantize(self._checked(y))
+            return points if out is None else out.copy_(points)
         from catalyzer.lattice import kernels
 
-        vectors = self._checked(y)
-        points = np.empty(vectors.shape, np.int16)
-        kernels.nearest(vectors, self._step, self._end, self._levels, self._value, self._count, points)
-        return _like(points, y)
+        vectors = self._checked(_as_numpy(y))
+        result = _result(out, vectors.shape, np.dtype(np.int16))
+        self._refuse_row(kernels.nearest(vectors, self._atoms, result))
+        return _like(result, y) if out is None else out
 
     def encode(self, y: Array) -> Array:
         """The codes of the points nearest to y.
@@ -108,94 +122,172 @@ class SphericalLattice:
         Raises:
             InvalidInput: another shape, or NaN or infinity in y.
         """
+        if not isinstance(y, np.ndarray) and y.device.type != "cpu":
+            return self._on(y.device).encode(self._checked(y))
         from catalyzer.lattice import kernels
 
-        vectors = self._checked(y)
-        codes = np.empty(len(vectors), "<u8")
-        kernels.encode(
-            vectors, self._step, self._end, self._levels, self._value, self._count, self._offset, self._binomial, codes
-        )
-        return _like(np.ascontiguousarray(codes.view(np.uint8).reshape(-1, 8)[:, : self.code_size]), y)
+        vectors = self._checked(_as_numpy(y))
+        low = np.empty(len(vectors), "<u8")
+        high = np.empty(len(vectors) if self.bits > 64 else 0, "<u8")
+        self._refuse_row(kernels.encode(vectors, self._atoms, self.tables, low, high))
+        bytes_ = low.view(np.uint8).reshape(-1, 8)
+        if self.bits > 64:
+            bytes_ = np.concatenate([bytes_, high.view(np.uint8).reshape(-1, 8)], axis=1)
+        return _like(np.ascontiguousarray(bytes_[:, : self.code_size]), y)
 
-    def decode(self, codes: Array) -> Array:
+    def decode(self, codes: Array, out: Array | None = None) -> Array:
         """The points of the codes, divided by r.
 
         Args:
             codes: `(n, code_size)` uint8.
+            out: where to write, in place of a new array: fresh memory takes longer to get than to fill.
 
         Returns:
             `(n, dim)` float32, rows of norm 1.
 
         Raises:
-            InvalidInput: another shape or type, or a code that is not below `num_points`.
+            InvalidInput: another shape or type, a code that is not below `num_points`, or an `out` that does not fit.
         """
+        if not isinstance(codes, np.ndarray) and codes.device.type != "cpu":
+            vectors = self._on(codes.device).decode(codes)
+            return vectors if out is None else out.copy_(vectors)
         from catalyzer.lattice import kernels
 
-        packed = _as_numpy(codes)
-        if packed.ndim != 2 or packed.shape[1] != self.code_size or packed.dtype != np.uint8:
-            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {packed.shape} {packed.dtype}")
-        padded = np.zeros((len(packed), 8), np.uint8)
-        padded[:, : self.code_size] = packed
-        numbers = padded.view("<u8")[:, 0]
-        beyond = np.flatnonzero(numbers > np.uint64(self.num_points - 1))
-        if len(beyond):
-            raise InvalidInput(
-                f"row {beyond[0]:,} holds the code {numbers[beyond[0]]}, but {self!r} has codes below {self.num_points}"
-            )
-        vectors = np.empty((len(numbers), self.dim), np.float32)
-        scale = np.float32(self.radius_sq**-0.5)
-        kernels.decode(numbers, scale, self._levels, self._value, self._count, self._offset, self._binomial, vectors)
-        return _like(vectors, codes)
+        low, high = self.words(_as_numpy(codes))
+        result = _result(out, (len(low), self.dim), np.dtype(np.float32))
+        kernels.decode(low, high, self.tables, result)
+        return _like(result, codes) if out is None else out
 
-    def _checked(self, y: Array) -> np.ndarray:
-        vectors = _as_numpy(y)
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise InvalidInput(f"expected vectors of shape (n, {self.dim}), got {vectors.shape}")
-        if vectors.dtype != np.float64:
-            vectors = np.ascontiguousarray(vectors, np.float32)
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            raise InvalidInput(f"row {int(np.argmin(finite)):,} contains NaN or infinity; it has no nearest lattice point")
-        return vectors
+    def words(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes as `(n,)` uint64 low and high words; there are no high words (size 0) where 64 bits are enough.
 
-    def _tabulate(self) -> None:
-        # The tables that `kernels` explains: runs of equal values for each atom, first code of each, binomials.
+        Raises:
+            InvalidInput: another shape or type, or a code that is not below `num_points`.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype != np.uint8:
+            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
+        size = 16 if self.bits > 64 else 8
+        if self.code_size < size:
+            codes = np.pad(codes, ((0, 0), (0, size - self.code_size)))
+        words = np.ascontiguousarray(codes).view("<u8")
+        last_low, last_high = np.uint64((self.num_points - 1) & (1 << 64) - 1), np.uint64((self.num_points - 1) >> 64)
+        low, high = words[:, 0], words[:, 1:].reshape(-1)
+        # The largest leading word tells in one pass whether to look closer.
+        top, last_top = (low, last_low) if size == 8 else (high, last_high)
+        beyond = np.zeros(1, np.bool_)
+        if top.max(initial=0) >= last_top:
+            beyond = low > last_low if size == 8 else (high > last_high) | ((high == last_high) & (low > last_low))
+        if beyond.any():
+            row = int(np.argmax(beyond))
+            value = int.from_bytes(codes[row].tobytes(), "little")
+            raise InvalidInput(f"row {row:,} holds the code {value}, but {self!r} has codes below {self.num_points}")
+        return np.require(low, requirements=["C", "W"]), np.require(high, requirements=["C", "W"])
+
+    def _checked(self, y: Array) -> Array:
+        if y.ndim != 2 or y.shape[1] != self.dim:
+            raise InvalidInput(f"expected vectors of shape (n, {self.dim}), got {tuple(y.shape)}")
+        if isinstance(y, np.ndarray):
+            # One layout, contiguous and writable: numba compiles anew for each other one.
+            return np.require(y, np.float64 if y.dtype == np.float64 else np.float32, ["C", "W"])
+        return y
+
+    def _on(self, device: torch.device) -> DeviceLattice:
+        from catalyzer.lattice.device import DeviceLattice
+
+        if device not in self._devices:
+            self._devices[device] = DeviceLattice(self, device)
+        return self._devices[device]
+
+    @staticmethod
+    def _refuse_row(row: int) -> None:
+        if row >= 0:
+            raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
+
+    @cached_property
+    def _atoms(self) -> Atoms:
+        from catalyzer.lattice.kernels import Atoms
+
         runs = [[(v, int((atom == v).sum())) for v in sorted(set(atom.tolist()) - {0}, reverse=True)] for atom in self.atoms]
-        shape = (len(runs), max(map(len, runs)))
-        self._levels = np.array([len(levels) for levels in runs], np.int64)
-        self._value = np.zeros(shape, np.int16)
-        self._count = np.zeros(shape, np.int64)
-        for a, levels in enumerate(runs):
-            for j, (value, count) in enumerate(levels):
-                self._value[a, j], self._count[a, j] = value, count
-        self._end = np.cumsum(self._count, axis=1)
-        # Summation by parts: the dot product with a decreasing atom is a sum over levels of (value - next value) times
-        # the sum of all magnitudes up to the level's end.
-        below = np.concatenate([self._value[:, 1:], np.zeros((len(runs), 1), np.int16)], axis=1)
-        self._step = (self._value - below).astype(np.float64)
+        by_levels = sorted(range(len(runs)), key=lambda a: (len(runs[a]) > 4, a))
+        most = max(8, *map(len, runs)) if len(runs) > 1 else max(8, len(runs[0]))
+        step, end = np.zeros((len(runs), most), np.float32), np.zeros((len(runs), most), np.uint32)
+        for row, a in enumerate(by_levels):
+            values, counts = zip(*runs[a], strict=True)
+            step[row, : len(values)] = np.subtract(values, [*values[1:], 0])
+            end[row] = np.pad(np.cumsum(counts) - 1, (0, most - len(counts)), mode="edge")
+        return Atoms(
+            step=step,
+            end=end,
+            levels=np.array([len(runs[a]) for a in by_levels], np.uint32),
+            pairs=sum(len(levels) <= 4 for levels in runs) // 2,
+            order=np.argsort(by_levels).astype(np.uint32),
+            network=_sorting_network(self.dim),
+            # Sums of non-negative terms: each rounding costs at most 2^-24 of the result, and two results differ.
+            tolerance=np.float32((self.dim + most + 4) * 2.0**-23),
+        )
 
-        pascal = [[0] * (self.dim + 1) for _ in range(self.dim + 1)]
-        for n in range(self.dim + 1):
-            pascal[n][0] = 1
-            for k in range(1, n + 1):
-                pascal[n][k] = pascal[n - 1][k - 1] + pascal[n - 1][k]
-        # Entries beyond 64 bits belong to combinations that no atom of a lattice of 64 bits has.
-        self._binomial = np.array([[min(c, 2**64 - 1) for c in row] for row in pascal], np.uint64)
+    @cached_property
+    def tables(self) -> Tables:
+        from catalyzer.lattice.kernels import Tables
 
-        first, starts = 0, []
-        for levels in runs:
-            starts.append(first)
-            free, size = self.dim, 1
-            for _, count in levels:
-                size *= pascal[free][count] << count
-                free -= count
-            first += size
-        assert first == self.num_points, "the atoms' arrangements and signs must make up all points"
-        self._offset = np.array(starts, np.uint64)
+        numbering: Numbering = self.numbering
+        ways = numbering.ways[0].astype(float) + numbering.ways[1].astype(float) * 2.0**64
+        inverse = (1 - 2.0**-50) / np.where(ways > 0, ways, np.inf)
+        return Tables(
+            radius_sq=self.radius_sq,
+            width=numbering.widths[0],
+            last_width=numbering.widths[-1],
+            last_kind=len(numbering.points) - 1,
+            leaves=len(numbering.widths),
+            wide=numbering.wide,
+            half=numbering.half,
+            buckets=BUCKETS,
+            kind_size=numbering.points.shape[1],
+            rank_size=numbering.rank.shape[1],
+            values=(numbering.points.reshape(-1, 4) / self.radius_sq**0.5).astype(np.float32),
+            start=numbering.start.ravel(),
+            rank=numbering.rank.ravel(),
+            ways=numbering.ways[0],
+            ways_high=numbering.ways[1],
+            before=numbering.before[0].ravel(),
+            before_high=numbering.before[1].ravel(),
+            guide=numbering.guide.ravel(),
+            inverse=inverse,
+            to_bucket=inverse * BUCKETS,
+        )
+
+
+def _sorting_network(n: int) -> np.ndarray:
+    """Batcher's odd-even merge sort: the pairs (i, j), i < j, to compare and exchange, `(c, 2)` uint32."""
+    pairs = []
+    p = 1
+    while p < n:
+        k = p
+        while k:
+            for j in range(k % p, n - k, 2 * k):
+                for i in range(min(k, n - j - k)):
+                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
+                        pairs.append((i + j, i + j + k))
+            k //= 2
+        p *= 2
+    return np.array(pairs, np.uint32).reshape(-1, 2)
 
 
 def _as_numpy(x: Array) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
+    if isinstance(x, np.ndarray):
+        return x
+    x = x.detach()
+    # NumPy has no bfloat16.
+    return (x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x).numpy()
+
+
+def _result(out: Array | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, dtype)
+    result = _as_numpy(out)
+    if result.shape != shape or result.dtype != dtype or not result.flags.c_contiguous or not result.flags.writeable:
+        raise InvalidInput(f"out must be {shape} {dtype}, contiguous and writable; got {result.shape} {result.dtype}")
+    return result
 
 
 def _like(result: np.ndarray, x: Array) -> Array:
@@ -203,4 +295,4 @@ def _like(result: np.ndarray, x: Array) -> Array:
         return result
     import torch
 
-    return torch.from_numpy(result).to(x.device)
+    return torch.from_numpy(result)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from catalyzer import scan
 from catalyzer.errors import InvalidInput
 from catalyzer.lattice import SphericalLattice
 from catalyzer.quantizers.base import Quantizer
@@ -37,3 +38,6 @@ class LatticeQuantizer(Quantizer):
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         return self.lattice.decode(codes)
+
+    def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return scan.search(self.lattice, queries, codes, k)

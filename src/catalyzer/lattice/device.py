@@ -1,0 +1,125 @@
+"""The lattice in torch operations, for tensors that live on an accelerator: the same points and the same codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from catalyzer.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from catalyzer.lattice.spherical import SphericalLattice
+
+CHUNK = 1 << 26  # products of vectors with atoms that are held at a time, in double precision
+SIGN = -(1 << 63)  # flips the order of int64 into that of the uint64 with the same bits, since torch compares no uint64
+
+
+class DeviceLattice:
+    """`SphericalLattice` for tensors on one device.
+
+    Codes of more than 64 bits take the way through the CPU.
+
+    >>> from catalyzer import SphericalLattice
+    >>> lattice = SphericalLattice(dim=24, radius_sq=79)
+    >>> y = torch.randn(100, 24)
+    >>> codes = DeviceLattice(lattice, torch.device("cpu")).encode(y)
+    >>> bool((codes == lattice.encode(y)).all())
+    True
+    """
+
+    def __init__(self, lattice: SphericalLattice, device: torch.device) -> None:
+        self.lattice, self.device = lattice, device
+        self.atoms = torch.from_numpy(lattice.atoms).to(device)
+        self.atoms_transposed = self.atoms.T.double()
+        tables = lattice.tables
+
+        def words(x: object) -> Tensor:
+            return torch.from_numpy(x.view("<i8")).to(device)  # type: ignore[attr-defined]
+
+        self.before, self.ways = words(tables.before) ^ SIGN, words(tables.ways)
+        self.inverse = torch.from_numpy(tables.inverse).to(device)
+        self.values = torch.from_numpy(tables.values).to(device)
+        self.start = torch.from_numpy(tables.start.astype("i8")).to(device)
+        self.rank = torch.from_numpy(tables.rank.astype("i8")).to(device)
+
+    def quantize(self, y: Tensor) -> Tensor:
+        """See `SphericalLattice.quantize`."""
+        points = torch.empty(y.shape, dtype=torch.int16, device=self.device)
+        rows = max(1, CHUNK // len(self.atoms))
+        for first in range(0, len(y), rows):
+            part = y[first : first + rows].double()
+            finite = part.isfinite().all(dim=1)
+            if not finite.all():
+                row = first + int((~finite).int().argmax())
+                raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
+            magnitude, order = part.abs().sort(dim=1, descending=True, stable=True)
+            best = (magnitude @ self.atoms_transposed).argmax(dim=1)
+            sizes = torch.empty_like(points[first : first + rows]).scatter_(1, order, self.atoms[best])
+            points[first : first + rows] = torch.where(part < 0, -sizes, sizes)
+        return points
+
+    def encode(self, y: Tensor) -> Tensor:
+        """See `SphericalLattice.encode`."""
+        if self.lattice.bits > 64:
+            return self.lattice.encode(y.cpu()).to(self.device)
+        tables = self.lattice.tables
+        z = self.quantize(y).long()
+        leaves = list(z.split(tables.width, dim=1))
+        norms = [leaf.square().sum(dim=1) for leaf in leaves]
+        ranks = []
+        for t, leaf in enumerate(leaves):
+            digits = torch.zeros_like(norms[t])
+            for column in leaf.unbind(dim=1):
+                digits = digits * (2 * tables.half + 1) + column + tables.half
+            kind = tables.last_kind if t == len(leaves) - 1 else 0
+            ranks.append(self.rank[kind * tables.rank_size + digits])
+        # int64 wraps as uint64 does, so sums and products have the right bits.
+        code, norm = ranks[-1], norms[-1]
+        for t in range(len(leaves) - 2, -1, -1):
+            product = ranks[t] * self.ways[self._row(t + 1, norm)]
+            norm = norm + norms[t]
+            code = code + product + (self.before[self._row(t, norm) * (tables.radius_sq + 2) + norms[t]] ^ SIGN)
+        return code[:, None].contiguous().view(torch.uint8)[:, : self.lattice.code_size].contiguous()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """See `SphericalLattice.decode`."""
+        lattice, tables = self.lattice, self.lattice.tables
+        size = lattice.code_size
+        if codes.ndim != 2 or codes.shape[1] != size or codes.dtype != torch.uint8:
+            raise InvalidInput(f"codes must be (n, {size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
+        if lattice.bits > 64:
+            return lattice.decode(codes.cpu()).to(self.device)
+        code = torch.nn.functional.pad(codes, (0, 8 - size)).contiguous().view(torch.int64)[:, 0]
+        last = lattice.num_points - 1
+        beyond = (code ^ SIGN) > (last - (1 << 64) if last >> 63 else last) ^ SIGN
+        if beyond.any():
+            row = int(beyond.int().argmax())
+            value = int.from_bytes(bytes(codes[row].tolist()), "little")
+            raise InvalidInput(f"row {row:,} holds the code {value}, but {lattice!r} has codes below {lattice.num_points}")
+        norm = torch.full_like(code, tables.radius_sq)
+        columns = []
+        for t in range(tables.leaves - 1):
+            first = self._row(t, norm) * (tables.radius_sq + 2)
+            s, above = torch.zeros_like(norm), norm + 1  # the sums before s are at most the code; those before `above` more
+            for _ in range((tables.radius_sq + 1).bit_length()):
+                middle = (s + above) // 2
+                fits = self.before[first + middle] <= (code ^ SIGN)
+                s, above = torch.where(fits, middle, s), torch.where(fits, above, middle)
+            code = code - (self.before[first + s] ^ SIGN)
+            norm = norm - s
+            after = self._row(t + 1, norm)
+            count = self.ways[after]
+            size_of_code = code.double() + (code < 0) * 2.0**64
+            rank = (size_of_code * self.inverse[after]).long()
+            code = code - rank * count
+            short = (code ^ SIGN) >= (count ^ SIGN)
+            rank, code = rank + short.long(), torch.where(short, code - count, code)
+            columns.append(self.values[self.start[s] + rank, : tables.width])
+        last_leaf = self.start[tables.last_kind * (tables.radius_sq + 2) + norm] + code
+        columns.append(self.values[tables.last_kind * tables.kind_size + last_leaf, : tables.last_width])
+        return torch.cat(columns, dim=1)
+
+    def _row(self, t: int, norm: Tensor) -> Tensor:
+        return 1 + (t - 1) * (self.lattice.radius_sq + 1) + norm if t else torch.zeros_like(norm)

@@ -1,0 +1,194 @@
+"""The loops of the scan: k nearest codes by asymmetric distance, for many queries and for one.
+
+Distances are |q|² + 1 - 2 q·z / r in double precision, with z the integer point: exact but for the last rounding. Single
+precision only decides which codes are worth that, with room for its own rounding.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from catalyzer.lattice.kernels import TASK, TILE, F, U, _decode_tile, _leaf
+
+CODES = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
+ONE_TASK = 4096  # codes of one parallel task of the scan for one query
+ONE_TILE = 256  # codes that it splits together, leaf by leaf
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def exact_distance(query, point, stride, dim, square, r):
+    """Squared distance of a query of squared norm `square` to the `point`, a decoded vector with elements `stride` apart."""
+    dot = 0.0
+    for i in range(dim):
+        dot += np.float64(query[i]) * np.rint(np.float64(point[i * stride]) * r)
+    return max(0.0, square + 1.0 - 2.0 * dot / r)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def exact_distances(query, vectors, square, r):
+    """`exact_distance` to each row of `vectors`, float64."""
+    distances = np.empty(len(vectors))
+    for row in range(len(vectors)):
+        distances[row] = exact_distance(query, vectors[row], U(1), U(len(query)), square, r)
+    return distances
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def decode_columns(codes, codes_high, tables, columns):
+    """`kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
+    n, dim = len(codes), U((tables.leaves - 1) * tables.width + tables.last_width)
+    for task in prange((n + TASK - 1) // TASK):
+        low, high, norm = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+        rows = np.empty((TILE, dim), F)
+        for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
+            size = U(min(TILE, n - first))
+            _decode_tile(codes, codes_high, U(first), size, tables, low, high, norm, rows)
+            for i in range(dim):
+                for row in range(size):
+                    columns[i, U(first) + row] = rows[row, i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _replace_root(distances, ids, distance, name):
+    """Put (distance, name) in the place of the root of a heap whose parents are not before their children."""
+    at, size = 0, len(distances)
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        right = child + 1
+        if right < size and (
+            distances[right] > distances[child] or (distances[right] == distances[child] and ids[right] > ids[child])
+        ):
+            child = right
+        if distances[child] < distance or (distances[child] == distance and ids[child] < name):
+            break
+        distances[at], ids[at] = distances[child], ids[child]
+        at = child
+    distances[at], ids[at] = distance, name
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def _products(queries, i, tile, dots):
+    """Dot products of queries i and i + 1 with the columns of `tile`, whose rows are a multiple of 8."""
+    dots[:] = F(0)
+    j = i + U(1)
+    for k in range(U(0), U(len(tile)), U(8)):
+        # Eight coordinates of two queries a turn: enough arithmetic for each load, few enough operands to vectorize.
+        k1, k2, k3, k4, k5, k6, k7 = k + U(1), k + U(2), k + U(3), k + U(4), k + U(5), k + U(6), k + U(7)
+        a0, a1, a2, a3 = queries[i, k], queries[i, k1], queries[i, k2], queries[i, k3]
+        a4, a5, a6, a7 = queries[i, k4], queries[i, k5], queries[i, k6], queries[i, k7]
+        b0, b1, b2, b3 = queries[j, k], queries[j, k1], queries[j, k2], queries[j, k3]
+        b4, b5, b6, b7 = queries[j, k4], queries[j, k5], queries[j, k6], queries[j, k7]
+        for c in range(U(CODES)):
+            x0, x1, x2, x3 = tile[k, c], tile[k1, c], tile[k2, c], tile[k3, c]
+            x4, x5, x6, x7 = tile[k4, c], tile[k5, c], tile[k6, c], tile[k7, c]
+            a = dots[0, c] + (((a0 * x0 + a1 * x1) + (a2 * x2 + a3 * x3)) + ((a4 * x4 + a5 * x5) + (a6 * x6 + a7 * x7)))
+            b = dots[1, c] + (((b0 * x0 + b1 * x1) + (b2 * x2 + b3 * x3)) + ((b4 * x4 + b5 * x5) + (b6 * x6 + b7 * x7)))
+            dots[0, c] = a
+            dots[1, c] = b
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size, distances, ids):
+    """Update the heaps of the k best of each query with n decoded codes.
+
+    Args:
+        columns: `(dim padded to a multiple of 8, n padded to a multiple of CODES)` float32.
+        n: codes in `columns`.
+        first_id: id of the first.
+        dim: dimension.
+        r: the points' norm.
+        queries: `(nq padded to even, padded dim)` float32.
+        squares: `(nq,)` float64 squared norms of the queries.
+        slacks: `(nq,)` float64 bounds for the error of single precision.
+        task_size: queries of one parallel task, even.
+        distances: `(nq, k)` float64 heaps, the farthest first.
+        ids: `(nq, k)` int64, theirs.
+    """
+    nq, depth = len(squares), U(len(columns))
+    for task in prange((nq + task_size - 1) // task_size):
+        tile, dots = np.empty((depth, CODES), F), np.empty((2, CODES), F)
+        for first in range(U(0), U(n), U(CODES)):
+            for k in range(depth):
+                for c in range(U(CODES)):
+                    tile[k, c] = columns[k, first + c]
+            for i in range(U(task * task_size), U(min(nq, (task + 1) * task_size)), U(2)):
+                _products(queries, i, tile, dots)
+                for j in range(U(2)):
+                    if i + j >= U(nq):
+                        break
+                    heap, heap_ids = distances[i + j], ids[i + j]
+                    limit = F((squares[i + j] + 1.0 - heap[0]) / 2 - slacks[i + j])
+                    hits = 0
+                    for c in range(U(CODES)):
+                        hits += dots[j, c] >= limit
+                    if hits:
+                        for c in range(U(min(CODES, n - np.int64(first)))):
+                            if dots[j, c] >= limit:
+                                point = tile.ravel()[c:]
+                                distance = exact_distance(queries[i + j], point, U(CODES), U(dim), squares[i + j], r)
+                                if distance < heap[0]:
+                                    _replace_root(heap, heap_ids, distance, np.int64(first_id) + np.int64(first + c))
+                                    limit = F((squares[i + j] + 1.0 - heap[0]) / 2 - slacks[i + j])
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def leaf_products(query, values, products):
+    """Dot products of the query's leaves, `(leaves, 4)`, with all that `values`, `(p, 4)`, lists: `(leaves, p)` float32."""
+    for t in prange(len(query)):
+        a, b, c, d = query[t, 0], query[t, 1], query[t, 2], query[t, 3]
+        for p in range(U(len(values))):
+            products[t, p] = a * values[p, 0] + b * values[p, 1] + c * values[p, 2] + d * values[p, 3]
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def scan_one(codes, tables, products, rest, limit):
+    """Collect the codes whose dot product with one query may reach `limit`; codes of one word only.
+
+    A code is split leaf by leaf, and given up as soon as what is left of its norm cannot lift it to the limit.
+
+    Args:
+        codes: `(n,)` uint64.
+        tables: of the lattice.
+        products: `(leaves, kinds · p)` float32, dot products of the query's leaves with `tables.values`.
+        rest: `(leaves, r² + 1)` float32, the most that the leaves after t can add when they have the norm R.
+        limit: dot product.
+
+    Returns:
+        Rows of the codes, int64, ascending.
+    """
+    n, leaves = len(codes), U(tables.leaves)
+    tasks = (n + ONE_TASK - 1) // ONE_TASK
+    found, found_in = np.empty(n + 1, np.int64), np.empty(tasks, np.int64)
+    for task in prange(tasks):
+        code, norm = np.empty(ONE_TILE, np.uint64), np.empty(ONE_TILE, np.uint64)
+        dot, row = np.empty(ONE_TILE, F), np.empty(ONE_TILE, np.uint64)
+        start = U(task * ONE_TASK)
+        out = start
+        for first in range(start, U(min(n, (task + 1) * ONE_TASK)), U(ONE_TILE)):
+            alive = min(U(ONE_TILE), U(n) - first)
+            for i in range(alive):
+                code[i], norm[i] = codes[first + i], U(tables.radius_sq)
+                dot[i], row[i] = F(0), first + i
+            for t in range(leaves - U(1)):
+                kept = U(0)
+                for i in range(alive):
+                    leaf, left, left_norm = _leaf(t, code[i], norm[i], tables)
+                    total = dot[i] + products[t, leaf]
+                    # Written whether it is kept or not: a branch here would be mispredicted half of the time.
+                    code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
+                    kept += U(total + rest[t, left_norm] >= limit)
+                alive = kept
+            t = leaves - U(1)
+            for i in range(alive):
+                leaf = U(tables.last_kind * tables.kind_size) + code[i]
+                leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
+                found[out] = np.int64(row[i])
+                out += U(dot[i] + products[t, leaf] >= limit)
+        found_in[task] = np.int64(out - start)
+    kept = 0
+    for task in range(tasks):
+        for i in range(found_in[task]):
+            found[kept] = found[task * ONE_TASK + i]
+            kept += 1
+    return found[:kept].copy()

@@ -1,0 +1,164 @@
+"""The scan of lattice codes: the k nearest by asymmetric distance, exact, in memory that does not grow with the codes.
+
+Many queries: a block of codes is decoded once, and all queries meet it tile by tile in the processor's cache. One query:
+codes are split leaf by leaf and given up as soon as they cannot be among the best. `docs/lattice.md` has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput
+from catalyzer.lattice import SphericalLattice
+from catalyzer.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+FEW_QUERIES = 2  # up to here, scanning for each query on its own is faster than decoding all codes
+BLOCK = 1 << 16  # codes decoded at a time
+TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
+FIRST_ROUND, LAST_ROUND = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
+
+
+def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
+
+    Args:
+        lattice: whose codes they are.
+        queries: `(nq, dim)` float32.
+        codes: `(n, code_size)` uint8, in memory or memory-mapped; read once, block by block, for all queries together.
+        k: neighbours a query; at most n.
+
+    Returns:
+        `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows of
+        `codes`; ties by lower row.
+
+    Raises:
+        InvalidInput: shapes or k that do not fit, NaN or infinity in a query, or a code that is not one.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
+    >>> D, I = search(lattice, np.array([[1, 1, 0]], np.float32) / 2**0.5, codes, k=3)
+    >>> D.round(3).tolist(), I.tolist()
+    ([[0.0, 0.0, 1.0]], [[0, 2, 1]])
+    """
+    if queries.ndim != 2 or queries.shape[1] != lattice.dim:
+        raise InvalidInput(f"queries must be (n, {lattice.dim}), got {queries.shape}")
+    if codes.ndim != 2 or codes.shape[1] != lattice.code_size or codes.dtype != np.uint8:
+        raise InvalidInput(f"codes must be (n, {lattice.code_size}) uint8, got {codes.shape} {codes.dtype}")
+    if not 1 <= k <= len(codes):
+        raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+    queries = np.ascontiguousarray(queries, np.float32)
+    refused = ~np.isfinite(queries).all(axis=1)
+    if refused.any():
+        raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
+    import torch
+
+    if torch.cuda.is_available():
+        distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"))
+    elif len(queries) <= FEW_QUERIES and lattice.bits <= 64:
+        found = [_search_one(lattice, query, codes, k) for query in queries]
+        distances, ids = (np.stack([pair[part] for pair in found]) if found else np.empty((0, k)) for part in (0, 1))
+    else:
+        distances, ids = _search_many(lattice, queries, codes, k)
+    return distances.astype(np.float32), ids.astype(np.int64)
+
+
+def _rounding(queries: np.ndarray) -> np.ndarray:
+    """What single precision may be off by in the dot product of each query with a point of norm 1; float64."""
+    return (queries.shape[1] + 16) * 2.0**-23 * (np.linalg.norm(queries.astype(np.float64), axis=1) + 1)
+
+
+def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    from numba import get_num_threads
+
+    from catalyzer.lattice.scan_kernels import CODES, decode_columns, scan_many
+
+    nq, depth = len(queries), -(-lattice.dim // 8) * 8
+    padded = np.zeros((nq + nq % 2, depth), np.float32)
+    padded[:nq, : lattice.dim] = queries
+    distances, ids = np.full((nq, k), np.inf), np.full((nq, k), -1)
+    columns = np.zeros((depth, -(-min(BLOCK, len(codes)) // CODES) * CODES), np.float32)
+    squares = (queries.astype(np.float64) ** 2).sum(axis=1)
+    # Enough tasks to share out evenly, each with enough queries that bringing codes into the cache costs little.
+    task_size = min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
+    with progress("searching", len(codes), "codes") as advance:
+        for first in range(0, len(codes), BLOCK):
+            low, high = lattice.words(codes[first : first + BLOCK])
+            decode_columns(low, high, lattice.tables, columns)
+            scan_many(
+                *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
+                *(padded, squares, _rounding(queries), task_size, distances, ids),
+            )
+            advance(len(low))
+    order = np.lexsort((ids, distances), axis=1)
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    from catalyzer.lattice.kernels import decode
+    from catalyzer.lattice.scan_kernels import exact_distances, leaf_products, scan_one
+
+    tables, numbering, r = lattice.tables, lattice.numbering, lattice.radius_sq**0.5
+    leaves = np.zeros((len(numbering.widths), 4), np.float32)
+    left = np.zeros(len(numbering.widths))  # norm of the query's coordinates after each leaf
+    for t, (first, width) in enumerate(zip(np.cumsum((0, *numbering.widths)), numbering.widths, strict=False)):
+        leaves[t, :width] = query[first : first + width]
+        left[t] = np.linalg.norm(query[first + width :].astype(np.float64))
+    products = np.empty((len(leaves), len(tables.values)), np.float32)
+    leaf_products(leaves, tables.values, products)
+    rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
+    square, slack = float((query.astype(np.float64) ** 2).sum()), float(_rounding(query[None])[0])
+
+    distances, ids = np.full(k, np.inf), np.full(k, -1)
+    first, size = 0, max(FIRST_ROUND, k)
+    with progress("searching", len(codes), "codes") as advance:
+        # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
+        while first < len(codes):
+            low, _ = lattice.words(codes[first : first + size])
+            limit = np.float32((square + 1 - distances[-1]) / 2 - slack)
+            rows = scan_one(low, tables, products, rest, limit)
+            vectors = np.empty((len(rows), lattice.dim), np.float32)
+            decode(low[rows], np.empty(0, np.uint64), tables, vectors)
+            distances = np.concatenate([distances, exact_distances(query, vectors, square, r)])
+            ids = np.concatenate([ids, rows + first])
+            best = np.lexsort((ids, distances))[:k]
+            distances, ids = distances[best], ids[best]
+            advance(len(low))
+            first += len(low)
+            size = min(3 * first, LAST_ROUND)
+    return distances, ids
+
+
+def _search_torch(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    q = torch.from_numpy(queries).to(device, torch.float64)
+    squares, r = q.square().sum(dim=1, keepdim=True), lattice.radius_sq**0.5
+    distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
+    ids = torch.full((len(q), k), -1, device=device)
+    with progress("searching", len(codes), "codes") as advance:
+        for first in range(0, len(codes), BLOCK):
+            block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK])).to(device)
+            points = (lattice.decode(block).double() * r).round_()
+            for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
+                d = (squares[rows] + 1 - 2 / r * (q[rows] @ points.T)).clamp_(min=0)
+                near = torch.cat([distances[rows], d], dim=1)
+                kept = near.topk(k, dim=1, largest=False)
+                columns = kept.indices
+                # topk chooses freely among equals at the k-th place; where there are any, a stable sort chooses for it.
+                tied = ((near <= kept.values.amax(dim=1, keepdim=True)).sum(dim=1) > k).nonzero()[:, 0]
+                columns[tied] = near[tied].argsort(dim=1, stable=True)[:, :k]
+                columns = columns.sort(dim=1).values
+                order = near.gather(1, columns).argsort(dim=1, stable=True)
+                columns = columns.gather(1, order)
+                old = ids[rows].gather(1, columns.clamp(max=k - 1))
+                ids[rows] = torch.where(columns < k, old, columns - k + first)
+                distances[rows] = near.gather(1, columns)
+            advance(len(block))
+    return distances.cpu().numpy(), ids.cpu().numpy()

@@ -1,0 +1,44 @@
+"""The straight-through layer: what comes out is on the lattice, what goes back is unchanged."""
+
+import pytest
+import torch
+
+from catalyzer import SphericalLattice
+from catalyzer.nn import StraightThrough
+
+LATTICE = SphericalLattice(24, 79)
+
+
+def run(layer: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    weights = torch.arange(y.numel()).reshape(y.shape).to(y.dtype)
+    (y * weights).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, weights, rtol=0, atol=0)
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_forward_is_the_lattice_and_backward_the_identity(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 24, dtype=dtype)
+    y, _ = run(StraightThrough(LATTICE), x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, LATTICE.quantize(x).to(dtype) / 79**0.5, rtol=0, atol=0)
+
+
+def test_under_autocast() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 24), StraightThrough(LATTICE))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(torch.randn(10, 8))
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert model[0].weight.grad is not None
+    assert model[0].weight.grad.abs().sum() > 0
+
+
+def test_compiles_without_a_graph_break() -> None:
+    layer = StraightThrough(LATTICE)
+    x = torch.randn(10, 24)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled, x)[0], layer(x))

@@ -1,0 +1,115 @@
+"""The scan of lattice codes against brute force over the decoded vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from catalyzer import InvalidInput, SphericalLattice, scan
+from catalyzer.quantizers import LatticeQuantizer
+
+CASES = [(24, 79), (24, 10), (5, 7), (2, 25), (24, 200), (128, 20), (16, 200)]
+
+
+def brute_force(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    points = np.rint(lattice.decode(codes).astype(float) * lattice.radius_sq**0.5)
+    dots = queries.astype(float) @ points.T / lattice.radius_sq**0.5
+    distances = (queries.astype(float) ** 2).sum(1)[:, None] + 1 - 2 * dots
+    # Products are summed in another order there; what differs by less than that is a tie.
+    ids = np.argsort(distances.round(9), axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, ids, 1), ids
+
+
+def sphere(random: np.random.Generator, n: int, dim: int) -> np.ndarray:
+    y = random.normal(size=(n, dim)).astype(np.float32)
+    return y / np.linalg.norm(y, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("dim", "radius_sq"), CASES)
+@pytest.mark.parametrize("nq", [1, 2, 3, 40])
+def test_the_k_nearest(dim: int, radius_sq: int, nq: int, random: np.random.Generator) -> None:
+    lattice = SphericalLattice(dim, radius_sq)
+    codes, queries = lattice.encode(sphere(random, 9_000, dim)), sphere(random, nq, dim)
+    distances, ids = scan.search(lattice, queries, codes, 30)
+    expected, expected_ids = brute_force(lattice, queries, codes, 30)
+    assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
+    np.testing.assert_allclose(distances, expected, atol=1e-6)
+    np.testing.assert_array_equal(ids, expected_ids)
+
+
+@pytest.mark.parametrize("nq", [1, 5])
+def test_over_several_blocks_and_rounds(nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK", 1000)
+    monkeypatch.setattr(scan, "FIRST_ROUND", 64)
+    monkeypatch.setattr(scan, "LAST_ROUND", 1500)
+    lattice = SphericalLattice(24, 79)
+    codes, queries = lattice.encode(sphere(random, 10_001, 24)), sphere(random, nq, 24)
+    np.testing.assert_array_equal(scan.search(lattice, queries, codes, 100)[1], brute_force(lattice, queries, codes, 100)[1])
+
+
+@pytest.mark.parametrize("nq", [1, 4])
+def test_ties_go_to_the_lower_row(nq: int, random: np.random.Generator) -> None:
+    lattice = SphericalLattice(24, 79)
+    few = lattice.encode(sphere(random, 5, 24))
+    codes = few[random.integers(0, 5, 6_000)]
+    queries = sphere(random, nq, 24)
+    queries[0] = 0  # equally far from everything
+    ids = scan.search(lattice, queries, codes, 2_000)[1]
+    assert ids[0].tolist() == list(range(2_000))
+    np.testing.assert_array_equal(ids, brute_force(lattice, queries, codes, 2_000)[1])
+
+
+@settings(deadline=None, max_examples=30)
+@given(n=st.integers(1, 700), nq=st.integers(0, 9), data=st.data())
+def test_any_number_of_codes_queries_and_neighbours(n: int, nq: int, data: st.DataObject) -> None:
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    k = data.draw(st.integers(1, n))
+    lattice = SphericalLattice(8, 10)
+    codes = lattice.encode(sphere(random, n, 8))
+    queries = random.normal(size=(nq, 8)).astype(np.float32) * data.draw(st.sampled_from([1e-3, 1, 1e3]))
+    distances, ids = scan.search(lattice, queries, codes, k)
+    expected, _ = brute_force(lattice, queries, codes, k)
+    np.testing.assert_allclose(distances, expected, rtol=1e-6, atol=1e-6)
+    for row, found in enumerate(ids):
+        assert len(set(found.tolist())) == k
+        np.testing.assert_allclose(brute_force(lattice, queries[row : row + 1], codes[found], k)[0], expected[row : row + 1])
+
+
+def test_the_way_through_torch_agrees(random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK", 1000)
+    monkeypatch.setattr(scan, "TORCH_QUERIES", 7)
+    lattice = SphericalLattice(24, 10)
+    codes, queries = lattice.encode(sphere(random, 300, 24))[random.integers(0, 300, 4_100)], sphere(random, 30, 24)
+    distances, ids = scan._search_torch(lattice, queries, codes, 50, torch.device("cpu"))
+    expected, expected_ids = scan.search(lattice, queries, codes, 50)
+    np.testing.assert_allclose(distances, expected, atol=1e-6)
+    np.testing.assert_array_equal(ids, expected_ids)
+
+
+@pytest.mark.parametrize("nq", [1, 5])
+def test_memory_mapped_codes(nq: int, random: np.random.Generator, tmp_path: Path) -> None:
+    quantizer = LatticeQuantizer(24, 64)
+    codes, queries = quantizer.encode(sphere(random, 5_000, 24)), sphere(random, nq, 24)
+    codes.tofile(tmp_path / "codes")
+    mapped = np.memmap(tmp_path / "codes", np.uint8, "r", shape=codes.shape)
+    for of_file, of_memory in zip(quantizer.search(queries, mapped, 10), quantizer.search(queries, codes, 10), strict=True):
+        np.testing.assert_array_equal(of_file, of_memory)
+
+
+def test_bad_input_is_refused() -> None:
+    lattice = SphericalLattice(24, 10)
+    codes, query = np.zeros((5, 4), np.uint8), np.ones((1, 24), np.float32)
+    for queries, of, k, message in [
+        (np.ones((1, 23), np.float32), codes, 1, r"queries must be \(n, 24\)"),
+        (query, codes[:, :3], 1, r"codes must be \(n, 4\) uint8, got \(5, 3\)"),
+        (query, codes, 0, "k must be between 1 and the number of codes, 5; got 0"),
+        (query, codes, 6, "got 6"),
+        (query * np.nan, codes, 1, "query 0 contains NaN"),
+        (query, codes + np.uint8(255), 1, "row 0 holds the code 4294967295"),
+        (query.repeat(5, 0), codes + np.uint8(255), 1, "row 0 holds the code 4294967295"),
+    ]:
+        with pytest.raises(InvalidInput, match=message):
+            scan.search(lattice, queries, of, k)
