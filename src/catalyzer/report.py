@@ -77,7 +77,7 @@ def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_training(metrics: Path, path: Path) -> None:
@@ -108,10 +108,11 @@ def draw_training(metrics: Path, path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of the path's suffix, whole or not at all."""
     image = BytesIO()
     figure.savefig(image, format=path.suffix[1:], dpi=150)
     write_atomically(path, lambda file: file.write(image.getvalue()))

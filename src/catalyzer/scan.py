@@ -59,7 +59,7 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
 
     if torch.cuda.is_available():
         distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"))
-    elif len(queries) <= FEW_QUERIES and lattice.bits <= 64:
+    elif len(queries) <= FEW_QUERIES and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide:
         found = [_search_one(lattice, query, codes, k) for query in queries]
         distances, ids = (np.stack([pair[part] for pair in found]) if found else np.empty((0, k)) for part in (0, 1))
     else:
@@ -88,7 +88,7 @@ def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarr
     with progress("searching", len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
             low, high = lattice.words(codes[first : first + BLOCK])
-            decode_columns(low, high, lattice.tables, columns)
+            decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
             scan_many(
                 *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
                 *(padded, squares, _rounding(queries), task_size, distances, ids),
@@ -103,13 +103,15 @@ def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray,
     from catalyzer.lattice.scan_kernels import exact_distances, leaf_products, scan_one
 
     tables, numbering, r = lattice.tables, lattice.numbering, lattice.radius_sq**0.5
+    scale = np.float32(1 / r)
     leaves = np.zeros((len(numbering.widths), 4), np.float32)
     left = np.zeros(len(numbering.widths))  # norm of the query's coordinates after each leaf
     for t, (first, width) in enumerate(zip(np.cumsum((0, *numbering.widths)), numbering.widths, strict=False)):
         leaves[t, :width] = query[first : first + width]
         left[t] = np.linalg.norm(query[first + width :].astype(np.float64))
-    products = np.empty((len(leaves), len(tables.values)), np.float32)
-    leaf_products(leaves, tables.values, products)
+    points = numbering.points.reshape(-1, 4)
+    products = np.empty((len(leaves), len(points)), np.float32)
+    leaf_products(leaves * scale, points, products)
     rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
     square, slack = float((query.astype(np.float64) ** 2).sum()), float(_rounding(query[None])[0])
 
@@ -122,7 +124,7 @@ def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray,
             limit = np.float32((square + 1 - distances[-1]) / 2 - slack)
             rows = scan_one(low, tables, products, rest, limit)
             vectors = np.empty((len(rows), lattice.dim), np.float32)
-            decode(low[rows], np.empty(0, np.uint64), tables, vectors)
+            decode(low[rows], np.empty(0, np.uint64), tables, scale, vectors)
             distances = np.concatenate([distances, exact_distances(query, vectors, square, r)])
             ids = np.concatenate([ids, rows + first])
             best = np.lexsort((ids, distances))[:k]

@@ -8,7 +8,7 @@ import numpy as np
 from catalyzer.errors import InvalidInput
 
 MAX_DIM = 128
-MAX_RADIUS_SQ = 1 << 14  # beyond, any dimension that is worth coding has far more atoms than memory
+MAX_RADIUS_SQ = 127**2  # coordinates fit int8; beyond, any dimension worth coding has far more atoms than memory
 MAX_ATOMS = 1 << 20
 
 

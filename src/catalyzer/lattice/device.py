@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ class DeviceLattice:
 
         self.before, self.ways = words(tables.before) ^ SIGN, words(tables.ways)
         self.inverse = torch.from_numpy(tables.inverse).to(device)
-        self.values = torch.from_numpy(tables.values).to(device)
+        self.points = torch.from_numpy(lattice.numbering.points).reshape(-1, 4).to(device)
         self.start = torch.from_numpy(tables.start.astype("i8")).to(device)
         self.rank = torch.from_numpy(tables.rank.astype("i8")).to(device)
 
@@ -116,10 +117,10 @@ class DeviceLattice:
             code = code - rank * count
             short = (code ^ SIGN) >= (count ^ SIGN)
             rank, code = rank + short.long(), torch.where(short, code - count, code)
-            columns.append(self.values[self.start[s] + rank, : tables.width])
+            columns.append(self.points[self.start[s] + rank, : tables.width])
         last_leaf = self.start[tables.last_kind * (tables.radius_sq + 2) + norm] + code
-        columns.append(self.values[tables.last_kind * tables.kind_size + last_leaf, : tables.last_width])
-        return torch.cat(columns, dim=1)
+        columns.append(self.points[tables.last_kind * tables.kind_size + last_leaf, : tables.last_width])
+        return torch.cat(columns, dim=1).float() * float(np.float32(tables.radius_sq**-0.5))
 
     def _row(self, t: int, norm: Tensor) -> Tensor:
         return 1 + (t - 1) * (self.lattice.radius_sq + 1) + norm if t else torch.zeros_like(norm)

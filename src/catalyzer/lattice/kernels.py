@@ -55,9 +55,12 @@ class Tables(NamedTuple):
         leaves: how many there are.
         wide: before that many leaves, what is left of a code may need two words.
         half: see `Numbering`, like the rest.
-        values: `(kinds · p, 4)` float32, the leaves' points divided by r; `kind_size` is p.
+        packed: `(kinds · p,)` uint32, the leaves' points as four int8 each; `kind_size` is p.
         inverse: reciprocals of the ways, rounded down: quotients are never too large, and at most 1 too small.
         to_bucket: number of buckets times that.
+        root_start: `(p + 1,)` uint64, the first code of each leaf in first place; empty unless one word is enough.
+        root_guide: uint16, the last of them that starts at or before each multiple of 2^`root_shift`.
+        root_norm: `(p,)` uint16, what each leaves of the squared norm.
     """
 
     radius_sq: int
@@ -70,7 +73,7 @@ class Tables(NamedTuple):
     buckets: int
     kind_size: int
     rank_size: int
-    values: np.ndarray
+    packed: np.ndarray
     start: np.ndarray
     rank: np.ndarray
     ways: np.ndarray
@@ -80,6 +83,10 @@ class Tables(NamedTuple):
     guide: np.ndarray
     inverse: np.ndarray
     to_bucket: np.ndarray
+    root_start: np.ndarray
+    root_guide: np.ndarray
+    root_norm: np.ndarray
+    root_shift: int
 
 
 # ---- nearest point ------------------------------------------------------------------------------------------------
@@ -411,10 +418,20 @@ def _leaf(t, code, norm, tables):
     return U(tables.start[s]) + rank, code, norm
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _root(code, tables):
+    """`_leaf` for the first leaf: the norm before it is always r², so a table of first codes spares the division."""
+    leaf = U(tables.root_guide[code >> U(tables.root_shift)])
+    while tables.root_start[leaf + U(1)] <= code:
+        leaf += U(1)
+    return leaf, code - tables.root_start[leaf], U(tables.root_norm[leaf])
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def _decode_tile(codes, codes_high, first, rows, tables, low, high, norm, vectors):
-    """Decode codes first to first + rows into the first rows of `vectors`."""
-    leaves, width = U(tables.leaves), U(tables.width)
+def _decode_tile(codes, codes_high, first, rows, tables, scratch, packed):
+    """Decode codes first to first + rows into `packed`, `(at least rows, leaves)` uint32: four int8 coordinates a leaf."""
+    leaves = U(tables.leaves)
+    low, high, norm = scratch[0], scratch[1], scratch[2]
     for i in range(rows):
         low[i] = codes[first + i]
         norm[i] = U(tables.radius_sq)
@@ -422,39 +439,43 @@ def _decode_tile(codes, codes_high, first, rows, tables, low, high, norm, vector
         for i in range(rows):
             high[i] = codes_high[first + i]
     for t in range(leaves - U(1)):
-        column = t * width
         if t < U(tables.wide):
             for i in range(rows):
                 leaf, low[i], high[i], norm[i] = _leaf_wide(t, low[i], high[i], norm[i], tables)
-                for j in range(width):
-                    vectors[i, column + j] = tables.values[leaf, j]
-        elif width == U(4):
+                packed[i, t] = tables.packed[leaf]
+        elif t == U(0):
             for i in range(rows):
-                leaf, low[i], norm[i] = _leaf(t, low[i], norm[i], tables)
-                a, b, c, d = tables.values[leaf, 0], tables.values[leaf, 1], tables.values[leaf, 2], tables.values[leaf, 3]
-                vectors[i, column] = a
-                vectors[i, column + U(1)] = b
-                vectors[i, column + U(2)] = c
-                vectors[i, column + U(3)] = d
+                leaf, low[i], norm[i] = _root(low[i], tables)
+                packed[i, t] = tables.packed[leaf]
         else:
             for i in range(rows):
                 leaf, low[i], norm[i] = _leaf(t, low[i], norm[i], tables)
-                for j in range(width):
-                    vectors[i, column + j] = tables.values[leaf, j]
-    column = (leaves - U(1)) * width
+                packed[i, t] = tables.packed[leaf]
     for i in range(rows):
         start = tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]]
-        leaf = U(tables.last_kind * tables.kind_size) + U(start) + low[i]
-        for j in range(U(tables.last_width)):
-            vectors[i, column + j] = tables.values[leaf, j]
+        packed[i, leaves - U(1)] = tables.packed[U(tables.last_kind * tables.kind_size) + U(start) + low[i]]
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def decode(codes, codes_high, tables, vectors):
-    """The vectors, `(n, dim)` float32, of codes in words; `codes_high` may be empty where one word is enough."""
-    n = len(codes)
+def decode(codes, codes_high, tables, scale, vectors):
+    """The vectors, `(n, dim)` float32, of codes in words; `codes_high` may be empty where one word is enough.
+
+    Points are multiplied by `scale`, float32.
+    """
+    n, dim = vectors.shape
     for task in prange((n + TASK - 1) // TASK):
-        low, high, norm = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+        coordinates = packed.view(np.int8)
         for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
             rows = min(TILE, n - first)
-            _decode_tile(codes, codes_high, U(first), U(rows), tables, low, high, norm, vectors[first : first + rows])
+            _decode_tile(codes, codes_high, U(first), U(rows), tables, scratch, packed)
+            if dim == coordinates.shape[1]:  # nothing is padded: one loop over all, in SIMD instructions
+                flat, out = coordinates.ravel(), vectors[first : first + rows].ravel()
+                for j in range(U(rows * dim)):
+                    out[j] = F(flat[j]) * scale
+            else:
+                for i in range(U(rows)):
+                    for j in range(U(dim)):
+                        leaf = min(j // U(tables.width), U(tables.leaves - 1))
+                        at = U(4) * leaf + (j - leaf * U(tables.width))
+                        vectors[U(first) + i, j] = F(coordinates[i, at]) * scale

@@ -40,7 +40,7 @@ class Numbering:
 
     Attributes:
         widths: coordinates of each leaf.
-        points: `(kinds, p, 4)` int16, the leaves by squared norm and then in lexicographic order, zeros where a leaf has
+        points: `(kinds, p, 4)` int8, the leaves by squared norm and then in lexicographic order, zeros where a leaf has
             fewer coordinates. There is a second kind where the last leaf is shorter than the others.
         start: `(kinds, r² + 2)` uint32, where in `points` those of each squared norm start.
         rank: `(kinds, side^w)` uint16, a leaf's rank by its coordinates, as digits to the base `side` from -half on.
@@ -89,7 +89,7 @@ def number(dim: int, radius_sq: int) -> Numbering:
         )
 
     tables = [_leaf_tables(w, radius_sq) for w in sorted(set(widths), reverse=True)]
-    points = np.zeros((len(tables), len(tables[0][0]), MAX_LEAF), np.int16)
+    points = np.zeros((len(tables), len(tables[0][0]), MAX_LEAF), np.int8)
     rank = np.zeros((len(tables), len(tables[0][2])), np.uint16)
     for kind, (leaf_points, _, leaf_rank) in enumerate(tables):
         points[kind, : len(leaf_points), : leaf_points.shape[1]] = leaf_points
@@ -154,7 +154,7 @@ def _leaf_tables(width: int, radius_sq: int) -> tuple[np.ndarray, np.ndarray, np
     start = np.searchsorted(squared[at], np.arange(radius_sq + 2))
     rank = np.zeros(len(squared), np.uint16)
     rank[at] = np.arange(len(at)) - start[squared[at]]
-    return (digits - half).astype(np.int16), start, rank
+    return (digits - half).astype(np.int8), start, rank
 
 
 def _words(numbers: np.ndarray) -> np.ndarray:

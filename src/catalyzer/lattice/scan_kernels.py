@@ -7,7 +7,7 @@ precision only decides which codes are worth that, with room for its own roundin
 import numpy as np
 from numba import njit, prange
 
-from catalyzer.lattice.kernels import TASK, TILE, F, U, _decode_tile, _leaf
+from catalyzer.lattice.kernels import TASK, TILE, F, U, _decode_tile, _leaf, _root
 
 CODES = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
 ONE_TASK = 4096  # codes of one parallel task of the scan for one query
@@ -33,18 +33,20 @@ def exact_distances(query, vectors, square, r):
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def decode_columns(codes, codes_high, tables, columns):
+def decode_columns(codes, codes_high, tables, scale, columns):
     """`kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
-    n, dim = len(codes), U((tables.leaves - 1) * tables.width + tables.last_width)
+    n = len(codes)
     for task in prange((n + TASK - 1) // TASK):
-        low, high, norm = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
-        rows = np.empty((TILE, dim), F)
+        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+        coordinates = packed.view(np.int8)
         for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
-            size = U(min(TILE, n - first))
-            _decode_tile(codes, codes_high, U(first), size, tables, low, high, norm, rows)
-            for i in range(dim):
-                for row in range(size):
-                    columns[i, U(first) + row] = rows[row, i]
+            rows = U(min(TILE, n - first))
+            _decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
+            for leaf in range(U(tables.leaves)):
+                width = U(tables.width if leaf < U(tables.leaves - 1) else tables.last_width)
+                for j in range(width):
+                    for row in range(rows):
+                        columns[leaf * U(tables.width) + j, U(first) + row] = F(coordinates[row, U(4) * leaf + j]) * scale
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -133,24 +135,24 @@ def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size,
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
-def leaf_products(query, values, products):
-    """Dot products of the query's leaves, `(leaves, 4)`, with all that `values`, `(p, 4)`, lists: `(leaves, p)` float32."""
+def leaf_products(query, points, products):
+    """Dot products of a query's leaves, `(leaves, 4)`, with all `points`, `(p, 4)` int8: `(leaves, p)` float32."""
     for t in prange(len(query)):
         a, b, c, d = query[t, 0], query[t, 1], query[t, 2], query[t, 3]
-        for p in range(U(len(values))):
-            products[t, p] = a * values[p, 0] + b * values[p, 1] + c * values[p, 2] + d * values[p, 3]
+        for p in range(U(len(points))):
+            products[t, p] = a * F(points[p, 0]) + b * F(points[p, 1]) + c * F(points[p, 2]) + d * F(points[p, 3])
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def scan_one(codes, tables, products, rest, limit):
-    """Collect the codes whose dot product with one query may reach `limit`; codes of one word only.
+    """Collect the codes whose dot product with one query may reach `limit`; for codes of one word and at least two leaves.
 
     A code is split leaf by leaf, and given up as soon as what is left of its norm cannot lift it to the limit.
 
     Args:
         codes: `(n,)` uint64.
         tables: of the lattice.
-        products: `(leaves, kinds · p)` float32, dot products of the query's leaves with `tables.values`.
+        products: `(leaves, kinds · p)` float32, dot products of the query's leaves with all points of leaves.
         rest: `(leaves, r² + 1)` float32, the most that the leaves after t can add when they have the norm R.
         limit: dot product.
 
@@ -167,18 +169,21 @@ def scan_one(codes, tables, products, rest, limit):
         out = start
         for first in range(start, U(min(n, (task + 1) * ONE_TASK)), U(ONE_TILE)):
             alive = min(U(ONE_TILE), U(n) - first)
+            kept = U(0)
             for i in range(alive):
-                code[i], norm[i] = codes[first + i], U(tables.radius_sq)
-                dot[i], row[i] = F(0), first + i
-            for t in range(leaves - U(1)):
-                kept = U(0)
+                leaf, left, left_norm = _root(codes[first + i], tables)
+                total = products[0, leaf]
+                # Written whether it is kept or not: a branch here would be mispredicted half of the time.
+                code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, first + i
+                kept += U(total + rest[0, left_norm] >= limit)
+            for t in range(U(1), leaves - U(1)):
+                alive, kept = kept, U(0)
                 for i in range(alive):
                     leaf, left, left_norm = _leaf(t, code[i], norm[i], tables)
                     total = dot[i] + products[t, leaf]
-                    # Written whether it is kept or not: a branch here would be mispredicted half of the time.
                     code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
                     kept += U(total + rest[t, left_norm] >= limit)
-                alive = kept
+            alive = kept
             t = leaves - U(1)
             for i in range(alive):
                 leaf = U(tables.last_kind * tables.kind_size) + code[i]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 MAX_BITS = 128
+ROOT_BITS = 15  # leading bits of a code that guide to its first leaf
 
 
 class SphericalLattice:
@@ -155,7 +156,7 @@ class SphericalLattice:
 
         low, high = self.words(_as_numpy(codes))
         result = _result(out, (len(low), self.dim), np.dtype(np.float32))
-        kernels.decode(low, high, self.tables, result)
+        kernels.decode(low, high, self.tables, np.float32(self.radius_sq**-0.5), result)
         return _like(result, codes) if out is None else out
 
     def words(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,6 +234,14 @@ class SphericalLattice:
         numbering: Numbering = self.numbering
         ways = numbering.ways[0].astype(float) + numbering.ways[1].astype(float) * 2.0**64
         inverse = (1 - 2.0**-50) / np.where(ways > 0, ways, np.inf)
+        root_norm = np.repeat(np.arange(self.radius_sq + 1), np.diff(numbering.start[0]))
+        root_start, root_shift, firsts = np.zeros(0, np.uint64), max(0, self.bits - ROOT_BITS), np.zeros(0, np.uint64)
+        if len(numbering.widths) > 1 and not numbering.wide:
+            left = self.radius_sq - root_norm
+            rank = np.arange(len(root_norm)) - numbering.start[0][root_norm]
+            root_start = numbering.before[0][0][root_norm] + rank.astype(np.uint64) * numbering.ways[0][1 + left]
+            root_start = np.append(root_start, np.uint64(self.num_points))
+            firsts = np.arange((self.num_points - 1 >> root_shift) + 1).astype(np.uint64) << np.uint64(root_shift)
         return Tables(
             radius_sq=self.radius_sq,
             width=numbering.widths[0],
@@ -244,7 +253,7 @@ class SphericalLattice:
             buckets=BUCKETS,
             kind_size=numbering.points.shape[1],
             rank_size=numbering.rank.shape[1],
-            values=(numbering.points.reshape(-1, 4) / self.radius_sq**0.5).astype(np.float32),
+            packed=numbering.points.reshape(-1, 4).view(np.uint32)[:, 0].copy(),
             start=numbering.start.ravel(),
             rank=numbering.rank.ravel(),
             ways=numbering.ways[0],
@@ -254,6 +263,10 @@ class SphericalLattice:
             guide=numbering.guide.ravel(),
             inverse=inverse,
             to_bucket=inverse * BUCKETS,
+            root_start=root_start,
+            root_guide=(np.searchsorted(root_start, firsts, side="right") - 1).astype(np.uint16),
+            root_norm=(self.radius_sq - root_norm).astype(np.uint16),
+            root_shift=root_shift,
         )
 
 
