@@ -47,6 +47,7 @@ def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) ->
     results = json.loads((run / "results.json").read_text())
     assert set(results) >= {"rows", "settings", "seed", "versions", "git_commit", "fingerprints", "started", "ended"}
     assert results["settings"] == yaml.safe_load((run / "config.yaml").read_text())
+    assert results["settings"]["trainer"]["precision"] in ("bf16-mixed", "32-true")
     assert [row["bits"] for row in results["rows"]] == [64, 64, 64]
 
 

@@ -99,6 +99,16 @@ def test_memory_mapped_codes(nq: int, random: np.random.Generator, tmp_path: Pat
         np.testing.assert_array_equal(of_file, of_memory)
 
 
+@pytest.mark.parametrize("nq", [1, 3])
+def test_a_bad_code_in_a_later_block_is_named(nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "BLOCK", 1000)
+    lattice = SphericalLattice(24, 10)
+    codes = lattice.encode(sphere(random, 5_000, 24))
+    codes[4_321] = 255
+    with pytest.raises(InvalidInput, match="row 4,321 holds the code 4294967295"):
+        scan.search(lattice, sphere(random, nq, 24), codes, 10)
+
+
 def test_bad_input_is_refused() -> None:
     lattice = SphericalLattice(24, 10)
     codes, query = np.zeros((5, 4), np.uint8), np.ones((1, 24), np.float32)

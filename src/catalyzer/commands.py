@@ -27,12 +27,23 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def register_resolvers() -> None:
-    """Make `${table3:d_out}`, `${run_folder:resume}` and `${cache_folder:}` known to the configuration."""
+    """Make `${table3:d_out}`, `${native_precision:accelerator}`, `${run_folder:resume}` and `${cache_folder:}` known."""
 
     def table3(d_out: int) -> float:
         from catalyzer.settings import paper_lambda
 
         return paper_lambda(d_out)
+
+    def native_precision(accelerator: str) -> str:
+        import torch
+        from llvmlite.binding import get_host_cpu_features
+
+        if accelerator != "cpu" and torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            features = get_host_cpu_features()  # as LLVM names them, on x86 and ARM
+            native = any(features.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
+        return "bf16-mixed" if native else "32-true"
 
     # Milliseconds, since runs that a script starts side by side must not share a folder.
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
@@ -49,7 +60,8 @@ def register_resolvers() -> None:
             return folder
         return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
 
-    for name, resolver in (("table3", table3), ("run_folder", run_folder), ("cache_folder", cache_folder)):
+    for resolver in (table3, native_precision, run_folder, cache_folder):
+        name = resolver.__name__
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 
 

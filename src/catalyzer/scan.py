@@ -17,7 +17,6 @@ from catalyzer.progress import progress
 if TYPE_CHECKING:
     import torch
 
-FEW_QUERIES = 2  # up to here, scanning for each query on its own is faster than decoding all codes
 BLOCK = 1 << 16  # codes decoded at a time
 TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
 FIRST_ROUND, LAST_ROUND = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
@@ -59,9 +58,8 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
 
     if torch.cuda.is_available():
         distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"))
-    elif len(queries) <= FEW_QUERIES and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide:
-        found = [_search_one(lattice, query, codes, k) for query in queries]
-        distances, ids = (np.stack([pair[part] for pair in found]) if found else np.empty((0, k)) for part in (0, 1))
+    elif len(queries) == 1 and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide:
+        distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k))
     else:
         distances, ids = _search_many(lattice, queries, codes, k)
     return distances.astype(np.float32), ids.astype(np.int64)
@@ -87,7 +85,7 @@ def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarr
     task_size = min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
     with progress("searching", len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
-            low, high = lattice.words(codes[first : first + BLOCK])
+            low, high = lattice.words(codes[first : first + BLOCK], first)
             decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
             scan_many(
                 *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
@@ -120,7 +118,7 @@ def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray,
     with progress("searching", len(codes), "codes") as advance:
         # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
         while first < len(codes):
-            low, _ = lattice.words(codes[first : first + size])
+            low, _ = lattice.words(codes[first : first + size], first)
             limit = np.float32((square + 1 - distances[-1]) / 2 - slack)
             rows = scan_one(low, tables, products, rest, limit)
             vectors = np.empty((len(rows), lattice.dim), np.float32)
@@ -146,6 +144,7 @@ def _search_torch(
     ids = torch.full((len(q), k), -1, device=device)
     with progress("searching", len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
+            lattice.words(codes[first : first + BLOCK], first)  # checked here, where the row's number is known
             block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK])).to(device)
             points = (lattice.decode(block).double() * r).round_()
             for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):

@@ -15,7 +15,7 @@ from numba import njit, prange
 # unsigned, since signed ones could be negative and cost a test each.
 U = np.uint64
 F = np.float32
-LANES = 128
+LANES = 128  # vectors whose nearest points are found together
 TASK = 1024  # rows that one parallel task handles: its scratch memory is allocated once
 TILE = 128  # codes that are decoded together, leaf by leaf, so that the processor overlaps their look-ups
 MAX_FLOAT, MIN_FLOAT = F(1e30), F(1e-30)
@@ -28,7 +28,7 @@ class Atoms(NamedTuple):
     positive values) of the step down to the next level times the sum of the magnitudes up to the level's end.
 
     Attributes:
-        step: `(num_atoms, m)` float32, each level's value minus the next; 0 beyond the last. m is a multiple of 4.
+        step: `(num_atoms, m)` float32, each level's value minus the next; 0 beyond the last. m is at least 8.
         end: `(num_atoms, m)` uint32, each level's last coordinate in the sorted order.
         levels: `(num_atoms,)` uint32.
         pairs: the first 2·pairs atoms have at most four levels.

@@ -159,8 +159,12 @@ class SphericalLattice:
         kernels.decode(low, high, self.tables, np.float32(self.radius_sq**-0.5), result)
         return _like(result, codes) if out is None else out
 
-    def words(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def words(self, codes: np.ndarray, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Codes as `(n,)` uint64 low and high words; there are no high words (size 0) where 64 bits are enough.
+
+        Args:
+            codes: `(n, code_size)` uint8.
+            first_row: what the first one's row is called in an error.
 
         Raises:
             InvalidInput: another shape or type, or a code that is not below `num_points`.
@@ -181,7 +185,9 @@ class SphericalLattice:
         if beyond.any():
             row = int(np.argmax(beyond))
             value = int.from_bytes(codes[row].tobytes(), "little")
-            raise InvalidInput(f"row {row:,} holds the code {value}, but {self!r} has codes below {self.num_points}")
+            raise InvalidInput(
+                f"row {first_row + row:,} holds the code {value}, but {self!r} has codes below {self.num_points}"
+            )
         return np.require(low, requirements=["C", "W"]), np.require(high, requirements=["C", "W"])
 
     def _checked(self, y: Array) -> Array:
@@ -210,7 +216,7 @@ class SphericalLattice:
 
         runs = [[(v, int((atom == v).sum())) for v in sorted(set(atom.tolist()) - {0}, reverse=True)] for atom in self.atoms]
         by_levels = sorted(range(len(runs)), key=lambda a: (len(runs[a]) > 4, a))
-        most = max(8, *map(len, runs)) if len(runs) > 1 else max(8, len(runs[0]))
+        most = max(8, max(map(len, runs)))  # the loops take eight at a time
         step, end = np.zeros((len(runs), most), np.float32), np.zeros((len(runs), most), np.uint32)
         for row, a in enumerate(by_levels):
             values, counts = zip(*runs[a], strict=True)
