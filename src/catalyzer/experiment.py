@@ -33,7 +33,9 @@ from catalyzer.vectors import Vectors, as_float32
 
 log = logging.getLogger(__name__)
 
-LABELS = {"mlp": "catalyzer", "pca": "PCA", "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ"}
+LABELS = {"mlp": "catalyzer", "pca": "PCA", "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ"} | {
+    "lsh": "LSH", "itq": "ITQ", "rq": "RQ", "lsq": "LSQ", "rabitq": "RaBitQ"
+}  # fmt: skip
 
 
 def run(settings: Settings, folder: Path) -> list[Result]:

@@ -16,7 +16,17 @@ COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "training s", "encoding s",
 
 # Colour and marker of a quantizer (Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
 # dashed and its marker hollow, so that the figure reads in grey too.
-STYLES = {"lattice": ("#0072B2", "o"), "sign": ("#009E73", "s"), "OPQ": ("#D55E00", "^"), "PQ": ("#E69F00", "v")}
+STYLES = {
+    "lattice": ("#0072B2", "o"),
+    "sign": ("#009E73", "s"),
+    "OPQ": ("#D55E00", "^"),
+    "PQ": ("#E69F00", "v"),
+    "RQ": ("#CC79A7", "D"),
+    "LSQ": ("#000000", "d"),
+    "LSH": ("#999999", "<"),
+    "ITQ": ("#56B4E9", ">"),
+    "RaBitQ": ("#F0E442", "P"),
+}
 
 
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:

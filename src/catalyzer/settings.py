@@ -9,7 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from catalyzer.cache import write_atomically
 from catalyzer.errors import InvalidInput
-from catalyzer.quantizers import LatticeQuantizer, ProductQuantizer, Quantizer, SignQuantizer
+from catalyzer.quantizers import (
+    AdditiveQuantizer,
+    HashQuantizer,
+    LatticeQuantizer,
+    ProductQuantizer,
+    Quantizer,
+    RaBitQuantizer,
+    SignQuantizer,
+)
 
 TABLE_3 = {16: 0.05, 24: 0.02, 32: 0.01, 40: 0.005}
 
@@ -90,7 +98,33 @@ class Product(_Settings):
         return ProductQuantizer(dim, self.bits, rotate=self.name == "opq")
 
 
-QuantizerSettings = Lattice | Sign | Product
+class Hash(_Settings):
+    name: Literal["lsh", "itq"]
+    d_out: PositiveInt
+    bits: PositiveInt
+
+    def build(self, dim: int) -> Quantizer:
+        return HashQuantizer(dim, self.bits, learned=self.name == "itq")
+
+
+class Additive(_Settings):
+    name: Literal["rq", "lsq"]
+    d_out: PositiveInt
+    bits: PositiveInt
+
+    def build(self, dim: int) -> Quantizer:
+        return AdditiveQuantizer(dim, self.bits, local_search=self.name == "lsq")
+
+
+class RaBitQ(_Settings):
+    name: Literal["rabitq"]
+    d_out: PositiveInt
+
+    def build(self, dim: int) -> Quantizer:
+        return RaBitQuantizer(dim)
+
+
+QuantizerSettings = Lattice | Sign | Product | Hash | Additive | RaBitQ
 
 
 class Trainer(_Settings):

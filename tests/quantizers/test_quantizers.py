@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput
-from catalyzer.quantizers import LatticeQuantizer, ProductQuantizer, Quantizer, SignQuantizer
+from catalyzer.quantizers import (
+    AdditiveQuantizer,
+    HashQuantizer,
+    LatticeQuantizer,
+    ProductQuantizer,
+    Quantizer,
+    RaBitQuantizer,
+    SignQuantizer,
+)
 from tests.conftest import clustered
 
 DIM = 24
@@ -19,6 +27,8 @@ def made(name: str) -> Quantizer:
         "pq": ProductQuantizer(DIM, 64),
         "opq": ProductQuantizer(DIM, 64, rotate=True),
         "pq padded": ProductQuantizer(DIM, 40),
+        "rq": AdditiveQuantizer(DIM, 32),
+        "lsq": AdditiveQuantizer(DIM, 32, local_search=True),
     }[name].fit(vectors(2000, 0))
 
 
@@ -27,7 +37,7 @@ def vectors(n: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.fixture(scope="module", params=["lattice", "lattice 32", "sign", "pq", "opq", "pq padded"])
+@pytest.fixture(scope="module", params=["lattice", "lattice 32", "sign", "pq", "opq", "pq padded", "rq", "lsq"])
 def quantizer(request: pytest.FixtureRequest) -> Quantizer:
     return made(request.param)
 
@@ -86,12 +96,58 @@ def test_sign_search_counts_bits_that_differ() -> None:
     np.testing.assert_allclose(distances, np.sort(hamming, axis=1)[:, :5] * 4 / DIM, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("bits", "learned"), [(16, False), (64, False), (16, True), (DIM, True)])
+def test_hashes_are_the_signs_of_centred_projections(bits: int, learned: bool) -> None:
+    x, base, queries = vectors(2000, 0) + 5, vectors(300, 1) + 5, vectors(20, 2) + 5  # uncentred, all signs would agree
+    quantizer = HashQuantizer(DIM, bits, learned).fit(x)
+    codes = quantizer.encode(base)
+    assert codes.shape == (300, quantizer.code_size)
+    share = np.unpackbits(quantizer.encode(x), axis=1, count=bits, bitorder="little").mean(axis=0)
+    assert ((share > 0.2) & (share < 0.8)).all()
+    unpacked, of_queries = (
+        np.unpackbits(c, axis=1, count=bits, bitorder="little").astype(int) for c in (codes, quantizer.encode(queries))
+    )
+    hamming = (of_queries[:, None] != unpacked[None]).sum(-1)
+    distances, ids = quantizer.search(queries, codes, 5)
+    np.testing.assert_array_equal(np.take_along_axis(hamming, ids, 1), np.sort(hamming, axis=1)[:, :5])
+    np.testing.assert_allclose(distances, np.sort(hamming, axis=1)[:, :5] * 4 / bits, rtol=1e-6)
+    decoded = quantizer.decode(codes)
+    assert decoded.shape == base.shape
+    assert ((decoded - base) ** 2).sum() < ((base - x.mean(axis=0)) ** 2).sum()
+
+
+def test_itq_loses_less_than_random_directions() -> None:
+    x, base, queries = vectors(2000, 0), vectors(2000, 1), vectors(200, 2)
+    nearest = ((queries[:, None] - base[None]) ** 2).sum(-1).argmin(axis=1)
+
+    def recall(quantizer: Quantizer) -> float:
+        return (quantizer.search(queries, quantizer.encode(base), 50)[1] == nearest[:, None]).any(axis=1).mean()
+
+    assert recall(HashQuantizer(DIM, 16, learned=True).fit(x)) > recall(HashQuantizer(DIM, 16).fit(x))
+
+
+def test_rabitq_is_faiss_s() -> None:
+    x, base, queries = vectors(2000, 0), vectors(500, 1), vectors(20, 2)
+    quantizer = RaBitQuantizer(DIM).fit(x)
+    codes = quantizer.encode(base)
+    assert codes.shape == (500, quantizer.code_size)
+    assert quantizer.bits == DIM + 64
+    exact = ((queries[:, None] - base[None]) ** 2).sum(-1)
+    ids = quantizer.search(queries, codes, 50)[1]
+    assert (ids == exact.argmin(axis=1)[:, None]).any(axis=1).mean() > 0.8
+    assert ((quantizer.decode(codes) - base) ** 2).sum() < ((base - x.mean(axis=0)) ** 2).sum()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: LatticeQuantizer(24, 64, 200), "79 bits"),
         (lambda: LatticeQuantizer(24, 32, 79), "needs 64 bits, which do not fit in bits = 32"),
         (lambda: ProductQuantizer(24, 12), "multiple of 8, got 12"),
+        (lambda: AdditiveQuantizer(24, 12), "multiple of 8, got 12"),
+        (lambda: AdditiveQuantizer(8, 64).fit(np.ones((100, 8), np.float32)), "at least 256 vectors, got 100"),
+        (lambda: HashQuantizer(24, 32, learned=True), "32 bits need as many dimensions, got 24"),
+        (lambda: HashQuantizer(24, 16, learned=True).fit(np.ones((9, 24), np.float32)), "at least as many vectors, got 9"),
         (lambda: ProductQuantizer(4, 64), "8 bytes need at least 8 dimensions, got 4"),
         (lambda: ProductQuantizer(8, 64).fit(np.ones((100, 8), np.float32)), "at least 256 vectors, got 100"),
     ],

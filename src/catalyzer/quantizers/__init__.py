@@ -1,8 +1,19 @@
 """Quantizers behind one interface: `fit`, `encode`, `decode`, `search`, with `dim`, `bits`, `code_size`."""
 
+from catalyzer.quantizers.additive import AdditiveQuantizer
 from catalyzer.quantizers.base import Quantizer, encode_mapped
-from catalyzer.quantizers.binary import SignQuantizer
+from catalyzer.quantizers.binary import HashQuantizer, SignQuantizer
 from catalyzer.quantizers.lattice import LatticeQuantizer
 from catalyzer.quantizers.product import ProductQuantizer
+from catalyzer.quantizers.rabitq import RaBitQuantizer
 
-__all__ = ["LatticeQuantizer", "ProductQuantizer", "Quantizer", "SignQuantizer", "encode_mapped"]
+__all__ = [
+    "AdditiveQuantizer",
+    "HashQuantizer",
+    "LatticeQuantizer",
+    "ProductQuantizer",
+    "Quantizer",
+    "RaBitQuantizer",
+    "SignQuantizer",
+    "encode_mapped",
+]

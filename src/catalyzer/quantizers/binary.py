@@ -1,9 +1,14 @@
-"""Binary codes: the sign of each coordinate (section 4.1)."""
+"""Binary codes: the sign of each coordinate (section 4.1), or of projections, random (LSH) or learned (ITQ)."""
+
+from typing import Self
 
 import numpy as np
 
 from catalyzer._faiss import faiss
+from catalyzer.errors import InvalidInput
 from catalyzer.quantizers.base import Quantizer
+
+MAX_TRAINING = 100_000  # vectors that ITQ learns from
 
 
 class SignQuantizer(Quantizer):
@@ -39,3 +44,68 @@ class SignQuantizer(Quantizer):
         index.add(np.ascontiguousarray(codes))
         hamming, ids = index.search(self.encode(queries), k)
         return hamming.astype(np.float32) * np.float32(4 / self.dim), ids
+
+
+class HashQuantizer(Quantizer):
+    """One bit a projection, its sign; compared by Hamming distance. The projections are faiss's.
+
+    Args:
+        dim: dimension of the vectors.
+        bits: number of projections.
+        learned: PCA and the rotation that makes signs lose least (ITQ), instead of random orthogonal directions of the
+            centred vectors (LSH).
+        seed: of the random directions.
+
+    Raises:
+        InvalidInput: ITQ with more bits than dimensions.
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    >>> quantizer = HashQuantizer(dim=16, bits=12, learned=True).fit(x)
+    >>> quantizer.encode(x).shape
+    (1000, 2)
+    """
+
+    def __init__(self, dim: int, bits: int, learned: bool = False, seed: int = 0) -> None:
+        if learned and bits > dim:
+            raise InvalidInput(f"ITQ has at most one bit a dimension: {bits} bits need as many dimensions, got {dim}")
+        self.dim, self.bits, self.learned, self.seed = dim, bits, learned, seed
+        self._signs = SignQuantizer(bits)
+
+    def fit(self, x: np.ndarray) -> Self:
+        """Learn the mean, and for ITQ the projections.
+
+        Raises:
+            InvalidInput: fewer vectors than ITQ has bits.
+        """
+        self._origin = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        if self.learned:
+            if len(x) < self.bits:
+                raise InvalidInput(f"ITQ learns {self.bits} bits from at least as many vectors, got {len(x)}")
+            pca, rotation = faiss.PCAMatrix(self.dim, self.bits), faiss.ITQMatrix(self.bits)
+            sample = x[:MAX_TRAINING] - self._origin
+            pca.train(sample)
+            rotation.train(pca.apply(sample))
+            self._directions = rotation.apply(pca.apply(np.eye(self.dim, dtype=np.float32)))
+            self._directions -= rotation.apply(pca.apply(np.zeros((1, self.dim), np.float32)))
+        else:
+            random = faiss.RandomRotationMatrix(self.dim, self.bits)
+            random.init(self.seed)
+            self._directions = random.apply(np.eye(self.dim, dtype=np.float32))
+        self._size = np.abs(self._projected(x[:MAX_TRAINING])).mean(axis=0)
+        return self
+
+    def _projected(self, x: np.ndarray) -> np.ndarray:
+        return (x - self._origin) @ self._directions
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        return self._signs.encode(self._projected(x))
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The vectors nearest to the mean whose projections have these signs and their average size."""
+        signs = np.sign(self._signs.decode(codes))
+        return (self._origin + signs * self._size @ np.linalg.pinv(self._directions)).astype(np.float32)
+
+    def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Quantizer.search`; `D` is 4/bits times the Hamming distance."""
+        self.check_search(queries, codes, k)
+        return self._signs.search(self._projected(queries), codes, k)
