@@ -240,7 +240,7 @@ def test_help_reads_well_and_comes_at_once(script: str, environment: dict[str, s
     check = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n{code}"
     process = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert "Examples" in process.stdout
-    assert "quantizer: lattice, opq, pq, sign" in process.stdout
+    assert "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign" in process.stdout
     assert process.stderr == "False"  # torch takes seconds to import, and help needs none of it
 
 
