@@ -9,7 +9,6 @@ memory that is there. Codes are of random points of the sphere, the hardest case
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -95,7 +94,7 @@ def codec(lattice: SphericalLattice, n: int, repeats: int) -> list[Row]:
     encode = medians(lambda: lattice.encode(y), lambda: theirs.encode_multi(n, p(y), p(numbers)), repeats)
     decode = medians(lambda: lattice.decode(codes, out=x), lambda: theirs.decode_multi(n, p(numbers), p(points)), repeats)
     # Two a comparator, one a prefix sum, two a level of an atom and four to keep the two best, three a threshold.
-    levels = int(lattice.tables.radius_sq and sum(len(set(atom.tolist()) - {0}) for atom in lattice.atoms))
+    levels = int(lattice._atoms.levels.sum())
     operations = n * (2 * len(lattice._atoms.network) + dim + 2 * levels + 4 * len(lattice.atoms) + 12 * dim)
     size = lattice.code_size
     return [
@@ -240,7 +239,6 @@ def main() -> None:
         table.add_row("memory of scanning 100M mapped codes", f"{max(one, hundred):,.0f} MiB", "", "", "< 1,024 MiB")
         report["scan_100m_mib"] = {"1 query": one, "100 queries": hundred}
     report["bandwidth"], report["arithmetic"] = machine(args.repeats)
-    report["max_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     Console().print(table)
 
     args.out.mkdir(parents=True, exist_ok=True)

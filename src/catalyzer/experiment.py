@@ -33,8 +33,10 @@ from catalyzer.vectors import Vectors, as_float32
 
 log = logging.getLogger(__name__)
 
-LABELS = {"mlp": "catalyzer", "pca": "PCA", "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ"} | {
-    "lsh": "LSH", "itq": "ITQ", "rq": "RQ", "lsq": "LSQ", "rabitq": "RaBitQ"
+LABELS = {
+    "mlp": "catalyzer", "pca": "PCA",
+    "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ", "rq": "RQ", "lsq": "LSQ",
+    "lsh": "LSH", "itq": "ITQ", "rabitq": "RaBitQ",
 }  # fmt: skip
 
 

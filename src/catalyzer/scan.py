@@ -44,12 +44,7 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
     >>> D.round(3).tolist(), I.tolist()
     ([[0.0, 0.0, 1.0]], [[0, 2, 1]])
     """
-    if queries.ndim != 2 or queries.shape[1] != lattice.dim:
-        raise InvalidInput(f"queries must be (n, {lattice.dim}), got {queries.shape}")
-    if codes.ndim != 2 or codes.shape[1] != lattice.code_size or codes.dtype != np.uint8:
-        raise InvalidInput(f"codes must be (n, {lattice.code_size}) uint8, got {codes.shape} {codes.dtype}")
-    if not 1 <= k <= len(codes):
-        raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+    check_search(queries, codes, k, lattice.dim, lattice.code_size)
     queries = np.ascontiguousarray(queries, np.float32)
     refused = ~np.isfinite(queries).all(axis=1)
     if refused.any():
@@ -63,6 +58,16 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
     else:
         distances, ids = _search_many(lattice, queries, codes, k)
     return distances.astype(np.float32), ids.astype(np.int64)
+
+
+def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
+    """Raise `InvalidInput` unless the queries, the codes and k of a search fit together."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InvalidInput(f"queries must be (n, {dim}), got {queries.shape}")
+    if codes.ndim != 2 or codes.shape[1] != code_size or codes.dtype != np.uint8:
+        raise InvalidInput(f"codes must be (n, {code_size}) uint8, got {codes.shape} {codes.dtype}")
+    if not 1 <= k <= len(codes):
+        raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
 
 
 def _rounding(queries: np.ndarray) -> np.ndarray:

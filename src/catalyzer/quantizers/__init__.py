@@ -1,13 +1,14 @@
 """Quantizers behind one interface: `fit`, `encode`, `decode`, `search`, with `dim`, `bits`, `code_size`."""
 
 from catalyzer.quantizers.additive import AdditiveQuantizer
-from catalyzer.quantizers.base import Quantizer, encode_mapped
+from catalyzer.quantizers.base import MAX_TRAINING, Quantizer, encode_mapped
 from catalyzer.quantizers.binary import HashQuantizer, SignQuantizer
 from catalyzer.quantizers.lattice import LatticeQuantizer
 from catalyzer.quantizers.product import ProductQuantizer
 from catalyzer.quantizers.rabitq import RaBitQuantizer
 
 __all__ = [
+    "MAX_TRAINING",
     "AdditiveQuantizer",
     "HashQuantizer",
     "LatticeQuantizer",

@@ -7,10 +7,8 @@ import numpy as np
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import Quantizer
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer
 
-MIN_TRAINING = 256  # a codebook of 256 codewords cannot be learned from fewer vectors
-MAX_TRAINING = 100_000
 ROWS = 4096  # encoded at a time, for the progress display: this is slow
 
 

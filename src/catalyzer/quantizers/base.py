@@ -7,11 +7,14 @@ from typing import Self
 import numpy as np
 from torch import nn
 
-from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn_of_blocks
 from catalyzer.nn import embed
 from catalyzer.progress import progress
+from catalyzer.scan import check_search
 from catalyzer.vectors import BLOCK, Vectors
+
+MIN_TRAINING = 256  # codebooks of 256 entries cannot be learned from fewer vectors
+MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not suffer from ours
 
 
 class Quantizer(ABC):
@@ -66,12 +69,7 @@ class Quantizer(ABC):
 
     def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
         """Raise `InvalidInput` unless shapes and k fit together."""
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise InvalidInput(f"queries must be (n, {self.dim}), got {queries.shape}")
-        if codes.ndim != 2 or codes.shape[1] != self.code_size:
-            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape}")
-        if not 1 <= k <= len(codes):
-            raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+        check_search(queries, codes, k, self.dim, self.code_size)
 
 
 def encode_mapped(transform: nn.Module, quantizer: Quantizer, vectors: Vectors, description: str = "encoding") -> np.ndarray:

@@ -6,9 +6,7 @@ import numpy as np
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
-from catalyzer.quantizers.base import Quantizer
-
-MAX_TRAINING = 100_000  # vectors that ITQ learns from
+from catalyzer.quantizers.base import MAX_TRAINING, Quantizer
 
 
 class SignQuantizer(Quantizer):

@@ -7,11 +7,9 @@ import numpy as np
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import Quantizer
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer
 
 QUERIES = 1024  # searched at a time, for the progress display
-MIN_TRAINING = 256  # a codebook of 256 centroids cannot be learned from fewer vectors
-MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not suffer from ours
 
 
 class ProductQuantizer(Quantizer):

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from catalyzer.evaluation import measure
 from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, StraightThrough, embed
-from catalyzer.quantizers import LatticeQuantizer, Quantizer
+from catalyzer.quantizers import MAX_TRAINING, LatticeQuantizer, Quantizer
 from catalyzer.training.data import TripletData
 
 METRICS = ("loss", "rank", "koleo", "violated")
 """Logged as train/... every few steps and as epoch/..., the mean over an epoch; violated is the share of triplets whose
 negative is nearer than the positive."""
-
-QUANTIZER_SAMPLE = 100_000  # training vectors that a learned quantizer is fitted on
 
 
 @dataclass(frozen=True)
@@ -122,5 +120,5 @@ class CatalyzerTraining(LightningModule):
 def fit_quantizer(quantizer: Quantizer, transform: torch.nn.Module, train: np.ndarray) -> None:
     """Fit `quantizer` to transformed training vectors; what is fixed learns nothing and costs nothing."""
     if type(quantizer).fit is not Quantizer.fit:
-        rows = np.random.default_rng(0).permutation(len(train))[:QUANTIZER_SAMPLE]
+        rows = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]
         quantizer.fit(embed(transform, train[rows], "embedding for the quantizer"))
