@@ -29,6 +29,14 @@ STYLES = {
 }
 
 
+def line_style(method: str) -> dict[str, Any]:
+    """How a method's line looks in every figure, as arguments of `Axes.plot`; `method` is a row's, as "catalyzer + OPQ"."""
+    *mapped, quantizer = method.split(" + ")
+    color, marker = STYLES[quantizer]
+    look: dict[str, Any] = {"ls": "-"} if mapped else {"ls": "--", "mfc": "white"}
+    return {"color": color, "marker": marker, **look}
+
+
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
     """One row a result, under `COLUMNS`: recalls in percent, times in seconds."""
     return [
@@ -72,12 +80,9 @@ def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for r in results:
-        *mapped, quantizer = r.method.split(" + ")
-        color, marker = STYLES[quantizer]
-        look: dict[str, Any] = {"ls": "-"} if mapped else {"ls": "--", "mfc": "white"}
         ks = [k for k in RANKS if k in r.recall]
         recalls = [100 * r.recall[k] for k in ks]
-        axes.plot(ks, recalls, color=color, marker=marker, ms=5, label=f"{r.method}, {r.bits} bits", **look)
+        axes.plot(ks, recalls, ms=5, label=f"{r.method}, {r.bits} bits", **line_style(r.method))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(RANKS))
     axes.xaxis.set_minor_locator(NullLocator())

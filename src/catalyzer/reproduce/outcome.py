@@ -1,0 +1,183 @@
+"""What a target leaves: tables with the published numbers beside the measured ones, and figures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from catalyzer.cache import write_atomically
+from catalyzer.errors import InvalidInput
+from catalyzer.report import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Value = float | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers or words.
+
+    Attributes:
+        name: as in the paper where it has one: "R@10", "bits", "encoding".
+        unit: "%", "s", or empty.
+        better: which way is better; None where neither is.
+        digits: decimals that are shown.
+    """
+
+    name: str
+    unit: str = ""
+    better: Literal["higher", "lower"] | None = None
+    digits: int = 1
+
+    @property
+    def heading(self) -> str:
+        """Name and unit: "R@10 (%)"."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with what was measured.
+
+    Attributes:
+        label: the method, such as "catalyzer + lattice".
+        values: one a column; None where there is nothing to say.
+        paper: what the paper publishes, one a column; None where it publishes nothing comparable.
+        spread: standard deviations of `values`; None where a value is of one run.
+        command: makes this row's run alone.
+        note: what a reader must know about this row.
+    """
+
+    label: str
+    values: Sequence[Value]
+    paper: Sequence[Value] | None = None
+    spread: Sequence[float | None] | None = None
+    command: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; every row has a value for each column, and its label before them."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            for cells in (row.values, row.paper, row.spread):
+                assert cells is None or len(cells) == len(self.columns), row
+
+    def text(self, row: Row, index: int) -> str:
+        """A measured cell as people read it: "75.8", "28.3 ± 0.2", "–".
+
+        >>> table = Table("t", [Column("R@10", "%")], [Row("sign", [28.31], spread=[0.2])])
+        >>> table.text(table.rows[0], 0)
+        '28.3 ± 0.2'
+        """
+        text = _format(row.values[index], self.columns[index])
+        deviation = row.spread[index] if row.spread else None
+        return text if deviation is None else f"{text} ± {_format(deviation, self.columns[index])}"
+
+    def paper_text(self, row: Row, index: int) -> str:
+        """A published cell as people read it, empty where there is none."""
+        return "" if row.paper is None or row.paper[index] is None else _format(row.paper[index], self.columns[index])
+
+    def markdown(self) -> str:
+        """The table in Markdown, published numbers in italics behind the measured ones."""
+        lines = [
+            "| method | " + " | ".join(column.heading for column in self.columns) + " |",
+            "|---|" + "---:|" * len(self.columns),
+        ]
+        for row in self.rows:
+            cells = []
+            for i in range(len(self.columns)):
+                paper = self.paper_text(row, i)
+                cells.append(self.text(row, i) + (f" (*{paper}*)" if paper else ""))
+            lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        notes = [f"{row.label}: {row.note}." for row in self.rows if row.note]
+        if any(row.paper for row in self.rows):
+            notes.append("In brackets: what the paper publishes.")
+        return "\n".join([f"**{self.title}**", "", *lines, "", *notes, ""])
+
+
+@dataclass
+class Outcome:
+    """All that a target leaves in its folder.
+
+    Attributes:
+        target: its name: "table1".
+        title: one line for people.
+        dataset: name of the dataset.
+        scale: preset it ran at; empty where it has none.
+        command: makes it again.
+        tables: may be empty.
+        figures: names of the figures; each lies beside as `<name>.png` and `<name>.svg`.
+        captions: of the figures, by name.
+        notes: sentences on what a reader must know.
+        settings: what the runs have in common.
+        environment: versions, threads, git commit, as in a run's results.json.
+        seconds: that it took, time of runs that were reused included.
+        ended: date and time, ISO 8601.
+    """
+
+    target: str
+    title: str
+    dataset: str
+    scale: str
+    command: str
+    tables: list[Table] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    captions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    ended: str = ""
+
+    def markdown(self) -> str:
+        """Tables, figures and notes as a page of Markdown."""
+        parts = [f"# {self.title}", f"`{self.command}`", *(table.markdown() for table in self.tables)]
+        parts += [f"![{self.captions.get(name, self.title)}]({name}.svg)" for name in self.figures]
+        return "\n\n".join([*parts, *self.notes]) + "\n"
+
+    def save(self, folder: Path, figures: dict[str, "Figure"]) -> list[Path]:
+        """Write figures, Markdown and, last since it says that the target is made, results.json; returns their paths."""
+        self.figures = list(figures)
+        paths = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
+        for path in paths:
+            save_figure(figures[path.stem], path)
+        pages = {f"{self.target}.md": self.markdown(), "results.json": json.dumps(asdict(self), indent=1)}
+        for name, text in pages.items():
+            write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        return paths + [folder / name for name in pages]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """What `save` wrote into `folder`.
+
+        Raises:
+            InvalidInput: results.json is missing or is not such a file.
+        """
+        path = folder / "results.json"
+        try:
+            content = json.loads(path.read_text())
+            tables = [
+                Table(t["title"], [Column(**c) for c in t["columns"]], [Row(**r) for r in t["rows"]])
+                for t in content.pop("tables")
+            ]
+            return cls(tables=tables, **content)
+        except FileNotFoundError:
+            raise InvalidInput(f"{folder} holds no results.json; make it by python src/reproduce.py {folder.name}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidInput(f"{path} is damaged; remove it and make it again") from None
+
+
+def _format(value: Value, column: Column) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:,.{column.digits}f}"
