@@ -320,8 +320,13 @@ def test_evaluating_what_is_no_finished_run(evaluate: Command, trained: Path, tm
     refused(evaluate("run=nowhere", expect=2), "nowhere is not a run folder")
     refused(evaluate(expect=2), "run is missing; give it on the command line: run=...")
     refused(evaluate(f"run={trained}", "quantizer=pq", "bits=12", expect=2), "multiple of 8, got 12")
-    (trained / "results.json").unlink()
-    refused(evaluate(f"run={trained}", "quantizer=pq", expect=2), "holds no finished run", "resume=")
+    (trained / "catalyzer.json").unlink()
+    refused(
+        evaluate(f"run={trained}", "quantizer=pq", expect=2),
+        "catalyzer.json",
+        "no such file",
+        "a run folder whose run has ended",
+    )
     assert not (trained / "evaluations").exists()
 
 

@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from catalyzer.neighbors import engine
 from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
 from catalyzer.quantizers import ProductQuantizer, Quantizer, encode_mapped
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
-from catalyzer.settings import QuantizerSettings, Settings, WandB
+from catalyzer.settings import QuantizerSettings, Settings
 from catalyzer.training import CatalyzerTraining, Optimization, TripletData, check_trainer, fit_catalyzer, fit_quantizer
 from catalyzer.vectors import Vectors, as_float32
 
@@ -47,7 +47,7 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         InvalidInput: settings and data that do not fit together, or a folder that holds a run of other settings;
             nothing has been written then.
     """
-    if (folder / "config.yaml").exists() and Settings.load(folder / "config.yaml") != settings:
+    if (folder / "config.yaml").exists() and not Settings.load(folder / "config.yaml").decides_as(settings):
         raise InvalidInput(
             f"{folder} holds a run with other settings; go on with it by resume={folder}, or choose another folder"
         )
@@ -60,25 +60,13 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     if settings.catalyzer.name == "mlp":
         check_trainer(settings.trainer.model_dump())
     benchmark = load_benchmark(settings)
-    seed_everything(settings.seed, verbose=False)
-    transform, quantizer = build(settings, benchmark.dim)
-    baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
-    settings.save(folder / "config.yaml")
-
-    start = time.perf_counter()
+    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark.dim)[1].code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    transform.fit(benchmark.train)  # type: ignore[operator]
-    seconds = time.perf_counter() - start
-    wandb_logger = make_wandb_logger(settings.logger.wandb, settings, folder) if settings.logger.wandb else None
-    if isinstance(transform, Catalyzer):
-        seconds = train(settings, benchmark, transform, quantizer, folder, [wandb_logger] if wandb_logger else [])
-        if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
-            return []
-    save_transform(transform, folder)
-
-    rows = compare(settings, benchmark, transform, quantizer, baselines, seconds)
-    if isinstance(transform, Catalyzer):
-        draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
+    wandb_logger = make_wandb_logger(settings, folder)
+    trained = train(settings, benchmark, folder, [wandb_logger] if wandb_logger else [])
+    if trained is None:
+        return []
+    rows = compare(settings, benchmark, trained, baselines)
     title = save_results(rows, settings, benchmark, folder, started)
     if wandb_logger is not None:
         wandb_logger.log_table("results", columns=list(COLUMNS), data=table_cells(rows))
@@ -86,6 +74,35 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     print_table(rows, title)
     log.info("weights, results and figures: %s", folder)
     return rows
+
+
+def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Sequence[Any] = ()) -> "TrainedRun | None":
+    """Fit the transform or, where it is a network, train it; go on with what `folder` holds of it.
+
+    Writes settings, checkpoints, metrics and weights, and no results: the test split is not touched.
+
+    Args:
+        settings: all of the run's.
+        benchmark: the dataset that they name.
+        folder: of the run.
+        loggers: of Lightning, besides the CSV one.
+
+    Returns:
+        The run; None in all but one of several processes that trained together.
+    """
+    seed_everything(settings.seed, verbose=False)
+    transform, quantizer = build(settings, benchmark.dim)
+    settings.save(folder / "config.yaml")
+    start = time.perf_counter()
+    transform.fit(benchmark.train)  # type: ignore[operator]
+    seconds = time.perf_counter() - start
+    if isinstance(transform, Catalyzer):
+        seconds = train_network(settings, benchmark, transform, quantizer, folder, loggers)
+        if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
+            return None
+        draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
+    save_transform(transform, folder, seconds)
+    return TrainedRun(folder, settings, transform, seconds)
 
 
 def load_benchmark(settings: Settings) -> Benchmark:
@@ -123,8 +140,13 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, Produ
         raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
 
 
-def train(
-    settings: Settings, benchmark: Benchmark, network: Catalyzer, quantizer: Quantizer, folder: Path, loggers: list[Any]
+def train_network(
+    settings: Settings,
+    benchmark: Benchmark,
+    network: Catalyzer,
+    quantizer: Quantizer,
+    folder: Path,
+    loggers: Sequence[Any],
 ) -> float:
     """Train the network, or go on with its training; returns the seconds that it took."""
     data = TripletData(
@@ -143,39 +165,47 @@ def train(
         data,
         folder,
         trainer_options=settings.trainer.model_dump(),
-        loggers=loggers,
+        loggers=[*loggers],
         monitor=settings.callbacks.monitor,
         patience=settings.callbacks.patience,
     )
 
 
 def compare(
-    settings: Settings,
-    benchmark: Benchmark,
-    transform: nn.Module,
-    quantizer: Quantizer,
-    baselines: dict[str, ProductQuantizer],
-    seconds: float,
+    settings: Settings, benchmark: Benchmark, trained: "TrainedRun", baselines: dict[str, ProductQuantizer]
 ) -> list[Result]:
-    """Rows for the chosen method, whose transform took `seconds` to train, and for the baselines on the raw vectors."""
+    """Rows for the settings' quantizer on the trained transform, and for the baselines on the raw vectors."""
+    quantizer = settings.quantizer.build(trained.transform.d_out)  # type: ignore[arg-type]
+    rows = [measure_method(settings.catalyzer.name, settings.quantizer.name, benchmark, trained.transform, quantizer)]
+    rows[0].training += trained.seconds
+    for name, baseline in baselines.items():
+        rows.append(measure_method("identity", name, benchmark, Identity(benchmark.dim), baseline))
+    return rows
+
+
+def measure_method(
+    transform_name: str, quantizer_name: str, benchmark: Benchmark, transform: nn.Module, quantizer: Quantizer
+) -> Result:
+    """Fit a quantizer to the transformed training vectors, and measure it on the test split."""
     test = benchmark.test
     truth = test.ground_truth  # before the clocks start
-    identity = Identity(benchmark.dim)
-    methods: list[tuple[str, str, nn.Module, Quantizer, float]] = [
-        (settings.catalyzer.name, settings.quantizer.name, transform, quantizer, seconds)
-    ]
-    methods += [("identity", name, identity, baseline, 0.0) for name, baseline in baselines.items()]
-    rows = []
-    for transform_name, quantizer_name, f, q, trained in methods:
-        method = " + ".join(LABELS[name] for name in (transform_name, quantizer_name) if name != "identity")
-        log.info("%s: coding %s vectors, searching %s queries", method, f"{len(test.base):,}", f"{len(test.queries):,}")
-        start = time.perf_counter()
-        fit_quantizer(q, f, benchmark.train)
-        trained += time.perf_counter() - start
-        row = measure(method, f, q, test.base, test.queries, truth)
-        row.training = trained
-        rows.append(row)
-    return rows
+    method = method_name(transform_name, quantizer_name)
+    log.info("%s: coding %s vectors, searching %s queries", method, f"{len(test.base):,}", f"{len(test.queries):,}")
+    start = time.perf_counter()
+    fit_quantizer(quantizer, transform, benchmark.train)
+    fitting = time.perf_counter() - start
+    row = measure(method, transform, quantizer, test.base, test.queries, truth)
+    row.training = fitting
+    return row
+
+
+def method_name(transform: str, quantizer: str) -> str:
+    """What a composition is called in tables and figures.
+
+    >>> method_name("mlp", "lattice"), method_name("identity", "opq")
+    ('catalyzer + lattice', 'OPQ')
+    """
+    return " + ".join(LABELS[name] for name in (transform, quantizer) if name != "identity")
 
 
 def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, folder: Path, started: str) -> str:
@@ -217,8 +247,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def make_wandb_logger(chosen: WandB, settings: Settings, folder: Path) -> Any:
-    """A W&B logger with the settings as its config; offline unless an API key is at hand."""
+def make_wandb_logger(settings: Settings, folder: Path) -> Any:
+    """A W&B logger with the settings as its config, or None where they name none; offline unless an API key is at hand."""
+    if (chosen := settings.logger.wandb) is None:
+        return None
     try:
         import wandb
     except ModuleNotFoundError:
@@ -249,6 +281,7 @@ class TrainedRun:
         folder: of the run.
         settings: what it was made with.
         transform: the fitted map, in evaluation mode on the CPU.
+        seconds: that its training took.
 
     A run's folder is all that is needed:
 
@@ -260,6 +293,7 @@ class TrainedRun:
     folder: Path
     settings: Settings
     transform: nn.Module
+    seconds: float
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -269,7 +303,7 @@ class TrainedRun:
             InvalidInput: not a run folder, a run that has not ended, or damaged files.
         """
         folder = Path(folder)
-        return cls(folder, Settings.load(folder / "config.yaml"), load_transform(folder))
+        return cls(folder, Settings.load(folder / "config.yaml"), *load_transform(folder))
 
     def quantizer(self) -> Quantizer:
         """The run's quantizer, if it is fixed (lattice, sign): one that is learned is not kept in the folder.
@@ -305,10 +339,9 @@ def evaluate_run(folder: Path, quantizer: QuantizerSettings) -> list[Result]:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     settings = trained.settings.model_copy(update={"quantizer": quantizer})
     built = quantizer.build(trained.transform.d_out)  # type: ignore[arg-type]
-    seconds = read_results(folder)[0][0].training
     benchmark = load_benchmark(settings)
     baselines = build_baselines(settings, benchmark.dim, built.code_size * 8)
-    rows = compare(settings, benchmark, trained.transform, built, baselines, seconds)
+    rows = compare(settings, benchmark, trained, baselines)
     target = folder / "evaluations" / f"{quantizer.name}-{built.bits}bits"
     title = save_results(rows, settings, benchmark, target, started)
     print_table(rows, title)

@@ -154,7 +154,7 @@ class Callbacks(_Settings):
 
 
 class Settings(_Settings):
-    """All that decides a run; `conf/train.yaml` says what each key means."""
+    """All that decides a run; `conf/settings.yaml` says what each key means."""
 
     dataset: Annotated[Demo | Published | Files, Field(discriminator="name")]
     catalyzer: Annotated[MLP | Plain, Field(discriminator="name")]
@@ -209,6 +209,11 @@ class Settings(_Settings):
             return cls.model_validate(values)
         except ValidationError as error:
             raise InvalidInput(_sentence(error)) from None
+
+    def decides_as(self, other: Self) -> bool:
+        """Whether both make the same run: where it is logged, and where intermediate results are kept, decide nothing."""
+        aside = {"logger", "cache"}
+        return self.model_dump(exclude=aside) == other.model_dump(exclude=aside)
 
     def save(self, path: Path) -> None:
         """Write the composed configuration as YAML."""

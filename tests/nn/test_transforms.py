@@ -27,9 +27,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_saved_and_loaded_it_maps_the_same(kind: str, tmp_path: Path) -> None:
     x = clustered(500, 32, 0)
     transform = fitted(kind, x)
-    save_transform(transform, tmp_path)
+    save_transform(transform, tmp_path, 1.5)
     assert {p.name for p in tmp_path.iterdir()} == {"catalyzer.safetensors", "catalyzer.json"}
-    np.testing.assert_array_equal(embed(load_transform(tmp_path), x), embed(transform, x))
+    loaded, seconds = load_transform(tmp_path)
+    assert seconds == 1.5
+    np.testing.assert_array_equal(embed(loaded, x), embed(transform, x))
 
 
 def test_outputs_lie_on_the_sphere() -> None:
@@ -80,7 +82,7 @@ def test_equal_vectors_teach_nothing() -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "pickle", "shape", "kind", "no json", "missing"])
 def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
-    save_transform(fitted("mlp", clustered(100, 32, 0)), tmp_path)
+    save_transform(fitted("mlp", clustered(100, 32, 0)), tmp_path, 1.5)
     weights, shape = tmp_path / "catalyzer.safetensors", tmp_path / "catalyzer.json"
     if damage == "truncate":
         weights.write_bytes(weights.read_bytes()[:-10])

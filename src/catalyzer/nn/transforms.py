@@ -175,19 +175,21 @@ _KINDS: dict[str, Callable[..., nn.Module]] = {"mlp": Catalyzer, "pca": PCA, "id
 _SHAPE_KEYS = {"mlp": ("d_in", "d_out", "hidden"), "pca": ("d_in", "d_out"), "identity": ("d_in",)}
 
 
-def save_transform(transform: nn.Module, folder: Path) -> None:
-    """Write `catalyzer.safetensors` and `catalyzer.json` (kind and shape) into `folder`, each whole or not at all."""
+def save_transform(transform: nn.Module, folder: Path, training_seconds: float) -> None:
+    """Write `catalyzer.safetensors` and `catalyzer.json` (kind, shape, seconds of training) into `folder`, each whole or
+    not at all."""
     from safetensors.torch import save
 
     kind = next(name for name, cls in _KINDS.items() if type(transform) is cls)
     shape = {"kind": kind} | {key: getattr(transform, key) for key in _SHAPE_KEYS[kind]}
+    shape["training_seconds"] = training_seconds
     tensors = {name: t.detach().cpu().contiguous() for name, t in transform.state_dict().items()}
     write_atomically(folder / "catalyzer.safetensors", lambda file: file.write(save(tensors)))
     write_atomically(folder / "catalyzer.json", lambda file: file.write(json.dumps(shape, indent=1).encode()))
 
 
-def load_transform(folder: str | Path) -> nn.Module:
-    """The transform that `save_transform` wrote into `folder`, in evaluation mode on the CPU.
+def load_transform(folder: str | Path) -> tuple[nn.Module, float]:
+    """The transform that `save_transform` wrote into `folder`, in evaluation mode on the CPU, and the seconds of its training.
 
     Raises:
         InvalidInput: a file is missing or damaged, or weights and shape do not belong together.
@@ -201,10 +203,10 @@ def load_transform(folder: str | Path) -> nn.Module:
             raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended")
     try:
         shape = json.loads(shape_file.read_text())
-        kind = shape.pop("kind")
+        kind, seconds = shape["kind"], float(shape["training_seconds"])
         transform = _KINDS[kind](**{key: int(shape[key]) for key in _SHAPE_KEYS[kind]})
         transform.load_state_dict(load(weights.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidInput(f"{folder}: catalyzer.safetensors and catalyzer.json cannot be loaded ({reason})") from None
-    return transform.eval()
+    return transform.eval(), seconds
