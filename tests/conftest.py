@@ -58,6 +58,12 @@ def evaluate(environment: dict[str, str], tmp_path: Path) -> Command:
     return _command("evaluate.py", environment, tmp_path)
 
 
+@pytest.fixture
+def reproduce(environment: dict[str, str], tmp_path: Path) -> Command:
+    """The same for `src/reproduce.py`."""
+    return _command("reproduce.py", environment, tmp_path)
+
+
 def _command(script: str, environment: dict[str, str], folder: Path) -> Command:
     def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         process = subprocess.run(

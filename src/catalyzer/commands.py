@@ -9,6 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -63,6 +66,20 @@ def register_resolvers() -> None:
     for resolver in (table3, native_precision, run_folder, cache_folder):
         name = resolver.__name__
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
+
+
+def compose_config(folder: Path, name: str, overrides: list[str]) -> DictConfig:
+    """What `name` in the configuration `folder` composes to, also from within another command.
+
+    Raises:
+        InvalidInput: Hydra refuses the overrides.
+    """
+    running = GlobalHydra.instance().is_initialized()  # then its search path is the one to use
+    with contextlib.nullcontext() if running else initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        try:
+            return compose(name, overrides)
+        except HydraException as error:
+            raise InvalidInput(" ".join(str(error).split())) from None
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -360,7 +360,6 @@ def read_results(folder: Path) -> tuple[list[Result], str]:
         raise InvalidInput(f"{folder} holds no finished run: it has no results.json; go on with it by resume={folder}")
     try:
         content = json.loads(path.read_text())
-        rows = [Result(**{**row, "recall": {int(k): v for k, v in row["recall"].items()}}) for row in content["rows"]]
-        return rows, content["title"]
+        return [Result.load(row) for row in content["rows"]], content["title"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InvalidInput(f"{path} is damaged; remove it and go on with the run by resume={folder}") from None

@@ -41,6 +41,7 @@ class _Settings(BaseModel):
 
 class Demo(_Settings):
     name: Literal["demo"]
+    base_size: PositiveInt | None
     train_size: PositiveInt
     validation_base_size: PositiveInt
     validation_queries_size: PositiveInt
@@ -58,7 +59,6 @@ class Files(Demo):
     base: str
     queries: str
     groundtruth: str | None
-    base_size: PositiveInt | None
 
 
 class MLP(_Settings):
@@ -102,9 +102,10 @@ class Hash(_Settings):
     name: Literal["lsh", "itq"]
     d_out: PositiveInt
     bits: PositiveInt
+    seed: int = Field(ge=0)
 
     def build(self, dim: int) -> Quantizer:
-        return HashQuantizer(dim, self.bits, learned=self.name == "itq")
+        return HashQuantizer(dim, self.bits, learned=self.name == "itq", seed=self.seed)
 
 
 class Additive(_Settings):

@@ -25,15 +25,16 @@ QUERIES = ("motorcycle_right.png",)
 NUM_QUERIES = 2_000
 
 
-def load_demo(cache: ArrayCache, **sizes: int) -> Benchmark:
+def load_demo(cache: ArrayCache, base_size: int | None = None, **sizes: int) -> Benchmark:
     """About 76k learn, 24k base and 2k query vectors of 128 × uint8, extracted in seconds and cached.
 
     Args:
         cache: where the descriptors are kept.
+        base_size: use the first this many base vectors; None for all.
         sizes: `train_size`, `validation_base_size`, `validation_queries_size`.
 
     Raises:
-        InvalidInput: OpenCV or scikit-image is not installed.
+        InvalidInput: OpenCV or scikit-image is not installed, or the base is smaller than asked for.
     """
     try:
         import cv2  # noqa: F401
@@ -45,7 +46,13 @@ def load_demo(cache: ArrayCache, **sizes: int) -> Benchmark:
     for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
         key = (*versions, photographs, limit)
         parts[name] = cache.get(f"demo-{name}", key, partial(_descriptors, photographs, limit))
-    return make_benchmark("demo", parts["learn"], parts["base"], parts["queries"], None, cache=cache, **sizes)
+    base = parts["base"][:base_size]
+    if base_size is not None and len(base) < base_size:
+        raise InvalidInput(
+            f"demo: dataset.base_size = {base_size:,} asks for more than its {len(base):,} base vectors; "
+            f"use dataset.base_size={len(base)} or less"
+        )
+    return make_benchmark("demo", parts["learn"], base, parts["queries"], None, cache=cache, **sizes)
 
 
 def _descriptors(photographs: tuple[str, ...], limit: int | None) -> np.ndarray:

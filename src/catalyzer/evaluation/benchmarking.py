@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from torch import nn
@@ -31,6 +32,11 @@ class Result:
     training: float = 0.0
     encoding: float = 0.0
     search: float = 0.0
+
+    @classmethod
+    def load(cls, values: dict[str, Any]) -> Self:
+        """From `asdict` of a result that went through JSON, whose keys are all text."""
+        return cls(**{**values, "recall": {int(k): v for k, v in values["recall"].items()}})
 
 
 def measure(

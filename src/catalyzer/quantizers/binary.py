@@ -52,7 +52,7 @@ class HashQuantizer(Quantizer):
         bits: number of projections.
         learned: PCA and the rotation that makes signs lose least (ITQ), instead of random orthogonal directions of the
             centred vectors (LSH).
-        seed: of the random directions.
+        seed: of LSH's directions and of ITQ's first rotation.
 
     Raises:
         InvalidInput: ITQ with more bits than dimensions.
@@ -80,6 +80,7 @@ class HashQuantizer(Quantizer):
             if len(x) < self.bits:
                 raise InvalidInput(f"ITQ learns {self.bits} bits from at least as many vectors, got {len(x)}")
             pca, rotation = faiss.PCAMatrix(self.dim, self.bits), faiss.ITQMatrix(self.bits)
+            rotation.seed = self.seed
             sample = x[:MAX_TRAINING] - self._origin
             pca.train(sample)
             rotation.train(pca.apply(sample))

@@ -1,11 +1,84 @@
-"""The paper's tables and figures, one function each: from an output folder to the files written there."""
+"""The paper's tables and figures: each target makes the runs that it needs and leaves one folder."""
 
-from collections.abc import Callable
+import logging
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-from catalyzer.reproduce.lattice_size import figure6
+from catalyzer.errors import InvalidInput
+from catalyzer.experiment import environment, make_wandb_logger
+from catalyzer.reproduce.code_sizes import FIGURE_5
+from catalyzer.reproduce.lab import Lab, Target
+from catalyzer.reproduce.lattice_size import FIGURE_6
+from catalyzer.reproduce.outcome import Outcome, print_outcome
+from catalyzer.reproduce.tables import TABLES
 
-TARGETS: dict[str, Callable[[Path], list[Path]]] = {"figure6": figure6}
+log = logging.getLogger(__name__)
+
+TARGETS: dict[str, Target] = dict(sorted({**TABLES, "figure5": FIGURE_5, "figure6": FIGURE_6}.items()))
 """What `python src/reproduce.py` can make, by its name in the paper."""
 
-__all__ = ["TARGETS", "figure6"]
+__all__ = ["TARGETS", "Lab", "Outcome", "Target", "jobs", "make_targets"]
+
+
+def targets(name: str) -> list[str]:
+    """The targets that a name stands for.
+
+    Raises:
+        InvalidInput: it stands for none.
+    """
+    if name == "all":
+        return list(TARGETS)
+    if name not in TARGETS:
+        raise InvalidInput(f"there is no target {name}; choose one of {', '.join(TARGETS)}, all or report")
+    return [name]
+
+
+def jobs(name: str, lab: Lab) -> list[list[str]]:
+    """The overrides of all trainings that a target, or all of them, need; each once, and none depends on another."""
+    found = [overrides for target in targets(name) for overrides in TARGETS[target].jobs(lab)]
+    return list({lab.run_folder(overrides): overrides for overrides in found}.values())
+
+
+def make_targets(name: str, lab: Lab) -> None:
+    """Make a target, all of them, or the report of what has been made, and print tables and paths."""
+    for target in targets(name):
+        folder = lab.folder / f"{lab.common.dataset.name}-{lab.scale}" / target
+        outcome, paths = make_target(target, lab, folder)
+        for table in outcome.tables:
+            print_outcome(table)
+        for path in paths:
+            sys.stdout.write(f"{path}\n")
+
+
+def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]:
+    """Train and measure what is missing, write tables and figures into `folder`; returns the paths written."""
+    target = TARGETS[name]
+    start = time.perf_counter()
+    made = target.make(lab)
+    outcome = Outcome(
+        name,
+        target.title,
+        lab.common.dataset.name,
+        lab.scale,
+        " ".join(["python src/reproduce.py", name, *lab.overrides]),
+        made.tables,
+        captions=made.captions,
+        notes=made.notes,
+        settings=lab.common.model_dump(mode="json", by_alias=True),
+        environment=environment(),
+        seconds=time.perf_counter() - start,
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    paths = outcome.save(folder, made.figures)
+    logger = make_wandb_logger(lab.common, folder)
+    if logger is not None:
+        for i, table in enumerate(made.tables):
+            columns = ["method", *(column.heading for column in table.columns)]
+            logger.log_table(f"{name}/{i}", columns, [[row.label, *row.values] for row in table.rows])
+        for path in paths:
+            if path.suffix == ".png":
+                logger.log_image(f"{name}/{path.stem}", [str(path)])
+        logger.experiment.finish()
+    return outcome, paths

@@ -1,27 +1,17 @@
 """Figure 6: how many atoms and how many points the spheres of 24 dimensions have."""
 
-import csv
-from io import StringIO
 from math import log2
-from pathlib import Path
 
-from catalyzer.cache import write_atomically
 from catalyzer.lattice import num_atoms, num_points
 from catalyzer.progress import progress
-from catalyzer.report import save_figure
+from catalyzer.reproduce.lab import Lab, Target
+from catalyzer.reproduce.outcome import Column, Made, Row, Table
 
 DIM, MOST = 24, 120  # up to a little beyond the 79 of 64 bits
 
 
-def figure6(folder: Path) -> list[Path]:
-    """Draw atoms (linear scale) and points (in bits, hence a logarithmic scale) against r², and list them as CSV.
-
-    Args:
-        folder: where `figure6.png` and `figure6.csv` go.
-
-    Returns:
-        Both paths.
-    """
+def figure6(_: Lab) -> Made:
+    """Draw atoms (linear scale) and points (in bits, hence a logarithmic scale) against r², and list them."""
     from matplotlib.figure import Figure
 
     radii = range(1, MOST + 1)
@@ -49,12 +39,13 @@ def figure6(folder: Path) -> list[Path]:
     left.grid(alpha=0.3)
     left.set_title(f"Integer points and atoms of the spheres of {DIM} dimensions", fontsize=10)
 
-    listing = StringIO()
-    table = csv.writer(listing, lineterminator="\n")
-    table.writerow(("radius_sq", "atoms", "points"))
-    table.writerows(zip(radii, atoms, points, strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "figure6.png", folder / "figure6.csv"]
-    save_figure(figure, paths[0])
-    write_atomically(paths[1], lambda file: file.write(listing.getvalue().encode()))
-    return paths
+    columns = [Column("atoms", digits=0), Column("points"), Column("points", "bits", digits=2)]
+    rows = [
+        Row(f"r² = {r}", [a, str(p), log2(p)]) for r, a, p in zip(radii, atoms, points, strict=True) if r % 10 == 0 or r == 79
+    ]
+    caption = "Atoms and integer points of the spheres of 24 dimensions, by squared radius."
+    title = f"Spheres of {DIM} dimensions"
+    return Made([Table(title, columns, rows)], {"figure6": figure}, {"figure6": caption})
+
+
+FIGURE_6 = Target("Figure 6: atoms and points of the spheres", figure6)

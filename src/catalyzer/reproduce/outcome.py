@@ -99,10 +99,45 @@ class Table:
                 paper = self.paper_text(row, i)
                 cells.append(self.text(row, i) + (f" (*{paper}*)" if paper else ""))
             lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        return "\n".join([f"**{self.title}**", "", *lines, "", *self.notes(), ""])
+
+    def notes(self) -> list[str]:
+        """What a reader must know about the rows, as sentences."""
         notes = [f"{row.label}: {row.note}." for row in self.rows if row.note]
         if any(row.paper for row in self.rows):
             notes.append("In brackets: what the paper publishes.")
-        return "\n".join([f"**{self.title}**", "", *lines, "", *notes, ""])
+        return notes
+
+
+def print_outcome(table: Table) -> None:
+    """Print a table to standard output, published numbers in brackets."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    shown = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left")
+    shown.add_column("method", no_wrap=True)
+    for column in table.columns:
+        shown.add_column(column.heading, justify="right")
+    for row in table.rows:
+        papers = [table.paper_text(row, i) for i in range(len(table.columns))]
+        cells = [table.text(row, i) + (f" [dim]({paper})[/]" if paper else "") for i, paper in enumerate(papers)]
+        shown.add_row(row.label, *cells)
+    console = Console()
+    # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
+    Console(width=None if console.is_terminal else 160).print(shown)
+    for note in table.notes():
+        console.print(note, highlight=False)
+
+
+@dataclass
+class Made:
+    """What a target's function makes: tables, figures and their captions by name, sentences that a reader must know."""
+
+    tables: list[Table] = field(default_factory=list)
+    figures: dict[str, "Figure"] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

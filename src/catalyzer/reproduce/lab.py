@@ -1,0 +1,185 @@
+"""Runs and numbers by their content: what has been trained or measured once is never done again."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from catalyzer.cache import write_atomically
+from catalyzer.datasets import Benchmark
+from catalyzer.evaluation import Result
+from catalyzer.experiment import TrainedRun, load_benchmark, make_wandb_logger, measure_method, train
+from catalyzer.nn import embed
+from catalyzer.reproduce.outcome import Made
+from catalyzer.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Lab:
+    """Makes the runs of a target, each in a folder of its own below `folder`, and remembers what was measured on them.
+
+    Args:
+        compose: from overrides of `src/train.py` to its settings.
+        overrides: that all runs share, as the user gave them.
+        folder: `runs/<digest>` are trained transforms, `measured/<name>-<digest>.json` numbers. The digests are of the
+            settings and of the dataset's files (path, size, date): other settings or other data make another run.
+        seeds: over how many a mean is taken.
+        lambdas: that a choice of λ is made from.
+    """
+
+    compose: Callable[[Sequence[str]], Settings]
+    overrides: Sequence[str]
+    folder: Path
+    seeds: int
+    lambdas: Sequence[float]
+
+    def __post_init__(self) -> None:
+        self._benchmarks: dict[str, Benchmark] = {}
+        self._latent: tuple[Path, np.ndarray, np.ndarray] | None = None
+
+    def settings(self, overrides: Sequence[str]) -> Settings:
+        """The settings of a run: what the user gave, then `overrides`; baselines are runs of their own."""
+        return self.compose([*self.overrides, *overrides, "baselines=[]"])
+
+    @property
+    def scale(self) -> str:
+        """Name of the preset that all runs share."""
+        return next((text.removeprefix("scale=") for text in self.overrides if text.startswith("scale=")), "own")
+
+    @cached_property
+    def common(self) -> Settings:
+        """The settings without a run's own overrides."""
+        return self.settings([])
+
+    @property
+    def base_shape(self) -> tuple[int, int]:
+        """`(n, d)` of the base, without reading the dataset a second time."""
+        n, d = self.measured("base", (dataset_digest(self.common),), lambda: self.benchmark(self.common).test.base.shape)
+        return n, d
+
+    def benchmark(self, settings: Settings) -> Benchmark:
+        """The dataset of a run, read once."""
+        key = repr(settings.dataset)
+        if key not in self._benchmarks:
+            self._benchmarks[key] = load_benchmark(settings)
+        return self._benchmarks[key]
+
+    def command(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> str:
+        """What a user types to get one result alone; `on` as for `result`."""
+        if on is not None:
+            return " ".join(["python src/evaluate.py", f"run={self.run_folder(on)}", *overrides])
+        return " ".join(["python src/train.py", *self.overrides, *overrides, "baselines=[]"])
+
+    @property
+    def threads(self) -> int:
+        """Threads that everything is measured with."""
+        return torch.get_num_threads()
+
+    def run_folder(self, overrides: Sequence[str]) -> Path:
+        """Where the run of these overrides is, or will be."""
+        return self.folder / "runs" / training_digest(self.settings(overrides))
+
+    def trained(self, overrides: Sequence[str]) -> TrainedRun:
+        """The run of these overrides, trained now if it is not there; one that was interrupted goes on."""
+        settings, folder = self.settings(overrides), self.run_folder(overrides)
+        if (folder / "catalyzer.json").exists():
+            return TrainedRun.load(folder)
+        log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
+        logger = make_wandb_logger(settings, folder)
+        run = train(settings, self.benchmark(settings), folder, [logger] if logger else [])
+        if logger is not None:
+            logger.experiment.finish()
+        if run is None:
+            raise SystemExit  # a process that was spawned for training only
+        return run
+
+    def result(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> Result:
+        """Recall and time of the quantizer that `overrides` name, on the base that they name.
+
+        Args:
+            overrides: of the run.
+            on: overrides of another run, on whose transform the quantizer is measured.
+        """
+        settings = self.settings(overrides)
+        run = self.trained(overrides if on is None else on)
+
+        def compute() -> dict[str, Any]:
+            quantizer = settings.quantizer.build(run.transform.d_out)  # type: ignore[arg-type]
+            names = run.settings.catalyzer.name, settings.quantizer.name
+            return asdict(measure_method(*names, self.benchmark(settings), run.transform, quantizer))
+
+        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump())
+        result = Result.load(self.measured("result", key, compute))
+        result.training += run.seconds
+        return result
+
+    def latent(self, run: TrainedRun) -> tuple[np.ndarray, np.ndarray]:
+        """Base and queries `(n, d_out)` as `run` maps them; those of the latest run are kept."""
+        if self._latent is None or self._latent[0] != run.folder:
+            test = self.benchmark(run.settings).test
+            base, queries = (embed(run.transform, part, f"embedding {name}") for name, part in
+                             (("base", test.base), ("queries", test.queries)))  # fmt: skip
+            self._latent = run.folder, base, queries
+        return self._latent[1:]
+
+    def measured(self, name: str, key: tuple, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns (plain values), kept as JSON under `name` and `key`, which must decide it."""
+        path = self.folder / "measured" / f"{name}-{_digest(key)}.json"
+        if path.exists():
+            try:
+                return json.loads(path.read_text())
+            except ValueError:  # damaged from outside, since only whole files are renamed into place
+                log.warning("%s cannot be read; it is measured again", path)
+        value = json.loads(json.dumps(compute()))  # what a second call will see
+        write_atomically(path, lambda file: file.write(json.dumps(value).encode()))
+        return value
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or a figure of the paper.
+
+    Attributes:
+        title: one line for people.
+        make: trains and measures what is missing, and makes tables and figures.
+        jobs: overrides of the trainings that `make` will ask for, which do not depend on each other.
+    """
+
+    title: str
+    make: Callable[[Lab], Made]
+    jobs: Callable[[Lab], list[list[str]]] = lambda _: []
+
+
+def training_digest(settings: Settings) -> str:
+    """Names a training by all that decides it: settings and the learn file, not what it is tested on."""
+    decisive = settings.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "baselines", "dataset"})
+    dataset = settings.dataset.model_dump(exclude={"base", "queries", "groundtruth", "base_size"})
+    return _digest([decisive, dataset, _files(settings, ["learn"])])
+
+
+def dataset_digest(settings: Settings) -> str:
+    """Names a dataset by its settings and its files."""
+    return _digest([settings.dataset.model_dump(), _files(settings, ["learn", "base", "queries", "groundtruth"])])
+
+
+def _files(settings: Settings, parts: list[str]) -> list[tuple[str, int, int]]:
+    # Path, size and date: reading gigabytes to see that nothing has changed would be slower than most targets.
+    dataset = settings.dataset.model_dump()
+    paths = [Path(dataset[part]).expanduser() for part in parts if dataset.get(part)]
+    if "root" in dataset:
+        files = sorted(path for path in Path(dataset["root"]).expanduser().rglob("*") if path.is_file())
+        paths = [path for path in files if parts != ["learn"] or "learn" in path.name]
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+
+
+def _digest(values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
