@@ -49,22 +49,30 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def train(environment: dict[str, str], tmp_path: Path) -> Command:
     """`python src/train.py OVERRIDES` in an empty folder; `expect` is the exit code."""
-    return _command("train.py", environment, tmp_path)
+    return command("train.py", environment, tmp_path)
 
 
 @pytest.fixture
 def evaluate(environment: dict[str, str], tmp_path: Path) -> Command:
     """The same for `src/evaluate.py`."""
-    return _command("evaluate.py", environment, tmp_path)
+    return command("evaluate.py", environment, tmp_path)
 
 
 @pytest.fixture
 def reproduce(environment: dict[str, str], tmp_path: Path) -> Command:
     """The same for `src/reproduce.py`."""
-    return _command("reproduce.py", environment, tmp_path)
+    return command("reproduce.py", environment, tmp_path)
 
 
-def _command(script: str, environment: dict[str, str], folder: Path) -> Command:
+@pytest.fixture
+def prepare(environment: dict[str, str], tmp_path: Path) -> Command:
+    """The same for `src/prepare.py`."""
+    return command("prepare.py", environment, tmp_path)
+
+
+def command(script: str, environment: dict[str, str], folder: Path) -> Command:
+    """`python src/SCRIPT OVERRIDES` in `folder`."""
+
     def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         process = subprocess.run(
             [sys.executable, str(ROOT / "src" / script), *overrides],

@@ -234,13 +234,19 @@ def test_wandb_offline_has_config_metrics_and_table(train: Command, own_files: l
     assert json.loads(table.read_text())["columns"][0] == "method"
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_help_reads_well_and_comes_at_once(script: str, environment: dict[str, str]) -> None:
+QUANTIZERS = "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("train.py", QUANTIZERS), ("evaluate.py", QUANTIZERS), ("prepare.py", "dataset=OPTION, one of: photosift")],
+)
+def test_help_reads_well_and_comes_at_once(script: str, words: str, environment: dict[str, str]) -> None:
     code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path({str(ROOT / 'src' / script)!r}, run_name='__main__')"
     check = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n{code}"
     process = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert "Examples" in process.stdout
-    assert "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign" in process.stdout
+    assert words in process.stdout
     assert process.stderr == "False"  # torch takes seconds to import, and help needs none of it
 
 
@@ -260,6 +266,7 @@ MISTAKES = {
     "radius without points": (["d_out=3", "quantizer.radius_sq=7"], ["3 dimensions", "r² = 7"]),
     "bits that do not fit": (["bits=32", "quantizer.radius_sq=79"], ["64 bits", "bits = 32"]),
     "missing dataset": (["dataset=bigann", "dataset.root=nowhere"], ["nowhere lacks", "bigann_learn.bvecs"]),
+    "dataset to be made": (["dataset=photosift"], ["data/photosift lacks", "prepare.py dataset=photosift images=<folder"]),
     "missing key": (["dataset=files"], ["dataset.learn"]),
     "missing file": (
         ["dataset=files", "dataset.learn=a.npy", "dataset.base=b.npy", "dataset.queries=c.npy"],

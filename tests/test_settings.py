@@ -40,7 +40,7 @@ def test_defaults() -> None:
 FILES = ["dataset.learn=a.npy", "dataset.base=b.npy", "dataset.queries=c.npy"]
 
 
-@pytest.mark.parametrize("dataset", ["demo", "bigann", "deep1b", "files"])
+@pytest.mark.parametrize("dataset", ["demo", "bigann", "deep1b", "photosift", "files"])
 @pytest.mark.parametrize("catalyzer", ["mlp", "pca", "identity"])
 @pytest.mark.parametrize("quantizer", ["lattice", "sign", "pq", "opq"])
 def test_every_composition_is_valid(dataset: str, catalyzer: str, quantizer: str) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 import catalyzer
 from catalyzer.cache import ArrayCache, write_atomically
-from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files
+from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files, load_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.neighbors import engine
@@ -111,6 +111,7 @@ def load_benchmark(settings: Settings) -> Benchmark:
         "demo": load_demo,
         "bigann": load_bigann,
         "deep1b": load_deep1b,
+        "photosift": load_photosift,
         "files": load_files,
     }
     options = settings.dataset.model_dump(exclude={"name"})

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from catalyzer.cache import write_atomically
+from catalyzer.datasets import make_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.quantizers import (
     AdditiveQuantizer,
@@ -38,6 +39,18 @@ def paper_lambda(d_out: int) -> float:
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
+    @classmethod
+    def check(cls, values: dict[str, Any]) -> Self:
+        """Settings from a composed configuration.
+
+        Raises:
+            InvalidInput: one sentence on the first value that is wrong.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InvalidInput(_sentence(error)) from None
+
 
 class Demo(_Settings):
     name: Literal["demo"]
@@ -48,7 +61,7 @@ class Demo(_Settings):
 
 
 class Published(Demo):
-    name: Literal["bigann", "deep1b"]  # type: ignore[assignment]
+    name: Literal["bigann", "deep1b", "photosift"]  # type: ignore[assignment]
     root: str
     base_size: PositiveInt
 
@@ -199,18 +212,6 @@ class Settings(_Settings):
                 )
         return self
 
-    @classmethod
-    def check(cls, values: dict[str, Any]) -> Self:
-        """Settings from a composed configuration.
-
-        Raises:
-            InvalidInput: one sentence on the first value that is wrong.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InvalidInput(_sentence(error)) from None
-
     def decides_as(self, other: Self) -> bool:
         """Whether both make the same run: where it is logged, and where intermediate results are kept, decide nothing."""
         aside = {"logger", "cache"}
@@ -250,10 +251,29 @@ def check_quantizer(values: dict[str, Any]) -> QuantizerSettings:
     class Alone(_Settings):
         quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
 
-    try:
-        return Alone.model_validate({"quantizer": values}).quantizer
-    except ValidationError as error:
-        raise InvalidInput(_sentence(error)) from None
+    return Alone.check({"quantizer": values}).quantizer
+
+
+class PreparePhotosift(_Settings):
+    """What decides the photosift that is made; `conf/prepare/photosift.yaml` says what each key means."""
+
+    dataset: Published
+    images: str
+    learn_size: PositiveInt
+    queries_size: PositiveInt
+    seed: int = Field(ge=0)
+    skip_unreadable: bool
+
+    def prepare(self) -> None:
+        make_photosift(
+            Path(self.images),
+            Path(self.dataset.root),
+            base_size=self.dataset.base_size,
+            learn_size=self.learn_size,
+            queries_size=self.queries_size,
+            seed=self.seed,
+            skip_unreadable=self.skip_unreadable,
+        )
 
 
 def _sentence(error: ValidationError) -> str:

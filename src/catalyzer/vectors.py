@@ -5,7 +5,7 @@ The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +148,23 @@ Vectors = np.ndarray | VectorFile
 def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
     """Open a vector file lazily; see `VectorFile`."""
     return VectorFile(path, limit)
+
+
+def write_vecs(path: Path, blocks: Iterable[np.ndarray]) -> None:
+    """Write `(m, d)` blocks, one after another, as an fvecs, bvecs or ivecs file, whichever `path` ends in.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "x.bvecs"
+    >>> write_vecs(path, [np.zeros((2, 3)), np.ones((1, 3))])
+    >>> open_vectors(path)[1:3].tolist()
+    [[0, 0, 0], [1, 1, 1]]
+    """
+    dtype = np.dtype(_VECS[path.suffix]).newbyteorder("<")
+    with path.open("wb") as file:
+        for block in blocks:
+            rows = np.empty(len(block), [("dim", "<i4"), ("x", dtype, block.shape[1:])])
+            rows["dim"], rows["x"] = block.shape[1], block
+            file.write(rows.data)
 
 
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:

@@ -7,12 +7,12 @@ image is in the base, so that most of them have a true match there.
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
 from catalyzer.cache import ArrayCache
 from catalyzer.datasets.benchmark import Benchmark, make_benchmark
+from catalyzer.datasets.sift import sift
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
 
@@ -56,19 +56,14 @@ def load_demo(cache: ArrayCache, base_size: int | None = None, **sizes: int) -> 
 
 
 def _descriptors(photographs: tuple[str, ...], limit: int | None) -> np.ndarray:
-    import cv2
     from PIL import Image
 
-    # More scales and weaker corners than OpenCV's defaults: a dozen photographs have to yield a training set.
-    sift: Any = cv2.SIFT_create(  # type: ignore[attr-defined]
-        nOctaveLayers=6, contrastThreshold=0.005, edgeThreshold=20
-    )
     found = []
     with progress("extracting SIFT descriptors", len(photographs), "photographs") as advance:
         for name in photographs:
             with (files("skimage.data") / name).open("rb") as file, Image.open(file) as photograph:
                 grey = np.asarray(photograph.convert("L"))
-            found.append(sift.detectAndCompute(grey, None)[1])
+            # More scales and weaker corners than OpenCV's defaults: a dozen photographs have to yield a training set.
+            found.append(sift(grey, nOctaveLayers=6, contrastThreshold=0.005, edgeThreshold=20))
             advance(1)
-    descriptors = np.concatenate(found).astype(np.uint8)
-    return np.random.default_rng(0).permutation(descriptors)[:limit]
+    return np.random.default_rng(0).permutation(np.concatenate(found))[:limit]

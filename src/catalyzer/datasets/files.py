@@ -1,14 +1,33 @@
-"""Benchmarks that lie in files: BigANN and Deep1B in their published layouts, or files of your own."""
+"""Benchmarks that lie in files: BigANN and Deep1B in their published layouts, photosift in BigANN's, or files of your own."""
 
 import re
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from catalyzer.cache import ArrayCache
 from catalyzer.datasets.benchmark import Benchmark, make_benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.vectors import VectorFile
+
+
+class Layout(NamedTuple):
+    """Where the parts of a dataset lie below its folder.
+
+    >>> bigann_layout(1_000_000).groundtruth
+    'gnd/idx_1M.ivecs'
+    """
+
+    learn: str
+    base: str
+    queries: str
+    groundtruth: str
+
+
+def bigann_layout(base_size: int) -> Layout:
+    """BigANN's files; those of the ground truth count the base in millions, ours of other sizes in vectors."""
+    millions, rest = divmod(base_size, 1_000_000)
+    truth = f"gnd/idx_{base_size if rest else f'{millions}M'}.ivecs"
+    return Layout("bigann_learn.bvecs", "bigann_base.bvecs", "bigann_query.bvecs", truth)
 
 
 def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
@@ -23,19 +42,17 @@ def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: in
     Raises:
         InvalidInput: a missing file (the message lists all that are expected), or one that `VectorFile` refuses.
     """
-    millions = base_size // 1_000_000
-    return _load(
-        "bigann",
-        Path(root),
-        learn="bigann_learn.bvecs",
-        base="bigann_base.bvecs",
-        queries="bigann_query.bvecs",
-        truth=f"gnd/idx_{millions}M.ivecs" if base_size == millions * 1_000_000 else None,
-        base_size=base_size,
-        source="http://corpus-texmex.irisa.fr (ANN_SIFT1B; gunzip the files)",
-        cache=cache,
-        sizes=sizes,
-    )
+    source = "from http://corpus-texmex.irisa.fr (ANN_SIFT1B; gunzip the files)"
+    return _load("bigann", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
+
+
+def load_photosift(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
+    """SIFT descriptors of photographs, as `catalyzer.datasets.photosift` makes them, in BigANN's layout.
+
+    See `load_bigann` for arguments and errors.
+    """
+    source = "made by: python src/prepare.py dataset=photosift images=<folder of photographs>"
+    return _load("photosift", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
 
 
 def load_deep1b(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
@@ -43,18 +60,10 @@ def load_deep1b(root: str | Path, base_size: int, cache: ArrayCache, **sizes: in
 
     See `load_bigann` for arguments and errors.
     """
-    return _load(
-        "deep1b",
-        Path(root),
-        learn="learn.fvecs",
-        base="base.fvecs",
-        queries="deep1B_queries.fvecs",
-        truth=f"deep{_abbreviated(base_size)}_groundtruth.ivecs",
-        base_size=base_size,
-        source="https://github.com/arbabenko/GNOIMI (Deep1B; concatenate the parts of base and learn)",
-        cache=cache,
-        sizes=sizes,
-    )
+    truth = f"deep{_abbreviated(base_size)}_groundtruth.ivecs"
+    layout = Layout("learn.fvecs", "base.fvecs", "deep1B_queries.fvecs", truth)
+    source = "from https://github.com/arbabenko/GNOIMI (Deep1B; concatenate the parts of base and learn)"
+    return _load("deep1b", Path(root), layout, base_size, source, cache, sizes)
 
 
 def load_files(
@@ -77,35 +86,26 @@ def load_files(
 
 
 def _load(
-    name: str,
-    root: Path,
-    *,
-    learn: str,
-    base: str,
-    queries: str,
-    truth: str | None,
-    base_size: int,
-    source: str,
-    cache: ArrayCache,
-    sizes: dict[str, int],
+    name: str, root: Path, layout: Layout, base_size: int, source: str, cache: ArrayCache, sizes: dict[str, int]
 ) -> Benchmark:
     root = root.expanduser()
-    missing = [file for file in (learn, base, queries) if not (root / file).is_file()]
+    needed = layout[:3]
+    missing = [file for file in needed if not (root / file).is_file()]
     if missing:
         raise InvalidInput(
-            f"{name}: {root} lacks {', '.join(missing)}; expected there: {learn}, {base}, {queries} and optionally "
-            f"{truth or 'ground truth'}, from {source}; set dataset.root, or $CATALYZER_DATA to the folder that holds {name}/"
+            f"{name}: {root} lacks {', '.join(missing)}; expected there: {', '.join(needed)} and optionally "
+            f"{layout.groundtruth}, {source}; set dataset.root, or $CATALYZER_DATA to the folder that holds {name}/"
         )
-    base_file = VectorFile(root / base, base_size)
-    if len(base_file) < base_size:
+    base = VectorFile(root / layout.base, base_size)
+    if len(base) < base_size:
         raise InvalidInput(
-            f"{root / base}: dataset.base_size = {base_size:,} asks for more than its {len(base_file):,} vectors; "
-            f"use dataset.base_size={len(base_file)} or less"
+            f"{base.path}: dataset.base_size = {base_size:,} asks for more than its {len(base):,} vectors; "
+            f"use dataset.base_size={len(base)} or less"
         )
-    shipped: np.ndarray | None = None
-    if truth is not None and (root / truth).is_file():
-        shipped = VectorFile(root / truth)[:]
-    return make_benchmark(name, VectorFile(root / learn), base_file, VectorFile(root / queries), shipped, cache=cache, **sizes)
+    truth = root / layout.groundtruth
+    shipped = VectorFile(truth)[:] if truth.is_file() else None
+    learn, queries = VectorFile(root / layout.learn), VectorFile(root / layout.queries)
+    return make_benchmark(name, learn, base, queries, shipped, cache=cache, **sizes)
 
 
 def _abbreviated(size: int) -> str:

@@ -1,0 +1,20 @@
+"""Make a dataset that `src/train.py` reads: `python src/prepare.py --help`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
+def main(config: DictConfig) -> None:
+    with one_sentence_errors():
+        from catalyzer.settings import PreparePhotosift
+
+        PreparePhotosift.check(resolved(config)).prepare()
+
+
+if __name__ == "__main__":
+    main()
