@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "training s", "encoding s", "search s")
 
 # Colour and marker of a quantizer (Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
-# dashed and its marker hollow, so that the figure reads in grey too.
+# dashed and its marker hollow, behind PCA dotted and half full, so that the figure reads in grey too.
 STYLES = {
     "lattice": ("#0072B2", "o"),
     "sign": ("#009E73", "s"),
@@ -30,10 +30,19 @@ STYLES = {
 
 
 def line_style(method: str) -> dict[str, Any]:
-    """How a method's line looks in every figure, as arguments of `Axes.plot`; `method` is a row's, as "catalyzer + OPQ"."""
-    *mapped, quantizer = method.split(" + ")
-    color, marker = STYLES[quantizer]
-    look: dict[str, Any] = {"ls": "-"} if mapped else {"ls": "--", "mfc": "white"}
+    """How a method's line looks in every figure, as arguments of `Axes.plot`.
+
+    `method` is a row's, as "catalyzer + OPQ"; what stands behind it in brackets changes nothing, and a quantizer that has
+    no colour of its own is grey.
+
+    >>> line_style("catalyzer + lattice (end-to-end)") == line_style("catalyzer + lattice")
+    True
+    """
+    transform, plus, quantizer = method.partition(" (")[0].rpartition(" + ")
+    color, marker = STYLES.get(quantizer, ("#666666", "X"))
+    if not plus:
+        return {"color": color, "marker": marker, "ls": "--", "mfc": "white"}
+    look = {"ls": ":", "fillstyle": "left"} if transform == "PCA" else {"ls": "-"}
     return {"color": color, "marker": marker, **look}
 
 
