@@ -1,0 +1,61 @@
+"""The notebooks run as they are, and say what they said when they were committed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell: Any) -> str:
+    return "".join(output.get("text") or output.data["text/plain"] for output in cell.outputs)
+
+
+def pictures(cell: Any) -> int:
+    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text)
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", text)]
+
+
+@pytest.mark.timeout(900)  # half a minute of work each, but trainings, on whatever else the machine does
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_says_again_what_is_committed(path: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    committed, fresh = nbformat.read(path, as_version=4), nbformat.read(path, as_version=4)
+    NotebookClient(fresh, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute(env=environment)
+    for before, after in zip(code_cells(committed), code_cells(fresh), strict=True):
+        assert pictures(after) == pictures(before)
+        assert words(texts(after)) == words(texts(before))
+        if "varies" not in before.metadata.get("tags", []):  # which say how long things took
+            # Shares are in percent; training on another processor, or with more threads, may move them a little.
+            assert numbers(texts(after)) == pytest.approx(numbers(texts(before)), abs=4)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_committed_is_whole_and_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all("execution" not in cell.metadata for cell in cells)  # times of day, which would change with every run
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any(pictures(cell) for cell in cells)
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}  # no warnings
+    assert not re.search(r"(?<!\w)/(tmp|home|root|Users|var)/|\x1b", "".join(texts(cell) for cell in cells))
+    assert path.stat().st_size < 400_000
