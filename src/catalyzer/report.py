@@ -1,6 +1,7 @@
 """What a person looks at after a run: the table and the figures."""
 
 import csv
+import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -76,9 +77,8 @@ def print_table(results: Sequence[Result], title: str) -> None:
             text = f"{row[i]:.1f}"
             texts.append(f"[bold]{text}[/]" if COLUMNS[i].startswith("R@") and row[i] == best[i] else text)
         table.add_row(*texts)
-    console = Console()
     # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
-    Console(width=None if console.is_terminal else 100).print(table)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:

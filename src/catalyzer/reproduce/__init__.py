@@ -12,6 +12,7 @@ from catalyzer.reproduce.code_sizes import FIGURE_5
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.lattice_size import FIGURE_6
 from catalyzer.reproduce.outcome import Outcome, print_outcome
+from catalyzer.reproduce.page import write_report
 from catalyzer.reproduce.tables import TABLES
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ def jobs(name: str, lab: Lab) -> list[list[str]]:
 
 def make_targets(name: str, lab: Lab) -> None:
     """Make a target, all of them, or the report of what has been made, and print tables and paths."""
+    if name == "report":
+        sys.stdout.write(f"{write_report(lab.folder, lab.folder / 'report.html')}\n")
+        return
     for target in targets(name):
         folder = lab.folder / f"{lab.common.dataset.name}-{lab.scale}" / target
         outcome, paths = make_target(target, lab, folder)

@@ -1,6 +1,7 @@
 """What a target leaves: tables with the published numbers beside the measured ones, and figures."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,9 +124,9 @@ def print_outcome(table: Table) -> None:
         papers = [table.paper_text(row, i) for i in range(len(table.columns))]
         cells = [table.text(row, i) + (f" [dim]({paper})[/]" if paper else "") for i, paper in enumerate(papers)]
         shown.add_row(row.label, *cells)
-    console = Console()
     # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
-    Console(width=None if console.is_terminal else 160).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
     for note in table.notes():
         console.print(note, highlight=False)
 
@@ -208,7 +209,7 @@ class Outcome:
             return cls(tables=tables, **content)
         except FileNotFoundError:
             raise InvalidInput(f"{folder} holds no results.json; make it by python src/reproduce.py {folder.name}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
             raise InvalidInput(f"{path} is damaged; remove it and make it again") from None
 
 
