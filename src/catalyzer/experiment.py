@@ -160,7 +160,13 @@ def train_network(
         seed=settings.seed,
         cache=ArrayCache(settings.cache),
     )
-    optimization = Optimization(settings.learning_rate, settings.momentum, tuple(settings.decay))
+    optimization = Optimization(
+        settings.optimizer,
+        settings.learning_rate,
+        settings.momentum,
+        "cosine" if settings.decay == "cosine" else tuple(settings.decay),
+        settings.warmup,
+    )
     return fit_catalyzer(
         CatalyzerTraining(network, quantizer, settings.lambda_, optimization, settings.end_to_end),
         data,

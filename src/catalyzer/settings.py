@@ -181,9 +181,11 @@ class Settings(_Settings):
     lambda_: float = Field(alias="lambda", ge=0)
     end_to_end: bool
     batch_size: int = Field(ge=2)
+    optimizer: Literal["sgd", "adamw"]
     learning_rate: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
-    decay: list[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0)]]]
+    decay: Literal["cosine"] | list[tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0)]]]
+    warmup: float = Field(ge=0, le=1)
     k_pos: PositiveInt
     k_neg: PositiveInt
     miner: Literal["auto", "exact", "ivf"]

@@ -1,12 +1,16 @@
 """The Lightning module: losses of section 3, schedule of section 5.2, recall on the validation split."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from catalyzer.evaluation import measure
 from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, StraightThrough, embed
@@ -20,25 +24,46 @@ negative is nearer than the positive."""
 
 @dataclass(frozen=True)
 class Optimization:
-    """What section 5.2 sets: SGD with momentum, and a learning rate that falls in steps.
+    """How the weights are learned; the defaults are section 5.2's: SGD with momentum, and a learning rate that falls in steps.
 
     Attributes:
-        learning_rate: at the start.
+        optimizer: "sgd" or "adamw".
+        learning_rate: where it is highest.
         momentum: of SGD.
-        decay: pairs (share of training done, factor on the learning rate from there on), in order.
+        decay: pairs (share of training done, factor on the learning rate from there on), in order; or "cosine", half a
+            wave from 1 down to 0.
+        warmup: share of training in which the learning rate grows linearly from 0.
     """
 
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
-    decay: tuple[tuple[float, float], ...] = ((80 / 300, 0.5), (120 / 300, 0.1))
+    decay: Literal["cosine"] | tuple[tuple[float, float], ...] = ((80 / 300, 0.5), (120 / 300, 0.1))
+    warmup: float = 0.0
 
     def factor(self, share: float) -> float:
         """The factor on the learning rate when `share` of the training is done.
 
         >>> [Optimization().factor(epoch / 300) for epoch in (0, 79, 80, 120)]
         [1.0, 1.0, 0.5, 0.1]
+        >>> [round(Optimization(decay="cosine", warmup=0.2).factor(share), 2) for share in (0.0, 0.1, 0.5, 1.0)]
+        [0.0, 0.49, 0.5, 0.0]
         """
-        return ([1.0] + [factor for start, factor in self.decay if share >= start])[-1]
+        growth = min(1.0, share / self.warmup) if self.warmup else 1.0
+        if self.decay == "cosine":
+            return growth * (1 + math.cos(math.pi * share)) / 2
+        return growth * ([1.0] + [factor for start, factor in self.decay if share >= start])[-1]
+
+    def build(self, parameters: Iterator[torch.nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
+        """Optimizer and schedule for a training of so many steps."""
+        optimizer: Optimizer
+        if self.optimizer == "adamw":
+            # Weight decay would be one more thing to tune, and batch norm makes most of these weights free of scale.
+            optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=0.0)
+        else:
+            optimizer = torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
+        # The first step is not of rate 0.
+        return optimizer, LambdaLR(optimizer, lambda step: self.factor((step + 1) / steps if self.warmup else step / steps))
 
 
 class CatalyzerTraining(LightningModule):
@@ -110,10 +135,8 @@ class CatalyzerTraining(LightningModule):
                 self.log(f"val/recall_at_{k}", result.recall[k], sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        settings = self.optimization
-        optimizer = torch.optim.SGD(self.catalyzer.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step / total))
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimization.build(self.catalyzer.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
