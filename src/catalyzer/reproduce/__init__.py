@@ -9,6 +9,7 @@ from pathlib import Path
 from catalyzer.errors import InvalidInput
 from catalyzer.experiment import environment, make_wandb_logger
 from catalyzer.reproduce.code_sizes import FIGURE_5
+from catalyzer.reproduce.figures import FIGURES
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.lattice_size import FIGURE_6
 from catalyzer.reproduce.outcome import Outcome, print_outcome
@@ -17,7 +18,7 @@ from catalyzer.reproduce.tables import TABLES
 
 log = logging.getLogger(__name__)
 
-TARGETS: dict[str, Target] = dict(sorted({**TABLES, "figure5": FIGURE_5, "figure6": FIGURE_6}.items()))
+TARGETS: dict[str, Target] = dict(sorted({**TABLES, **FIGURES, "figure5": FIGURE_5, "figure6": FIGURE_6}.items()))
 """What `python src/reproduce.py` can make, by its name in the paper."""
 
 __all__ = ["TARGETS", "Lab", "Outcome", "Target", "jobs", "make_targets"]
@@ -57,32 +58,48 @@ def make_targets(name: str, lab: Lab) -> None:
 
 
 def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]:
-    """Train and measure what is missing, write tables and figures into `folder`; returns the paths written."""
-    target = TARGETS[name]
-    start = time.perf_counter()
-    made = target.make(lab)
-    outcome = Outcome(
-        name,
-        target.title,
-        lab.common.dataset.name,
-        lab.scale,
-        " ".join(["python src/reproduce.py", name, *lab.overrides]),
-        made.tables,
-        captions=made.captions,
-        notes=made.notes,
-        settings=lab.common.model_dump(mode="json", by_alias=True),
-        environment=environment(),
-        seconds=time.perf_counter() - start,
-        ended=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    paths = outcome.save(folder, made.figures)
+    """Train and measure what is missing, write tables and figures into `folder`; returns the paths written.
+
+    What the folder holds of the same settings, data and version is not made again.
+    """
+    outcome, paths = made_before(lab, folder)
+    if outcome is None:
+        target = TARGETS[name]
+        start = time.perf_counter()
+        made = target.make(lab)
+        outcome = Outcome(
+            name,
+            target.title,
+            lab.common.dataset.name,
+            lab.scale,
+            " ".join(["python src/reproduce.py", name, *lab.overrides]),
+            made.tables,
+            captions=made.captions,
+            notes=made.notes,
+            settings=lab.common.model_dump(mode="json", by_alias=True),
+            environment=environment(),
+            key=lab.key,
+            seconds=time.perf_counter() - start,
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        paths = outcome.save(folder, made.figures)
     logger = make_wandb_logger(lab.common, folder)
     if logger is not None:
-        for i, table in enumerate(made.tables):
+        for i, table in enumerate(outcome.tables):
             columns = ["method", *(column.heading for column in table.columns)]
             logger.log_table(f"{name}/{i}", columns, [[row.label, *row.values] for row in table.rows])
-        for path in paths:
-            if path.suffix == ".png":
-                logger.log_image(f"{name}/{path.stem}", [str(path)])
+        for figure in outcome.figures:
+            logger.log_image(f"{name}/{figure}", [str(folder / f"{figure}.png")])
         logger.experiment.finish()
     return outcome, paths
+
+
+def made_before(lab: Lab, folder: Path) -> tuple[Outcome | None, list[Path]]:
+    """What `folder` holds, and its files, if it is what the lab would make."""
+    if not (folder / "results.json").exists():
+        return None, []
+    outcome = Outcome.load(folder)
+    if outcome.key != lab.key:
+        return None, []
+    log.info("%s was made on %s", folder, outcome.ended)
+    return outcome, outcome.paths(folder)

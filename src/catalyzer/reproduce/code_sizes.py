@@ -38,7 +38,7 @@ def figure5(lab: Lab) -> Made:
         for result in lattices(lab, d_out):
             command = lab.command([f"quantizer=lattice quantizer.radius_sq={result['radius_sq']} bits=128"], overrides(d_out))
             values = [d_out, str(result["radius_sq"]), result["bits"], *recalls(Result.load(result["result"]))]
-            rows.append(Row("catalyzer + lattice", values, command=command))
+            rows.append(Row(f"catalyzer + lattice ({d_out} dimensions)", values, command=command))
     for name, label in (("pq", "PQ"), ("opq", "OPQ")):
         for bits in PRODUCT_BITS:
             sized = [RAW, f"quantizer={name}", f"bits={bits}"]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import catalyzer
+
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
@@ -59,6 +61,13 @@ class Lab:
     def common(self) -> Settings:
         """The settings without a run's own overrides."""
         return self.settings([])
+
+    @property
+    def key(self) -> str:
+        """Of all that decides what a target makes."""
+        common = self.common
+        settings = common.model_dump(mode="json", by_alias=True, exclude={"logger", "cache"})
+        return _digest([settings, dataset_digest(common), self.seeds, list(self.lambdas), catalyzer.__version__])
 
     @property
     def base_shape(self) -> tuple[int, int]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Value = float | str | None
 
+FORMATS = ("png", "svg")
+"""Of each figure: one to look at anywhere, one to print."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -157,6 +160,7 @@ class Outcome:
         notes: sentences on what a reader must know.
         settings: what the runs have in common.
         environment: versions, threads, git commit, as in a run's results.json.
+        key: of all that decided it; what has the same key need not be made again.
         seconds: that it took, time of runs that were reused included.
         ended: date and time, ISO 8601.
     """
@@ -172,6 +176,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
     seconds: float = 0.0
     ended: str = ""
 
@@ -184,13 +189,18 @@ class Outcome:
     def save(self, folder: Path, figures: dict[str, "Figure"]) -> list[Path]:
         """Write figures, Markdown and, last since it says that the target is made, results.json; returns their paths."""
         self.figures = list(figures)
-        paths = [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "svg")]
-        for path in paths:
-            save_figure(figures[path.stem], path)
+        for name, figure in figures.items():
+            for suffix in FORMATS:
+                save_figure(figure, folder / f"{name}.{suffix}")
         pages = {f"{self.target}.md": self.markdown(), "results.json": json.dumps(asdict(self), indent=1)}
         for name, text in pages.items():
             write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
-        return paths + [folder / name for name in pages]
+        return self.paths(folder)
+
+    def paths(self, folder: Path) -> list[Path]:
+        """Of all that `save` writes."""
+        figures = [folder / f"{name}.{suffix}" for name in self.figures for suffix in FORMATS]
+        return [*figures, folder / f"{self.target}.md", folder / "results.json"]
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -109,7 +109,7 @@ def table2(lab: Lab) -> Made:
     for label, (overrides, bigann, deep) in TABLE_2.items():
         means: list[float | None] = []
         deviations: list[float | None] = []
-        for bits in BITS:
+        for i, bits in enumerate(BITS):
             if label == "ITQ" and bits > lab.base_shape[1]:
                 means.append(None)
                 deviations.append(None)
@@ -123,7 +123,8 @@ def table2(lab: Lab) -> Made:
             deviations.append(float(spread[1]) if lab.seeds > 1 else None)
             spreads = [float(s) if lab.seeds > 1 else None for s in spread]
             command = lab.command(binary_overrides(overrides, bits, 0))
-            long.append(Row(label, [bits, *(float(m) for m in mean)], spread=[None, *spreads], command=command))
+            paper = published(lab, [None, None, bigann[i], None], [None, None, deep[i], None])
+            long.append(Row(label, [bits, *(float(m) for m in mean)], paper, [None, *spreads], command))
         command = lab.command([*overrides, "bits=BITS", "seed=SEED"])
         short.append(Row(label, means, published(lab, bigann, deep), deviations, command))
     over = f"mean ± standard deviation over {lab.seeds} seeds" if lab.seeds > 1 else "one seed"
