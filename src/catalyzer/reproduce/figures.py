@@ -15,8 +15,8 @@ def figure2(_: Lab) -> Made:
     """The toy in two dimensions; it needs no dataset."""
     figure, table = toy.figure2()
     caption = (
-        "A toy distribution mapped to the disk for three λ, with the cells of the hexagonal lattice A2; colour is the place in the "
-        "input, grey cells are empty."
+        "A toy distribution mapped to the disk for three λ. Colour: place in the input. Hexagons: cells of the lattice A2; "
+        "grey ones hold no point."
     )
     return Made([table], {"figure2": figure}, {"figure2": caption})
 
@@ -39,7 +39,9 @@ def figure7(lab: Lab) -> Made:
     """Search by threshold, before and after."""
     truth = lab.benchmark(lab.common).test.ground_truth[:, 0]
     figure, table = distances.figure7(*spaces(lab), truth)
-    caption = "Share of true nearest neighbours within ε of the query against the number of base vectors within ε; ε on the curves."
+    caption = (
+        "Share of true nearest neighbours within ε of the query against the number of base vectors within ε; ε on the curves."
+    )
     return Made([table], {"figure7": figure}, {"figure7": caption})
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 import catalyzer
-
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
