@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LATTICE_BITS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-PRODUCT_BITS = (32, 48, 64, 80, 96, 112, 128)  # 4 to 16 bytes
+PRODUCT_BITS = (32, 64, 96, 128)  # 4 to 16 bytes
 # One hue for all dimensions, since colour tells the method; markers and lightness tell them apart, in grey too.
 DIMENSIONS = {16: ("#9ECAE1", "v"), 24: ("#4292C6", "o"), 32: ("#0072B2", "s"), 40: ("#08306B", "D")}
 

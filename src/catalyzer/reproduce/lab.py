@@ -49,7 +49,12 @@ class Lab:
 
     def settings(self, overrides: Sequence[str]) -> Settings:
         """The settings of a run: what the user gave, then `overrides`; baselines are runs of their own."""
-        return self.compose([*self.overrides, *overrides, "baselines=[]"])
+        return self.compose([*self.shared(overrides), *overrides, "baselines=[]"])
+
+    def shared(self, overrides: Sequence[str]) -> list[str]:
+        """What the user gave and a run of these overrides has: PCA knows nothing of the network's width."""
+        another = any(text.startswith("catalyzer=") for text in overrides)
+        return [text for text in self.overrides if not (another and text.startswith("catalyzer."))]
 
     @property
     def scale(self) -> str:
@@ -85,7 +90,7 @@ class Lab:
         """What a user types to get one result alone; `on` as for `result`."""
         if on is not None:
             return " ".join(["python src/evaluate.py", f"run={self.run_folder(on)}", *overrides])
-        return " ".join(["python src/train.py", *self.overrides, *overrides, "baselines=[]"])
+        return " ".join(["python src/train.py", *self.shared(overrides), *overrides, "baselines=[]"])
 
     @property
     def threads(self) -> int:

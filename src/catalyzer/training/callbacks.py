@@ -91,7 +91,8 @@ class EpochReport(Callback):
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         parts = [f"loss {values['epoch/loss']:.4f}", f"violated {values['epoch/violated']:.1%}"]
-        parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
+        if (trainer.current_epoch + 1) % int(trainer.check_val_every_n_epoch or 1) == 0:  # else they are an earlier epoch's
+            parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
         parts += [f"mining {values['epoch/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
         log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 

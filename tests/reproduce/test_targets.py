@@ -1,0 +1,168 @@
+"""Tables and figures from end to end, on a small dataset and networks that learn for seconds."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalyzer import InvalidInput
+from catalyzer.commands import compose_config, register_resolvers, resolved
+from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target
+from catalyzer.reproduce.lab import dataset_digest, training_digest
+from catalyzer.reproduce.tables import best_validation
+from catalyzer.settings import Settings
+from tests.conftest import FAST, ROOT, Command
+
+
+def compose(overrides: list[str]) -> Settings:
+    values = resolved(compose_config(ROOT / "conf", "train", list(overrides)))
+    del values["resume"]
+    return Settings.check(values)
+
+
+@pytest.fixture(scope="module")
+def lab(own_files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab whose networks are small; the targets of this module share its runs."""
+    register_resolvers()
+    folder = tmp_path_factory.mktemp("lab")
+    return Lab(compose, ["scale=demo", *own_files, *FAST, "bits=16", f"cache={folder / 'cache'}"], folder, 2, [0.01, 0.1])
+
+
+def values(outcome: Outcome, table: int = 0) -> dict[str, list]:
+    return {row.label: list(row.values) for row in outcome.tables[table].rows}
+
+
+def test_table1(lab: Lab, tmp_path: Path) -> None:
+    outcome, paths = make_target("table1", lab, tmp_path)
+    rows = values(outcome)
+    assert list(rows) == [
+        "OPQ", "catalyzer + OPQ", "LSQ", "PCA + lattice", "catalyzer + lattice", "catalyzer + lattice (end-to-end)",
+    ]  # fmt: skip
+    for at_1, at_10, at_100, encoding in rows.values():
+        assert 0 < at_1 <= at_10 <= at_100 <= 100
+        assert encoding > 0
+    assert rows["catalyzer + lattice"] != rows["catalyzer + lattice (end-to-end)"]
+    assert all(row.paper is None for row in outcome.tables[0].rows)  # published for SIFT and Deep1B only
+    assert [path.name for path in paths] == ["table1.md", "results.json"]
+    assert "| catalyzer + lattice |" in paths[0].read_text()
+    assert Outcome.load(tmp_path) == outcome
+
+
+def test_figures_3_and_7_and_large_scale_use_the_network_of_table_1(lab: Lab, tmp_path: Path) -> None:
+    runs = len(list((lab.folder / "runs").iterdir()))
+    for name in ("figure3", "figure7", "large_scale"):
+        outcome, paths = make_target(name, lab, tmp_path / name)
+        assert [path.name for path in paths[:2]] == [f"{name}.png", f"{name}.svg"]
+        assert all(path.stat().st_size > 1000 for path in paths[:2])
+        assert outcome.captions[name]
+    assert len(list((lab.folder / "runs").iterdir())) == runs
+    sizes = [row.values[0] for row in outcome.tables[0].rows if row.label == "OPQ"]
+    assert sizes == [2000]  # the base is smaller than the smallest size
+
+
+def test_figure5_sweeps_the_radius(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_sizes, "LATTICE_BITS", (16, 64, 128))
+    monkeypatch.setattr(code_sizes, "PRODUCT_BITS", (16,))  # learning rotations for all sizes takes minutes
+    outcome, _ = make_target("figure5", lab, tmp_path)
+    for d_out in (16, 24, 32, 40):
+        rows = [row.values for row in outcome.tables[0].rows if row.label == f"catalyzer + lattice ({d_out} dimensions)"]
+        bits = [row[2] for row in rows]
+        assert bits == sorted(set(bits))
+        assert bits[-1] > 100
+        assert rows[-1][4] > rows[0][4]  # recall@10 of the largest code and of the smallest
+    assert {row.label for row in outcome.tables[0].rows} >= {"PQ", "OPQ"}
+
+
+def test_figure4_compares_three_networks(lab: Lab, tmp_path: Path) -> None:
+    outcome, _ = make_target("figure4", lab, tmp_path)
+    assert list(values(outcome)) == ["λ = 0", "λ = 0.02", "λ = 1"]
+    below_uniform = {label: cells[0] for label, cells in values(outcome).items()}
+    assert below_uniform["λ = 1"] < below_uniform["λ = 0"]
+
+
+def test_table3_chooses_on_the_validation_split(lab: Lab, tmp_path: Path) -> None:
+    outcome, _ = make_target("table3", lab, tmp_path)
+    for row in outcome.tables[0].rows:
+        best, *found = row.values
+        assert best == ("0.01", "0.1")[int(np.argmax(found))]
+        assert f"lambda={best}" in row.command
+    first = lab.trained(TARGETS["table3"].jobs(lab)[0])
+    assert best_validation(first.folder) * 100 == pytest.approx(outcome.tables[0].rows[0].values[1])
+    assert not (first.folder / "results.json").exists()  # nothing was measured on the test split
+
+
+def test_what_was_made_is_not_made_again(lab: Lab, tmp_path: Path) -> None:
+    outcome, paths = make_target("figure6", lab, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    assert make_target("figure6", lab, tmp_path) == (outcome, paths)
+    assert before == {path: path.stat().st_mtime_ns for path in paths}
+    other = Lab(lab.compose, [*lab.overrides, "seed=1"], lab.folder, lab.seeds, lab.lambdas)
+    assert make_target("figure6", other, tmp_path)[0].key != outcome.key
+
+
+def test_a_measured_number_is_kept_and_a_damaged_one_made_again(lab: Lab) -> None:
+    calls: list[int] = []
+
+    def measure() -> list[int]:
+        calls.append(0)
+        return [1, 2]
+
+    for _ in range(2):
+        assert lab.measured("number", ("key",), measure) == [1, 2]
+    assert len(calls) == 1
+    (path,) = (lab.folder / "measured").glob("number-*.json")
+    path.write_text("[1,")
+    assert lab.measured("number", ("key",), measure) == [1, 2]
+    assert len(calls) == 2
+
+
+def test_a_run_is_named_by_what_decides_it(lab: Lab, own_files: list[str]) -> None:
+    plain = lab.settings(["quantizer=lattice"])
+    for same in (["logger=wandb"], ["cache=elsewhere"], ["dataset.base_size=100"]):
+        assert training_digest(lab.settings(["quantizer=lattice", *same])) == training_digest(plain)
+    for other in (["lambda=0.5"], ["seed=3"], ["trainer.max_epochs=3"], ["dataset.train_size=4000"]):
+        assert training_digest(lab.settings(["quantizer=lattice", *other])) != training_digest(plain)
+    assert dataset_digest(lab.settings(["dataset.base_size=100"])) != dataset_digest(plain)
+    learn = Path(own_files[3].removeprefix("dataset.learn="))
+    before = learn.stat()
+    try:
+        learn.touch()
+        assert training_digest(lab.settings(["quantizer=lattice"])) != training_digest(plain)
+    finally:
+        import os
+
+        os.utime(learn, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_all_needs_each_training_once(lab: Lab) -> None:
+    every = [lab.run_folder(overrides) for overrides in jobs("all", lab)]
+    assert len(every) == len(set(every))
+    assert {lab.run_folder(overrides) for overrides in jobs("table2", lab)} <= set(every)
+    with pytest.raises(InvalidInput, match="no target figure1; choose one of"):
+        jobs("figure1", lab)
+
+
+def test_the_trainings_side_by_side_then_the_table(reproduce: Command, own_files: list[str], tmp_path: Path) -> None:
+    arguments = ["table2", *own_files, *FAST, "seeds=2", "trainer.max_epochs=1"]
+    process = reproduce("-m", *arguments, "hydra/launcher=joblib")
+    assert len(list((tmp_path / "outputs/reproduce/runs").iterdir())) == 3 * 4 * 2 - 2 * 2  # no ITQ beyond 32 dimensions
+    outcome = Outcome.load(tmp_path / "outputs/reproduce/files-demo/table2")
+    rows = values(outcome)
+    assert rows["ITQ"][2:] == [None, None]
+    assert outcome.tables[0].rows[2].spread is not None
+    assert re.search(r"catalyzer \+ sign +\d+\.\d ± \d+\.\d", process.stdout)
+    again = reproduce(*arguments)
+    assert "training" not in again.stderr
+    assert again.stdout == process.stdout[-len(again.stdout) :]
+    report = reproduce("report")
+    assert report.stdout == "outputs/reproduce/report.html\n"
+
+
+def test_tables_and_figures_go_to_wandb(reproduce: Command, tmp_path: Path) -> None:
+    reproduce("figure6", "logger=wandb")
+    (files,) = (tmp_path / "outputs/reproduce/demo-demo/figure6").glob("wandb/offline-run-*/files/media")
+    (table,) = files.glob("table/figure6/*.json")
+    assert json.loads(table.read_text())["columns"][0] == "method"
+    assert list(files.glob("images/figure6/*.png"))
