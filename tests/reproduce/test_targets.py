@@ -40,7 +40,8 @@ def test_table1(lab: Lab, tmp_path: Path) -> None:
     assert list(rows) == [
         "OPQ", "catalyzer + OPQ", "LSQ", "PCA + lattice", "catalyzer + lattice", "catalyzer + lattice (end-to-end)",
     ]  # fmt: skip
-    for at_1, at_10, at_100, encoding in rows.values():
+    for bits, at_1, at_10, at_100, encoding in rows.values():
+        assert bits in (15, 16)
         assert 0 < at_1 <= at_10 <= at_100 <= 100
         assert encoding > 0
     assert rows["catalyzer + lattice"] != rows["catalyzer + lattice (end-to-end)"]

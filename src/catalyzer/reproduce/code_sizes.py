@@ -14,7 +14,7 @@ from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.report import line_style
 from catalyzer.reproduce.lab import Lab, Target, dataset_digest, training_digest
 from catalyzer.reproduce.outcome import Column, Made, Row, Table
-from catalyzer.reproduce.tables import LATTICE, RAW, RECALLS, base_note, recalls
+from catalyzer.reproduce.tables import BITS_COLUMN, LATTICE, RAW, RECALLS, base_note, recalls
 from catalyzer.settings import TABLE_3
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def figure5(lab: Lab) -> Made:
             except InvalidInput:  # more bytes than dimensions
                 continue
             rows.append(Row(label, [None, None, bits, *recalls(found)], command=lab.command(sized)))
-    columns = [Column("d_out", digits=0), Column("r²"), Column("bits", digits=0), *RECALLS]
+    columns = [Column("d_out", digits=0), Column("r²"), BITS_COLUMN, *RECALLS]
     table = Table("Recall by bits of a code", columns, rows)
     caption = "Recall@10 against the bits of a code. The lattice's radius grows along each line; PQ and OPQ have whole bytes."
     return Made([table], {"figure5": draw(table)}, {"figure5": caption}, base_note(lab))

@@ -20,6 +20,7 @@ PUBLISHED_FOR = {"bigann": 0, "photosift": 0, "demo": 0, "deep1b": 1}  # BigANN1
 LSQ_BASE = 100_000  # LSQ codes a few hundred vectors a second and core
 
 RECALLS = [Column(f"R@{k}", "%", "higher") for k in (1, 10, 100)]
+BITS_COLUMN = Column("bits", digits=0)
 ENCODING = Column("encoding", "s per 1M vectors", "lower")
 
 RAW, PCA = "catalyzer=identity", "catalyzer=pca"
@@ -64,11 +65,12 @@ def table1(lab: Lab) -> Made:
     base = lab.base_shape[0]
     rows = []
     for label, (overrides, bigann, deep) in TABLE_1.items():
-        note, paper = "", published(lab, bigann, deep)
+        note, paper = "", published(lab, (None, *bigann), (None, *deep))
         if label == "LSQ" and base > LSQ_BASE:
             overrides = [*overrides, f"dataset.base_size={LSQ_BASE}"]
-            note = f"on the first {LSQ_BASE:,} base vectors only, since it encodes slowly, and so with too high a recall"
-            paper = paper and (None, None, None, paper[3])
+            note = "it encodes slowly, hence the smaller base, in which recall is higher"
+            label = f"LSQ (first {LSQ_BASE:,} base vectors)"
+            paper = paper and (None, None, None, None, paper[4])
             base_here = LSQ_BASE
         else:
             base_here = base
@@ -76,10 +78,9 @@ def table1(lab: Lab) -> Made:
         if on:
             note = "on the network of catalyzer + lattice"
         result = lab.result(overrides, on)
-        values = [*recalls(result), result.encoding / base_here * 1e6]
+        values = [result.bits, *recalls(result), result.encoding / base_here * 1e6]
         rows.append(Row(label, values, paper, command=lab.command(overrides, on), note=note))
-    bits = lab.settings(LATTICE).bits
-    table = Table(f"Recall and encoding time at {bits} bits", [*RECALLS, ENCODING], rows)
+    table = Table("Recall and encoding time", [BITS_COLUMN, *RECALLS, ENCODING], rows)
     notes = [f"Encoding on {lab.threads} threads here, on 40 in the paper; a catalyzer's includes the network."]
     return Made([table], notes=base_note(lab) + notes)
 
@@ -130,7 +131,7 @@ def table2(lab: Lab) -> Made:
     over = f"mean ± standard deviation over {lab.seeds} seeds" if lab.seeds > 1 else "one seed"
     tables = [
         Table(f"R@10 of binary codes, {over}", [Column(f"{bits} bits", "%", "higher") for bits in BITS], short),
-        Table(f"All recalls of binary codes, {over}", [Column("bits", digits=0), *RECALLS], long),
+        Table(f"All recalls of binary codes, {over}", [BITS_COLUMN, *RECALLS], long),
     ]
     return Made(tables, notes=base_note(lab))
 
