@@ -279,11 +279,11 @@ class PreparePhotosift(_Settings):
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a choice of types, that which the value came nearest to
     if first["type"] == "value_error":  # raised by our own checks, which are sentences already
         return str(first["ctx"]["error"])
     # The tags of the unions are in the path too ("quantizer.lattice.bits"); users know "quantizer.bits".
-    path = [str(part) for part in first["loc"]]
+    path = [text for part in first["loc"] if "[" not in (text := str(part))]  # nor types, such as "list[int]"
     if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer"):
         del path[1]
     message = first["msg"][0].lower() + first["msg"][1:]
