@@ -131,10 +131,12 @@ def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tm
     assert found == {(0.005, "lattice"), (0.005, "pq"), (0.02, "lattice"), (0.02, "pq")}
 
 
-def test_end_to_end_training_differs_from_plain(train: Command, own_files: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantizer", ["lattice", "sign"])
+def test_end_to_end_training_differs_from_plain(quantizer: str, train: Command, own_files: list[str], tmp_path: Path) -> None:
     weights = []
     for end_to_end in ("true", "false"):
-        train(*own_files, *FAST, "baselines=[]", f"end_to_end={end_to_end}", f"hydra.run.dir=end_to_end_{end_to_end}")
+        arguments = [*own_files, *FAST, "baselines=[]", f"quantizer={quantizer}", f"end_to_end={end_to_end}"]
+        train(*arguments, f"hydra.run.dir=end_to_end_{end_to_end}")
         weights.append(load_file(tmp_path / f"end_to_end_{end_to_end}" / "catalyzer.safetensors")["layers.6.weight"])
     assert not np.array_equal(*weights)
 

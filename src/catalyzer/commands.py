@@ -30,12 +30,15 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def register_resolvers() -> None:
-    """Make `${table3:d_out}`, `${native_precision:accelerator}`, `${run_folder:resume}` and `${cache_folder:}` known."""
+    """Make the functions below known to the YAML files, as in `${native_precision:${trainer.accelerator}}`."""
 
-    def table3(d_out: int) -> float:
-        from catalyzer.settings import paper_lambda
+    def default_lambda(quantizer: str, d_out: int) -> float:
+        from catalyzer.settings import SIGN_LAMBDA, paper_lambda
 
-        return paper_lambda(d_out)
+        return SIGN_LAMBDA if quantizer == "sign" else paper_lambda(d_out)
+
+    def equal(a: Any, b: Any) -> bool:
+        return bool(a == b)
 
     def native_precision(accelerator: str) -> str:
         import torch
@@ -63,7 +66,7 @@ def register_resolvers() -> None:
             return folder
         return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
 
-    for resolver in (table3, native_precision, run_folder, cache_folder):
+    for resolver in (default_lambda, equal, native_precision, run_folder, cache_folder):
         name = resolver.__name__
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 

@@ -1,10 +1,12 @@
-"""The straight-through layer: what comes out is on the lattice, what goes back is unchanged."""
+"""The straight-through layers: what comes out is what codes stand for, what goes back is unchanged."""
 
+import numpy as np
 import pytest
 import torch
 
-from catalyzer import SphericalLattice
-from catalyzer.nn import StraightThrough
+from catalyzer import InvalidInput, SphericalLattice
+from catalyzer.nn import StraightThrough, StraightThroughSign
+from catalyzer.quantizers import ProductQuantizer, SignQuantizer
 
 LATTICE = SphericalLattice(24, 79)
 
@@ -27,8 +29,24 @@ def test_forward_is_the_lattice_and_backward_the_identity(dtype: torch.dtype) ->
     torch.testing.assert_close(y, LATTICE.quantize(x).to(dtype) / 79**0.5, rtol=0, atol=0)
 
 
-def test_under_autocast() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(8, 24), StraightThrough(LATTICE))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_signs_are_those_of_the_code(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 16, dtype=dtype)
+    x[0] = 0
+    quantizer = SignQuantizer(16)
+    y, _ = run(quantizer.straight_through(), x)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.float().numpy(), quantizer.decode(quantizer.encode(x.float().numpy())))
+
+
+def test_no_training_through_what_is_learned() -> None:
+    with pytest.raises(InvalidInput, match="ProductQuantizer is learned"):
+        ProductQuantizer(16, 32).straight_through()
+
+
+@pytest.mark.parametrize("layer", [StraightThrough(LATTICE), StraightThroughSign()])
+def test_under_autocast(layer: torch.nn.Module) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 24), layer)
     with torch.autocast("cpu", torch.bfloat16):
         y = model(torch.randn(10, 8))
     y.sum().backward()
@@ -37,8 +55,8 @@ def test_under_autocast() -> None:
     assert model[0].weight.grad.abs().sum() > 0
 
 
-def test_compiles_without_a_graph_break() -> None:
-    layer = StraightThrough(LATTICE)
+@pytest.mark.parametrize("layer", [StraightThrough(LATTICE), StraightThroughSign()])
+def test_compiles_without_a_graph_break(layer: torch.nn.Module) -> None:
     x = torch.randn(10, 24)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled, x)[0], layer(x))

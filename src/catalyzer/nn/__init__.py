@@ -1,7 +1,7 @@
 """What learns: the catalyzer and its plain stand-ins (PCA, identity), the losses, the straight-through layer."""
 
 from catalyzer.nn.losses import KoLeoLoss, RankLoss
-from catalyzer.nn.straight_through import StraightThrough
+from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
 from catalyzer.nn.transforms import PCA, Catalyzer, Identity, embed, load_transform, save_transform
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "KoLeoLoss",
     "RankLoss",
     "StraightThrough",
+    "StraightThroughSign",
     "embed",
     "load_transform",
     "save_transform",

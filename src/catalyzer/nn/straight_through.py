@@ -1,4 +1,4 @@
-"""A quantizer as a layer: quantized forward, identity backward (section 4.2)."""
+"""Fixed quantizers as layers: quantized forward, identity backward (section 4.2)."""
 
 from functools import cache
 
@@ -46,3 +46,31 @@ def _nearest(x: Tensor, dim: int, radius_sq: int) -> Tensor:
 
 _nearest.register_fake(lambda x, *_: torch.empty_like(x))
 _nearest.register_autograd(lambda _, gradient: (gradient, None, None))
+
+
+class StraightThroughSign(nn.Module):
+    """Replace each coordinate by its sign over √d, so that points keep norm 1; the gradient passes as if nothing had happened.
+
+    Zero counts as negative, as it does in a code.
+
+    Shape:
+        `(n, d)` to the same.
+
+    >>> x = torch.tensor([[0.6, 0.0, -0.8, 0.0]], requires_grad=True)
+    >>> y = StraightThroughSign()(x)
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist()
+    ([[0.5, -0.5, -0.5, -0.5]], [[1.0, 1.0, 1.0, 1.0]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _signs(x)
+
+
+@torch.library.custom_op("catalyzer::signs", mutates_args=())
+def _signs(x: Tensor) -> Tensor:
+    return ((x > 0).to(x.dtype) * 2 - 1) / x.shape[1] ** 0.5
+
+
+_signs.register_fake(torch.empty_like)
+_signs.register_autograd(lambda _, gradient: gradient)

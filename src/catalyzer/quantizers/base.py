@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 from torch import nn
 
+from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn_of_blocks
 from catalyzer.nn import embed
 from catalyzer.progress import progress
@@ -24,10 +25,12 @@ class Quantizer(ABC):
         dim: dimension of the vectors.
         bits: bits of a code that carry information.
         code_size: bytes of a code, `ceil(bits / 8)`.
+        symmetric: whether search quantizes the query as well.
     """
 
     dim: int
     bits: int
+    symmetric: bool = False
 
     @property
     def code_size(self) -> int:
@@ -36,6 +39,14 @@ class Quantizer(ABC):
     def fit(self, x: np.ndarray) -> Self:
         """Learn what the quantizer needs from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
         return self
+
+    def straight_through(self) -> nn.Module:
+        """Quantization as a layer to train through, for quantizers that are fixed.
+
+        Raises:
+            InvalidInput: this one is learned.
+        """
+        raise InvalidInput(f"{type(self).__name__} is learned from what the network makes, so no network is trained through it")
 
     @abstractmethod
     def encode(self, x: np.ndarray) -> np.ndarray:

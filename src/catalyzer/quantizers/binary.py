@@ -6,6 +6,7 @@ import numpy as np
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
+from catalyzer.nn import StraightThroughSign
 from catalyzer.quantizers.base import MAX_TRAINING, Quantizer
 
 
@@ -23,7 +24,10 @@ class SignQuantizer(Quantizer):
 
     def __init__(self, dim: int, asymmetric: bool = False) -> None:
         self.dim = self.bits = dim
-        self.asymmetric = asymmetric
+        self.symmetric = not asymmetric
+
+    def straight_through(self) -> StraightThroughSign:
+        return StraightThroughSign()
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return np.packbits(x > 0, axis=1, bitorder="little")
@@ -35,7 +39,7 @@ class SignQuantizer(Quantizer):
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Quantizer.search`; by default `D` is the squared L2 distance between the decoded signs of both sides,
         4/dim times their Hamming distance."""
-        if self.asymmetric:
+        if not self.symmetric:
             return super().search(queries, codes, k)
         self.check_search(queries, codes, k)
         index = faiss.IndexBinaryFlat(self.code_size * 8)
@@ -62,6 +66,8 @@ class HashQuantizer(Quantizer):
     >>> quantizer.encode(x).shape
     (1000, 2)
     """
+
+    symmetric = True
 
     def __init__(self, dim: int, bits: int, learned: bool = False, seed: int = 0) -> None:
         if learned and bits > dim:

@@ -5,6 +5,7 @@ import numpy as np
 from catalyzer import scan
 from catalyzer.errors import InvalidInput
 from catalyzer.lattice import SphericalLattice
+from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
 
 
@@ -32,6 +33,9 @@ class LatticeQuantizer(Quantizer):
                 f"the lattice of dim {dim}, r² {radius_sq} needs {self.bits} bits, which do not fit in bits = {bits}; "
                 f"raise bits, or leave radius_sq null for the largest r² that fits"
             )
+
+    def straight_through(self) -> StraightThrough:
+        return StraightThrough(self.lattice)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self.lattice.encode(x)

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from catalyzer.evaluation import measure
-from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, StraightThrough, embed
-from catalyzer.quantizers import MAX_TRAINING, LatticeQuantizer, Quantizer
+from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, embed
+from catalyzer.quantizers import MAX_TRAINING, Quantizer
 from catalyzer.training.data import TripletData
 
 METRICS = ("loss", "rank", "koleo", "violated")
@@ -74,8 +74,9 @@ class CatalyzerTraining(LightningModule):
         quantizer: what recall is measured with on the validation split.
         lambda_: weight of the KoLeo loss.
         optimization: optimizer and schedule.
-        end_to_end: quantize positives and negatives in the rank loss through a straight-through layer (section 4.2).
-            Anchors play the query, which search does not quantize either, and KoLeo spreads the unquantized points.
+        end_to_end: quantize in the rank loss, through a straight-through layer (section 4.2): positives and negatives,
+            and where search quantizes queries as well (`Quantizer.symmetric`), anchors too, which play the query. KoLeo
+            spreads the unquantized points.
     """
 
     def __init__(
@@ -90,10 +91,7 @@ class CatalyzerTraining(LightningModule):
         self.catalyzer, self.quantizer = catalyzer, quantizer
         self.lambda_, self.optimization = lambda_, optimization
         self.rank_loss, self.koleo_loss = RankLoss(reduction="none"), KoLeoLoss()
-        self.quantize: StraightThrough | None = None
-        if end_to_end:
-            assert isinstance(quantizer, LatticeQuantizer)
-            self.quantize = StraightThrough(quantizer.lattice)
+        self.quantize = quantizer.straight_through() if end_to_end else None
 
     @property
     def data(self) -> TripletData:
@@ -111,6 +109,8 @@ class CatalyzerTraining(LightningModule):
         koleo = self.koleo_loss(anchor)
         if self.quantize is not None:
             positive, negative = self.quantize(torch.cat([positive, negative])).chunk(2)
+            if self.quantizer.symmetric:
+                anchor = self.quantize(anchor)
         ranks = self.rank_loss(anchor, positive, negative)
         rank = ranks.mean()
         loss = rank + self.lambda_ * koleo
