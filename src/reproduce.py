@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from catalyzer.commands import compose_config, one_sentence_errors, register_resolvers, resolved
+from catalyzer.errors import InvalidInput
 
 if TYPE_CHECKING:
     from catalyzer.reproduce import Lab
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 register_resolvers()
 CONF = Path(__file__).parent.parent / "conf"
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
+PER_ROW = ("catalyzer", "quantizer", "end_to_end", "baselines")  # which each row of a table chooses itself
+TAKES_VALUE = ("-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name")
+TAKES_VALUE += ("-cd", "--config-dir")
+MULTIRUN = {"-m", "--multirun"}
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="reproduce")
@@ -26,16 +31,26 @@ def make(config: DictConfig) -> None:
 
         from catalyzer.reproduce import jobs, make_targets
 
-        if values["job"] is not None:
-            lab.trained(jobs(values["target"], lab)[values["job"]])
-        else:
+        if values["job"] is None:
             make_targets(values["target"], lab)
+            return
+        trainings = jobs(values["target"], lab)
+        if values["job"] >= len(trainings):
+            raise InvalidInput(f"job={values['job']}: {values['target']} has {len(trainings)} trainings, numbered from 0")
+        lab.trained(trainings[values["job"]])
 
 
 def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
-    """What makes the runs: each is `src/train.py` with the user's overrides and its own."""
+    """What makes the runs: each is `src/train.py` with the user's overrides and its own.
+
+    Raises:
+        InvalidInput: values out of range, a trainer that is refused, or keys that a table sets itself.
+    """
     from catalyzer.reproduce import Lab
-    from catalyzer.settings import Settings
+    from catalyzer.settings import Reproduction, Settings
+    from catalyzer.training import check_trainer
+
+    own = Reproduction.check({key: values[key] for key in OWN})
 
     def compose(given: list[str]) -> Settings:
         run = resolved(compose_config(CONF, "train", given))
@@ -43,19 +58,37 @@ def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
         return Settings.check(run)
 
     shared = [text for text in overrides if text.split("=")[0] not in OWN]
+    for text in shared:
+        if text.split("=")[0] in PER_ROW:
+            raise InvalidInput(f"{text}: the rows of a table choose this themselves; src/train.py makes a run of your own")
+        if text == "experiment=paper":
+            raise InvalidInput("experiment=paper is one run; for tables and figures as published give scale=paper")
     if not any(text.startswith("scale=") for text in shared):
         shared.insert(0, "scale=demo")
-    return Lab(compose, shared, Path(values["out"]), values["seeds"], values["lambdas"])
+    given = [text for text in overrides if text.split("=")[0] not in ("target", "job")]
+    lab = Lab(compose, shared, Path(own.out), own.seeds, own.lambdas, given)
+    if own.target != "report":
+        check_trainer(lab.common.trainer.model_dump())
+    return lab
 
 
 def main() -> None:
     """Take the target without `target=`; with -m, have Hydra's launcher make all trainings first, then go on as without."""
     arguments = sys.argv[1:]
-    for i, text in enumerate(arguments):
-        if not text.startswith("-") and "=" not in text:
-            arguments[i] = f"target={text}"
-    single = [text for text in arguments if text not in ("-m", "--multirun") and not text.startswith("hydra")]
-    if len(single) < len(arguments) and not {"-h", "--help", "--hydra-help", "--info"} & {*arguments}:
+    words = [
+        i
+        for i, text in enumerate(arguments)
+        if not text.startswith("-") and "=" not in text and (i == 0 or arguments[i - 1] not in TAKES_VALUE)
+    ]
+    if len(words) > 1:
+        with one_sentence_errors():
+            raise InvalidInput(
+                f"one target at a time, got {' '.join(arguments[i] for i in words)}; or take all of them by: all"
+            )
+    for i in words:
+        arguments[i] = f"target={arguments[i]}"
+    if MULTIRUN & {*arguments}:
+        single = [text for text in arguments if text not in MULTIRUN and not text.startswith("hydra")]
         with one_sentence_errors():
             values = resolved(compose_config(CONF, "reproduce", single))
             lab = laboratory(values, single)

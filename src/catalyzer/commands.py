@@ -37,9 +37,6 @@ def register_resolvers() -> None:
 
         return SIGN_LAMBDA if quantizer == "sign" else paper_lambda(d_out)
 
-    def equal(a: Any, b: Any) -> bool:
-        return bool(a == b)
-
     def native_precision(accelerator: str) -> str:
         import torch
         from llvmlite.binding import get_host_cpu_features
@@ -66,7 +63,7 @@ def register_resolvers() -> None:
             return folder
         return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
 
-    for resolver in (default_lambda, equal, native_precision, run_folder, cache_folder):
+    for resolver in (default_lambda, native_precision, run_folder, cache_folder):
         name = resolver.__name__
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
 

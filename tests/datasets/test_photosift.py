@@ -164,6 +164,26 @@ def test_a_mended_photograph_is_extracted_again(images: Path, made: Path, tmp_pa
     assert contents(root) == contents(made)
 
 
+def test_what_could_not_be_read_is_tried_again(images: Path, made: Path, tmp_path: Path) -> None:
+    copy, root = shutil.copytree(images, tmp_path / "images"), tmp_path / "photosift"
+    broken = next(copy.glob("*.webp"))
+    whole = broken.read_bytes()
+    broken.write_bytes(bytes(len(whole)))  # of the same size, so that nothing but another try tells
+    with pytest.raises(InvalidInput, match="cannot read 1"):
+        make_photosift(copy, root, **SIZES)
+    broken.write_bytes(whole)
+    make_photosift(copy, root, **SIZES)
+    assert contents(root) == contents(made)
+
+
+def test_an_unfinished_folder_is_not_read(images: Path, made: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(made, tmp_path / "photosift")
+    (root / "photosift.json").unlink()
+    (root / "unfinished").mkdir()
+    with pytest.raises(InvalidInput, match="is not finished; run the command that makes it once more"):
+        load_photosift(root, 1500, ArrayCache(tmp_path), train_size=500, validation_base_size=400, validation_queries_size=50)
+
+
 def test_what_is_no_folder_of_photographs(prepare: Command, tmp_path: Path) -> None:
     error = prepare("dataset=photosift", expect=2).stderr
     assert error == "error: images is missing; give it on the command line: images=...\n"

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -229,6 +230,8 @@ def test_times_compare_at_64_bits_and_bits_where_they_are_named() -> None:
     assert Point("LSQ", 2314.2, 75.9) in times
     assert [p for p in times if p.label == "LSH"] == [Point("LSH", 1.0, 9.5)]
     assert len(times) == len(table1().tables[0].rows) + 1
+    apart = Table("t", [Column("R@10", "%", "higher"), Column("encoding", "s", "lower")], [Row("LSQ", [90.0, 9.0], aside=True)])
+    assert not measured_points([replace(table1(), tables=[apart])], "encoding")
     assert {p.label for p in measured_points(outcomes, "bits")} >= {"LSH", "OPQ", "catalyzer + lattice (24 dimensions)"}
 
 
@@ -252,6 +255,16 @@ def test_names_in_the_plot_lie_inside_and_beside_each_other(cost: str, base: int
     for name, box in boxes.items():
         assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), name  # noqa: PT018
         assert not [other for other in boxes if other != name and boxes[other].overlaps(box)], name
+
+
+def test_no_better_and_worse_where_the_data_differ(tmp_path: Path) -> None:
+    for comparable in (True, False):
+        outcome = table1()
+        outcome.tables = [replace(outcome.tables[0], comparable=comparable)]
+        outcome.save(tmp_path / "a-b" / "table1", {})
+        page = write_report(tmp_path, tmp_path / "report.html").read_text()
+        assert ('title="better than published"' in page) == comparable
+        assert "75.8" in page
 
 
 # In the browser

@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from catalyzer import InvalidInput
 from catalyzer.commands import compose_config, register_resolvers, resolved
-from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target
+from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target, tables
 from catalyzer.reproduce.lab import dataset_digest, training_digest
 from catalyzer.reproduce.tables import best_validation
 from catalyzer.settings import Settings
@@ -64,6 +67,32 @@ def test_figures_3_and_7_and_large_scale_use_the_network_of_table_1(lab: Lab, tm
     assert sizes == [2000]  # the base is smaller than the smallest size
 
 
+def test_a_run_first_tested_on_a_part_of_the_base_serves_all_of_it(lab: Lab) -> None:
+    part = lab.trained(["quantizer=lattice", "dataset.base_size=500"])
+    whole = lab.trained(["quantizer=lattice"])
+    assert part.folder == whole.folder
+    assert len(lab.latent(part)[0]) == 500
+    assert len(lab.latent(whole)[0]) == 2000
+    assert "base_size: null" in (whole.folder / "config.yaml").read_text()  # which evaluate.py reads
+
+
+def test_large_scale_with_ground_truth_of_the_user(
+    lab: Lab, own_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SIZES", [500, 10**9])
+    path = tmp_path / "truth.npy"
+    np.save(path, lab.benchmark(lab.common).test.ground_truth)
+    given = Lab(lab.compose, [*lab.overrides, f"dataset.groundtruth={path}"], lab.folder, 1, lab.lambdas)
+    outcome, _ = make_target("large_scale", given, tmp_path / "large_scale")
+    assert [row.values[0] for row in outcome.tables[0].rows] == [500, 2000] * 2
+
+
+def test_vectors_of_fewer_dimensions_than_the_lattice(lab: Lab, tmp_path: Path) -> None:
+    wide = Lab(lab.compose, [*lab.overrides, "d_out=40"], lab.folder, 1, lab.lambdas)
+    outcome, _ = make_target("table1", wide, tmp_path)
+    assert values(outcome)["PCA + lattice"] == [None] * 5
+
+
 def test_figure5_sweeps_the_radius(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_sizes, "LATTICE_BITS", (16, 64))
     monkeypatch.setattr(code_sizes, "PRODUCT_BITS", (16,))  # learning rotations for all sizes takes minutes
@@ -100,6 +129,11 @@ def test_what_was_made_is_not_made_again(lab: Lab, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in paths}
     assert make_target("figure6", lab, tmp_path) == (outcome, paths)
     assert before == {path: path.stat().st_mtime_ns for path in paths}
+    paths[0].unlink()
+    assert make_target("figure6", lab, tmp_path)[1] == paths
+    assert paths[0].exists()
+    (tmp_path / "results.json").write_text("{")
+    assert make_target("figure6", lab, tmp_path)[0].tables == outcome.tables
     other = Lab(lab.compose, [*lab.overrides, "seed=1"], lab.folder, lab.seeds, lab.lambdas)
     assert make_target("figure6", other, tmp_path)[0].key != outcome.key
 
@@ -149,7 +183,11 @@ def test_the_trainings_side_by_side_then_the_table(reproduce: Command, own_files
     arguments = ["table2", *own_files, *FAST, "seeds=2", "trainer.max_epochs=1"]
     process = reproduce("-m", *arguments, "hydra/launcher=joblib")
     assert len(list((tmp_path / "outputs/reproduce/runs").iterdir())) == 3 * 4 * 2 - 2 * 2  # no ITQ beyond 32 dimensions
-    outcome = Outcome.load(tmp_path / "outputs/reproduce/files-demo/table2")
+    (folder,) = (tmp_path / "outputs/reproduce").glob("files-demo-*/table2")
+    outcome = Outcome.load(folder)
+    assert "batch_size=64" in outcome.scale
+    assert shlex.split(outcome.command)[:3] == ["python", "src/reproduce.py", "table2"]
+    assert "seeds=2" in outcome.command
     rows = values(outcome)
     assert rows["ITQ"][2:] == [None, None]
     assert outcome.tables[0].rows[2].spread is not None
@@ -159,6 +197,45 @@ def test_the_trainings_side_by_side_then_the_table(reproduce: Command, own_files
     assert again.stdout == process.stdout[-len(again.stdout) :]
     report = reproduce("report")
     assert report.stdout == "outputs/reproduce/report.html\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "override", "message"),
+    [
+        ("seeds", "seeds=0", "seeds=0: input should be greater than 0"),
+        ("lambdas", "lambdas=[]", "lambdas=[]: list should have at least 1 item"),
+        (None, "quantizer=pq", "quantizer=pq: the rows of a table choose this themselves"),
+        (None, "experiment=paper", "give scale=paper"),
+        (None, "trainer=gpu", "the trainer refuses its settings"),
+    ],
+)
+def test_wrong_keys_get_one_sentence(key: str | None, override: str, message: str) -> None:
+    door = runpy.run_path(str(ROOT / "src" / "reproduce.py"))
+    own = {"target": "table1", "out": "outputs", "seeds": 5, "lambdas": [0.1], "job": None}
+    own |= {} if key is None else {key: yaml.safe_load(override.split("=")[1])}
+    with pytest.raises(InvalidInput) as caught:
+        door["laboratory"](own, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table1", "table2"], "one target at a time, got table1 table2"),
+        (["table1", "job=99"], "job=99: table1 has 2 trainings, numbered from 0"),
+    ],
+)
+def test_a_mistake_leaves_nothing(arguments: list[str], message: str, reproduce: Command, tmp_path: Path) -> None:
+    error = reproduce(*arguments, expect=2).stderr
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_hydra_itself_is_asked(reproduce: Command) -> None:
+    assert "target: table1" in reproduce("table1", "--cfg", "job").stdout
+    assert "figure6.png" in reproduce("figure6", "hydra.verbose=false").stdout
 
 
 def test_tables_and_figures_go_to_wandb(reproduce: Command, tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from catalyzer.datasets.benchmark import Benchmark, make_benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.vectors import VectorFile
 
+# Of a photosift folder.
+MADE = "photosift.json"  # comes last: says that the folder is whole, and what it was made of
+UNFINISHED = "unfinished"  # where all is made before it is moved into place
+
 
 class Layout(NamedTuple):
     """Where the parts of a dataset lie below its folder.
@@ -49,8 +53,10 @@ def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: in
 def load_photosift(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
     """SIFT descriptors of photographs, as `catalyzer.datasets.photosift` makes them, in BigANN's layout.
 
-    See `load_bigann` for arguments and errors.
+    See `load_bigann` for arguments and errors; InvalidInput also where the making was interrupted.
     """
+    if (Path(root) / UNFINISHED).exists() and not (Path(root) / MADE).exists():
+        raise InvalidInput(f"{root} is not finished; run the command that makes it once more, it goes on where it stopped")
     source = "made by: python src/prepare.py dataset=photosift images=<folder of photographs>"
     return _load("photosift", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
 

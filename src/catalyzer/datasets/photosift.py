@@ -19,7 +19,7 @@ import numpy as np
 
 from catalyzer.cache import write_atomically
 from catalyzer.datasets.benchmark import GROUND_TRUTH_K
-from catalyzer.datasets.files import Layout, bigann_layout
+from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
 from catalyzer.datasets.sift import sift
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn
@@ -39,9 +39,6 @@ FORMATS = (
     ".avif", ".bmp", ".dib", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png", ".pnm", ".ppm",
     ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-
-MADE = "photosift.json"  # comes last: says that the folder is whole, and what it was made of
-UNFINISHED = "unfinished"  # where all is made before it is moved into place
 
 
 def make_photosift(
@@ -85,12 +82,12 @@ def make_photosift(
 
     random = np.random.default_rng(seed)
     shuffled = [photographs[i] for i in random.permutation(len(photographs))]
-    counts = _extract(shuffled, unfinished)
+    counts = _extract(shuffled, unfinished, skip_unreadable)
     unreadable = [photograph for photograph, count in zip(shuffled, counts, strict=True) if count is None]
     if unreadable and not skip_unreadable:
         raise InvalidInput(
             f"OpenCV cannot read {len(unreadable):,} of the {len(shuffled):,} photographs, the first is {unreadable[0]}; "
-            "mend or remove them, or leave them out by skip_unreadable=true; the others need not be extracted again"
+            "mend or remove them, or leave them out by skip_unreadable=true"
         )
     if unreadable:
         log.warning("%s of the %s photographs cannot be read and are left out", f"{len(unreadable):,}", f"{len(shuffled):,}")
@@ -153,13 +150,18 @@ def _is_made(root: Path, layout: Layout, origin: dict[str, Any]) -> bool:
     return len(there) == len(layout)
 
 
-def _extract(photographs: list[Path], folder: Path) -> list[int | None]:
+def _extract(photographs: list[Path], folder: Path, skip_unreadable: bool) -> list[int | None]:
     """Append the descriptors of all photographs, in this order, to a file in `folder`; what is there already is kept.
+
+    Args:
+        photographs: in the order of the file.
+        folder: of descriptors and journal.
+        skip_unreadable: whether one that could not be read before is passed over, instead of tried again.
 
     Returns:
         How many descriptors each photograph has; None for one that cannot be read.
     """
-    entries = _extracted(photographs, folder)
+    entries = _extracted(photographs, folder, skip_unreadable)
     counts = [count for _, _, count in entries]
     write_atomically(folder / "journal", lambda file: file.writelines(_line(*entry) for entry in entries))
     if counts:
@@ -191,7 +193,7 @@ def _line(name: str, size: int, count: int | None) -> bytes:
     return json.dumps([name, size, count]).encode() + b"\n"
 
 
-def _extracted(photographs: list[Path], folder: Path) -> list[tuple[str, int, int | None]]:
+def _extracted(photographs: list[Path], folder: Path, skip_unreadable: bool) -> list[tuple[str, int, int | None]]:
     """The journal's entries for as long as they are of these photographs, in this order and unchanged."""
     journal, descriptors = folder / "journal", folder / "descriptors.u8"
     if not journal.exists() or not descriptors.exists():
@@ -205,6 +207,8 @@ def _extracted(photographs: list[Path], folder: Path) -> list[tuple[str, int, in
             break
         left -= count or 0
         if (name, size) != (photograph.name, photograph.stat().st_size) or left < 0:
+            break
+        if count is None and not skip_unreadable:  # tried again, since it may have been mended, or only its disk was away
             break
         entries.append((name, size, count))
     return entries

@@ -1,6 +1,7 @@
 """The paper's tables and figures: each target makes the runs that it needs and leaves one folder."""
 
 import logging
+import shlex
 import sys
 import time
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ def targets(name: str) -> list[str]:
 
 def jobs(name: str, lab: Lab) -> list[list[str]]:
     """The overrides of all trainings that a target, or all of them, need; each once, and none depends on another."""
+    if name == "report":
+        return []
     found = [overrides for target in targets(name) for overrides in TARGETS[target].jobs(lab)]
     return list({lab.run_folder(overrides): overrides for overrides in found}.values())
 
@@ -49,8 +52,7 @@ def make_targets(name: str, lab: Lab) -> None:
         sys.stdout.write(f"{write_report(lab.folder, lab.folder / 'report.html')}\n")
         return
     for target in targets(name):
-        folder = lab.folder / f"{lab.common.dataset.name}-{lab.scale}" / target
-        outcome, paths = make_target(target, lab, folder)
+        outcome, paths = make_target(target, lab, lab.folder / lab.name / target)
         for table in outcome.tables:
             print_outcome(table)
         for path in paths:
@@ -72,7 +74,7 @@ def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]
             target.title,
             lab.common.dataset.name,
             lab.scale,
-            " ".join(["python src/reproduce.py", name, *lab.overrides]),
+            shlex.join(["python", "src/reproduce.py", name, *lab.given]),
             made.tables,
             captions=made.captions,
             notes=made.notes,
@@ -95,11 +97,13 @@ def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]
 
 
 def made_before(lab: Lab, folder: Path) -> tuple[Outcome | None, list[Path]]:
-    """What `folder` holds, and its files, if it is what the lab would make."""
-    if not (folder / "results.json").exists():
+    """What `folder` holds, and its files, if it is whole and what the lab would make."""
+    try:
+        outcome = Outcome.load(folder)
+    except InvalidInput:  # there is none, or a damaged one
         return None, []
-    outcome = Outcome.load(folder)
-    if outcome.key != lab.key:
+    paths = outcome.paths(folder)
+    if outcome.key != lab.key or not all(path.exists() for path in paths):
         return None, []
     log.info("%s was made on %s", folder, outcome.ended)
-    return outcome, outcome.paths(folder)
+    return outcome, paths

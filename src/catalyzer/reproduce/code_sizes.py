@@ -15,7 +15,6 @@ from catalyzer.report import line_style
 from catalyzer.reproduce.lab import Lab, Target, dataset_digest, training_digest
 from catalyzer.reproduce.outcome import Column, Made, Row, Table
 from catalyzer.reproduce.tables import BITS_COLUMN, LATTICE, RAW, RECALLS, base_note, recalls
-from catalyzer.settings import TABLE_3
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,17 +35,15 @@ def figure5(lab: Lab) -> Made:
     rows = []
     for d_out in DIMENSIONS:
         for result in lattices(lab, d_out):
-            command = lab.command([f"quantizer=lattice quantizer.radius_sq={result['radius_sq']} bits=128"], overrides(d_out))
+            command = lab.command([*LATTICE, f"quantizer.radius_sq={result['radius_sq']}", "bits=128"], overrides(d_out))
             values = [d_out, str(result["radius_sq"]), result["bits"], *recalls(Result.load(result["result"]))]
             rows.append(Row(f"catalyzer + lattice ({d_out} dimensions)", values, command=command))
     for name, label in (("pq", "PQ"), ("opq", "OPQ")):
         for bits in PRODUCT_BITS:
-            sized = [RAW, f"quantizer={name}", f"bits={bits}"]
-            try:
-                found = lab.result(sized)
-            except InvalidInput:  # more bytes than dimensions
+            if bits // 8 > lab.base_shape[1]:  # more bytes than dimensions
                 continue
-            rows.append(Row(label, [None, None, bits, *recalls(found)], command=lab.command(sized)))
+            sized = [RAW, f"quantizer={name}", f"bits={bits}"]
+            rows.append(Row(label, [None, None, bits, *recalls(lab.result(sized))], command=lab.command(sized)))
     columns = [Column("d_out", digits=0), Column("r²"), BITS_COLUMN, *RECALLS]
     table = Table("Recall by bits of a code", columns, rows)
     caption = "Recall@10 against the bits of a code. The lattice's radius grows along each line; PQ and OPQ have whole bytes."
@@ -94,11 +91,12 @@ def draw(table: Table) -> "Figure":
         rows = [row for row in table.rows if row.values[0] == d_out]
         line(rows, f"catalyzer + lattice, {d_out} dimensions", color=color, marker=marker)
     for label in ("PQ", "OPQ"):
-        line([row for row in table.rows if row.label == label], label, **line_style(label))
+        if rows := [row for row in table.rows if row.label == label]:
+            line(rows, label, **line_style(label))
     axes.set(xlabel="bits of a code", ylabel="recall@10 (%)", ylim=(0, 102), xticks=range(16, 129, 16))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
-FIGURE_5 = Target("Figure 5: recall against bits", figure5, lambda _: [overrides(d_out) for d_out in TABLE_3])
+FIGURE_5 = Target("Figure 5: recall against bits", figure5, lambda _: [overrides(d_out) for d_out in DIMENSIONS])

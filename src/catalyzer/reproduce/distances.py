@@ -83,6 +83,8 @@ def overlap_probability(first: np.ndarray, hundredth: np.ndarray) -> float:
     0.3333333333333333
     """
     n = len(first)
+    if n < 2:
+        raise InvalidInput("the overlap is one of pairs of queries, and there is only one")
     # A point's own 100th is never nearer than its 1st, so that the pairs of a point with itself count nothing.
     return int(np.searchsorted(np.sort(hundredth), first).sum()) / (n * (n - 1))
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from catalyzer.settings import Settings
 
 log = logging.getLogger(__name__)
 
+RUNS = "runs"
+"""Folder of the trained transforms, beside the folders of tables and figures."""
+
+PAPER_BASE = 1_000_000
+"""Base vectors of BigANN1M and Deep1M, which the paper's tables are of."""
+
 
 @dataclass
 class Lab:
@@ -35,6 +42,7 @@ class Lab:
             settings and of the dataset's files (path, size, date): other settings or other data make another run.
         seeds: over how many a mean is taken.
         lambdas: that a choice of λ is made from.
+        given: the arguments as the user typed them, for the commands that are shown.
     """
 
     compose: Callable[[Sequence[str]], Settings]
@@ -42,10 +50,11 @@ class Lab:
     folder: Path
     seeds: int
     lambdas: Sequence[float]
+    given: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self._benchmarks: dict[str, Benchmark] = {}
-        self._latent: tuple[Path, np.ndarray, np.ndarray] | None = None
+        self._benchmark: tuple[str, Benchmark] | None = None
+        self._latent: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def settings(self, overrides: Sequence[str]) -> Settings:
         """The settings of a run: what the user gave, then `overrides`; baselines are runs of their own."""
@@ -58,8 +67,20 @@ class Lab:
 
     @property
     def scale(self) -> str:
-        """Name of the preset that all runs share."""
-        return next((text.removeprefix("scale=") for text in self.overrides if text.startswith("scale=")), "own")
+        """Name of the preset that all runs share, and what else the user chose beside the dataset: "small, bits=32"."""
+        scale = next((text.removeprefix("scale=") for text in self.overrides if text.startswith("scale=")), "own")
+        return ", ".join([scale, *(text for text in self._chosen if not text.startswith("dataset."))])
+
+    @property
+    def name(self) -> str:
+        """Of the folder that tables and figures go to: `<dataset>-<scale>`, and a digest of what else the user chose."""
+        digest = f"-{_digest(sorted(self._chosen))[:6]}" if self._chosen else ""
+        return f"{self.common.dataset.name}-{self.scale.split(',')[0]}{digest}"
+
+    @property
+    def _chosen(self) -> list[str]:
+        aside = ("scale", "dataset", "dataset.root", "logger", "cache")
+        return [text for text in self.overrides if text.split("=")[0] not in aside and not text.startswith("logger.")]
 
     @cached_property
     def common(self) -> Settings:
@@ -79,18 +100,29 @@ class Lab:
         n, d = self.measured("base", (dataset_digest(self.common),), lambda: self.benchmark(self.common).test.base.shape)
         return n, d
 
+    @property
+    def on_paper_base(self) -> bool:
+        """Whether the base is as large as the paper's: recall depends on that."""
+        return self.base_shape[0] == PAPER_BASE
+
+    def first(self, n: int) -> list[str]:
+        """Overrides that cut the base to its first `n` vectors, and leave ground truth to be computed for these."""
+        groundtruth = ["dataset.groundtruth=null"] if self.common.dataset.name == "files" else []
+        return [f"dataset.base_size={n}", *groundtruth]
+
     def benchmark(self, settings: Settings) -> Benchmark:
-        """The dataset of a run, read once."""
+        """The dataset of a run; the latest is kept, since a run's many questions are asked one after the other."""
         key = repr(settings.dataset)
-        if key not in self._benchmarks:
-            self._benchmarks[key] = load_benchmark(settings)
-        return self._benchmarks[key]
+        if self._benchmark is None or self._benchmark[0] != key:
+            self._benchmark = key, load_benchmark(settings)
+        return self._benchmark[1]
 
     def command(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> str:
         """What a user types to get one result alone; `on` as for `result`."""
         if on is not None:
-            return " ".join(["python src/evaluate.py", f"run={self.run_folder(on)}", *overrides])
-        return " ".join(["python src/train.py", *self.shared(overrides), *overrides, "baselines=[]"])
+            drawn = [text for text in self.overrides if text.startswith(("bits=", "seed="))]
+            return shlex.join(["python", "src/evaluate.py", f"run={self.run_folder(on)}", *drawn, *overrides])
+        return shlex.join(["python", "src/train.py", *self.shared(overrides), *overrides, "baselines=[]"])
 
     @property
     def threads(self) -> int:
@@ -99,15 +131,18 @@ class Lab:
 
     def run_folder(self, overrides: Sequence[str]) -> Path:
         """Where the run of these overrides is, or will be."""
-        return self.folder / "runs" / training_digest(self.settings(overrides))
+        return self.folder / RUNS / training_digest(self.settings(overrides))
 
     def trained(self, overrides: Sequence[str]) -> TrainedRun:
         """The run of these overrides, trained now if it is not there; one that was interrupted goes on."""
         settings, folder = self.settings(overrides), self.run_folder(overrides)
         if (folder / "catalyzer.json").exists():
-            return TrainedRun.load(folder)
+            found = TrainedRun.load(folder)
+            if not found.settings.decides_as(settings):  # the same training for another base, which evaluate.py shall find
+                settings.save(folder / "config.yaml")
+            return replace(found, settings=settings)
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
-        logger = make_wandb_logger(settings, folder)
+        logger = make_wandb_logger(settings, folder) if settings.catalyzer.name == "mlp" else None
         run = train(settings, self.benchmark(settings), folder, [logger] if logger else [])
         if logger is not None:
             logger.experiment.finish()
@@ -130,23 +165,24 @@ class Lab:
             names = run.settings.catalyzer.name, settings.quantizer.name
             return asdict(measure_method(*names, self.benchmark(settings), run.transform, quantizer))
 
-        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump())
+        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump(), self.threads)
         result = Result.load(self.measured("result", key, compute))
         result.training += run.seconds
         return result
 
     def latent(self, run: TrainedRun) -> tuple[np.ndarray, np.ndarray]:
         """Base and queries `(n, d_out)` as `run` maps them; those of the latest run are kept."""
-        if self._latent is None or self._latent[0] != run.folder:
+        key = f"{run.folder} {run.settings.dataset!r}"
+        if self._latent is None or self._latent[0] != key:
             test = self.benchmark(run.settings).test
             base, queries = (embed(run.transform, part, f"embedding {name}") for name, part in
                              (("base", test.base), ("queries", test.queries)))  # fmt: skip
-            self._latent = run.folder, base, queries
+            self._latent = key, base, queries
         return self._latent[1:]
 
     def measured(self, name: str, key: tuple, compute: Callable[[], Any]) -> Any:
-        """What `compute` returns (plain values), kept as JSON under `name` and `key`, which must decide it."""
-        path = self.folder / "measured" / f"{name}-{_digest(key)}.json"
+        """What `compute` returns (plain values), kept as JSON under `name` and `key`, which with the version decide it."""
+        path = self.folder / "measured" / f"{name}-{_digest([catalyzer.__version__, key])}.json"
         if path.exists():
             try:
                 return json.loads(path.read_text())

@@ -53,6 +53,7 @@ class Row:
         spread: standard deviations of `values`; None where a value is of one run.
         command: makes this row's run alone.
         note: what a reader must know about this row.
+        aside: whether it was measured on another base than the other rows, so that its recall is not to be set against theirs.
     """
 
     label: str
@@ -61,15 +62,24 @@ class Row:
     spread: Sequence[float | None] | None = None
     command: str = ""
     note: str = ""
+    aside: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; every row has a value for each column, and its label before them."""
+    """Rows under columns; every row has a value for each column, and its label before them.
+
+    Attributes:
+        title: above the table.
+        columns: of all rows.
+        rows: in the paper's order.
+        comparable: whether the published numbers are of data like that measured, so that better or worse means something.
+    """
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Row]
+    comparable: bool = True
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -152,7 +162,7 @@ class Outcome:
         target: its name: "table1".
         title: one line for people.
         dataset: name of the dataset.
-        scale: preset it ran at; empty where it has none.
+        scale: preset it ran at, and what else the user chose; empty where it has none.
         command: makes it again.
         tables: may be empty.
         figures: names of the figures; each lies beside as `<name>.png` and `<name>.svg`.
@@ -161,7 +171,7 @@ class Outcome:
         settings: what the runs have in common.
         environment: versions, threads, git commit, as in a run's results.json.
         key: of all that decided it; what has the same key need not be made again.
-        seconds: that it took, time of runs that were reused included.
+        seconds: that it took, less what was trained or measured before.
         ended: date and time, ISO 8601.
     """
 
@@ -213,7 +223,7 @@ class Outcome:
         try:
             content = json.loads(path.read_text())
             tables = [
-                Table(t["title"], [Column(**c) for c in t["columns"]], [Row(**r) for r in t["rows"]])
+                Table(t.pop("title"), [Column(**c) for c in t.pop("columns")], [Row(**r) for r in t.pop("rows")], **t)
                 for t in content.pop("tables")
             ]
             return cls(tables=tables, **content)

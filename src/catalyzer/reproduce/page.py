@@ -14,6 +14,7 @@ import yaml
 
 from catalyzer.cache import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.reproduce.lab import RUNS
 from catalyzer.reproduce.outcome import Column, Outcome, Row, Table, Value
 from catalyzer.reproduce.pareto import Cost, draw_pareto, measured_points, pareto_front
 
@@ -44,11 +45,11 @@ def write_report(root: Path, path: Path) -> Path:
     Raises:
         InvalidInput: no target has been made, a results.json is damaged, or a figure is missing; nothing is written then.
     """
-    folders = [file.parent for file in root.glob("*/*/results.json")]
+    folders = [file.parent for file in root.glob("*/*/results.json") if file.parts[-3] != RUNS]
     if not folders:
         raise InvalidInput(f"{root} holds no table and no figure yet; make one, as by python src/reproduce.py {ORDER[0]}")
     parts = [Part(Outcome.load(folder), folder, f"part{i}") for i, folder in enumerate(sorted(folders, key=_place))]
-    groups = [list(group) for _, group in groupby(parts, key=lambda part: (part.outcome.dataset, part.outcome.scale))]
+    groups = [list(group) for _, group in groupby(parts, key=lambda part: part.folder.parent)]
     latest = max((part.outcome for part in parts), key=lambda outcome: outcome.ended)
     template = Template(Path(__file__).with_name("report.html").read_text())
     page = template.substitute(
@@ -109,7 +110,7 @@ def _summary(group: Sequence[Part]) -> str:
             what = f"{row_name(table, row)}: {table.columns[i].heading}"
             cells = (
                 f'<td>{escape(table.text(row, i))}</td><td class="paper">{escape(table.paper_text(row, i))}</td>'
-                f"{_difference(table.columns[i], row, i)}"
+                f"{_difference(table, row, i)}"
             )
         lines.append(
             f'<tr><th scope="row"><a href="#{anchor}">{escape(_name(outcome.target))}</a> {escape(outcome.title)}'
@@ -138,7 +139,7 @@ def _headline(outcome: Outcome) -> tuple[Table, Row, int] | None:
         at_64_bits = all(row.values[j] == 64 for j, column in enumerate(table.columns) if column.name == "bits")
         return (
             table.columns[i].better is not None,
-            row.label.startswith("catalyzer"),
+            "catalyzer" in row.label,
             "lattice" in row.label,
             table.columns[i].name == "R@10",
             at_64_bits,
@@ -303,7 +304,7 @@ def _row(table: Table, row: Row, compared: Sequence[bool], notes: Sequence[str])
             published = row.paper[i] if row.paper else None
             cells.append(f'<td class="paper"{_key(published)}>{escape(table.paper_text(row, i))}</td>')
             if column.better:
-                cells.append(_difference(column, row, i))
+                cells.append(_difference(table, row, i))
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -316,10 +317,10 @@ def _key(value: Value) -> str:
     return f' data-value="{escape(str(value))}"' if isinstance(value, str) or _is_number(value) else ""
 
 
-def _difference(column: Column, row: Row, i: int) -> str:
+def _difference(table: Table, row: Row, i: int) -> str:
     """Measured minus published as a cell: as both are shown, so that the page's numbers add up."""
-    value, paper = row.values[i], row.paper[i] if row.paper else None
-    if not (column.better and _is_number(value) and _is_number(paper)):
+    column, value, paper = table.columns[i], row.values[i], row.paper[i] if row.paper else None
+    if not (table.comparable and column.better and _is_number(value) and _is_number(paper)):
         return '<td class="difference"></td>'
     change = round(round(value, column.digits) - round(paper, column.digits), column.digits)
     kind = title = ""

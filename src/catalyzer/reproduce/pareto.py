@@ -33,7 +33,8 @@ class Point(NamedTuple):
 def measured_points(outcomes: Iterable[Outcome], cost: Cost) -> list[Point]:
     """Every row that has both "R@10" and the column `cost`, each once.
 
-    Times compare at one size only, so "encoding" takes the rows of 64 bits, which is what a table without "bits" has.
+    Times compare at one size only, so "encoding" takes the rows of 8 bytes, which is what a table without "bits" has. Rows
+    that were measured on another base are left out.
     """
     found: dict[Point, None] = {}
     for table in (table for outcome in outcomes for table in outcome.tables):
@@ -43,7 +44,7 @@ def measured_points(outcomes: Iterable[Outcome], cost: Cost) -> list[Point]:
         for row in table.rows:
             paid, recall = row.values[at[cost]], row.values[at["R@10"]]
             bits = row.values[at["bits"]] if "bits" in at else None
-            if cost == "encoding" and bits not in (64, None):
+            if row.aside or (cost == "encoding" and not (bits is None or 56 < float(bits) <= 64)):
                 continue
             if isinstance(paid, int | float) and isinstance(recall, int | float) and paid > 0:
                 found[Point(row.label, paid, recall)] = None

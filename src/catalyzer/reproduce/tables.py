@@ -32,18 +32,19 @@ def recalls(result: Result) -> list[float | None]:
     return [100 * result.recall[k] if k in result.recall else None for k in (1, 10, 100)]
 
 
-def published(lab: Lab, bigann: Sequence[Value], deep: Sequence[Value]) -> Sequence[Value] | None:
-    """The paper's numbers for the dataset at hand; None where it has none."""
+def published(lab: Lab, bigann: Sequence[Value], deep: Sequence[Value], bits: int | None = None) -> Sequence[Value] | None:
+    """The paper's numbers for the dataset at hand; None where it has none, also if they are of `bits` and ours are not."""
     which = PUBLISHED_FOR.get(lab.common.dataset.name)
-    return None if which is None else (bigann, deep)[which]
+    return None if which is None or bits not in (None, lab.common.bits) else (bigann, deep)[which]
 
 
 def base_note(lab: Lab) -> list[str]:
-    """A sentence where the base is not as large as the paper's, since recall depends on its size."""
-    size = lab.base_shape[0]
-    if size == 1_000_000:
-        return []
-    return [f"The base here has {size:,} vectors, not a million as in the paper; the smaller the base, the higher the recall."]
+    """What the published numbers are of, and whether the base is as large, since recall depends on its size."""
+    name, size = lab.common.dataset.name, lab.base_shape[0]
+    notes = [] if name not in PUBLISHED_FOR else [f"Published numbers are of {'Deep1M' if name == 'deep1b' else 'BigANN1M'}."]
+    if not lab.on_paper_base:
+        notes.append(f"The base here has {size:,} vectors, theirs a million; the smaller the base, the higher the recall.")
+    return notes
 
 
 # Table 1: quantizers on and beside the catalyzer.
@@ -65,22 +66,23 @@ def table1(lab: Lab) -> Made:
     base = lab.base_shape[0]
     rows = []
     for label, (overrides, bigann, deep) in TABLE_1.items():
-        note, paper = "", published(lab, (None, *bigann), (None, *deep))
-        if label == "LSQ" and base > LSQ_BASE:
-            overrides = [*overrides, f"dataset.base_size={LSQ_BASE}"]
+        note, paper = "", published(lab, (None, *bigann), (None, *deep), bits=64)
+        if label == "PCA + lattice" and lab.settings(LATTICE).d_out > lab.base_shape[1]:
+            rows.append(Row(label, [None] * 5, paper, note="the vectors have fewer dimensions than the lattice"))
+            continue
+        aside = label == "LSQ" and base > LSQ_BASE
+        if aside:
+            overrides = [*overrides, *lab.first(LSQ_BASE)]
             note = "it encodes slowly, hence the smaller base, in which recall is higher"
             label = f"LSQ (first {LSQ_BASE:,} base vectors)"
             paper = paper and (None, None, None, None, paper[4])
-            base_here = LSQ_BASE
-        else:
-            base_here = base
         on = LATTICE if label == "catalyzer + OPQ" else None
         if on:
             note = "on the network of catalyzer + lattice"
         result = lab.result(overrides, on)
-        values = [result.bits, *recalls(result), result.encoding / base_here * 1e6]
-        rows.append(Row(label, values, paper, command=lab.command(overrides, on), note=note))
-    table = Table("Recall and encoding time", [BITS_COLUMN, *RECALLS, ENCODING], rows)
+        values = [result.bits, *recalls(result), result.encoding / (LSQ_BASE if aside else base) * 1e6]
+        rows.append(Row(label, values, paper, command=lab.command(overrides, on), note=note, aside=aside))
+    table = Table("Recall and encoding time", [BITS_COLUMN, *RECALLS, ENCODING], rows, lab.on_paper_base)
     notes = [f"Encoding on {lab.threads} threads here, on 40 in the paper; a catalyzer's includes the network."]
     return Made([table], notes=base_note(lab) + notes)
 
@@ -119,19 +121,18 @@ def table2(lab: Lab) -> Made:
             values = np.array([[v if v is not None else np.nan for v in recalls(r)] for r in results])
             # The deviation of the seeds that might have been, hence n - 1; one seed has none.
             spread = values.std(axis=0, ddof=1) if lab.seeds > 1 else np.full(3, np.nan)
-            mean = values.mean(axis=0)
-            means.append(float(mean[1]))
-            deviations.append(float(spread[1]) if lab.seeds > 1 else None)
-            spreads = [float(s) if lab.seeds > 1 else None for s in spread]
+            mean, deviation = ([float(v) if np.isfinite(v) else None for v in row] for row in (values.mean(axis=0), spread))
+            means.append(mean[1])
+            deviations.append(deviation[1])
             command = lab.command(binary_overrides(overrides, bits, 0))
             paper = published(lab, [None, None, bigann[i], None], [None, None, deep[i], None])
-            long.append(Row(label, [bits, *(float(m) for m in mean)], paper, [None, *spreads], command))
+            long.append(Row(label, [bits, *mean], paper, [None, *deviation], command))
         command = lab.command([*overrides, "bits=BITS", "seed=SEED"])
         short.append(Row(label, means, published(lab, bigann, deep), deviations, command))
     over = f"mean ± standard deviation over {lab.seeds} seeds" if lab.seeds > 1 else "one seed"
     tables = [
-        Table(f"R@10 of binary codes, {over}", [Column(f"{bits} bits", "%", "higher") for bits in BITS], short),
-        Table(f"All recalls of binary codes, {over}", [BITS_COLUMN, *RECALLS], long),
+        Table(f"R@10 of binary codes, {over}", [Column(f"{b} bits", "%", "higher") for b in BITS], short, lab.on_paper_base),
+        Table(f"All recalls of binary codes, {over}", [BITS_COLUMN, *RECALLS], long, lab.on_paper_base),
     ]
     return Made(tables, notes=base_note(lab))
 
@@ -192,11 +193,11 @@ def large_scale(lab: Lab) -> Made:
     rows = []
     for label, (overrides, bigann, deep) in LARGE.items():
         for size in sizes:
-            sized = [*overrides, f"dataset.base_size={size}"]
-            paper = published(lab, [None, None, bigann, None], [None, None, deep, None]) if size == SIZES[-1] else None
-            rows.append(Row(label, [size, *recalls(lab.result(sized))], paper, command=lab.command(sized)))
+            sized = [*overrides, *(lab.first(size) if size < whole else [])]
+            paper = published(lab, [None, None, bigann, None], [None, None, deep, None], 64) if size == SIZES[-1] else None
+            rows.append(Row(label, [size, *recalls(lab.result(sized, on=overrides))], paper, command=lab.command(sized)))
     table = Table(f"Recall by size of the base, {lab.common.bits} bits", [Column("base vectors", digits=0), *RECALLS], rows)
-    marks = published(lab, [LARGE[label][1] for label in LARGE], [LARGE[label][2] for label in LARGE])
+    marks = published(lab, [LARGE[label][1] for label in LARGE], [LARGE[label][2] for label in LARGE], 64)
     caption = "Recall@10 against the number of base vectors; stars: published, at a billion."
     return Made([table], {"large_scale": draw_large_scale(table, marks)}, {"large_scale": caption})
 
