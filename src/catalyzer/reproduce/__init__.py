@@ -55,6 +55,8 @@ def make_targets(name: str, lab: Lab) -> None:
         outcome, paths = make_target(target, lab, lab.folder / lab.name / target)
         for table in outcome.tables:
             print_outcome(table)
+        for note in outcome.notes:
+            sys.stdout.write(f"{note}\n")
         for path in paths:
             sys.stdout.write(f"{path}\n")
 
