@@ -68,14 +68,17 @@ class Lab:
     @property
     def scale(self) -> str:
         """Name of the preset that all runs share, and what else the user chose beside the dataset: "small, bits=32"."""
-        scale = next((text.removeprefix("scale=") for text in self.overrides if text.startswith("scale=")), "own")
-        return ", ".join([scale, *(text for text in self._chosen if not text.startswith("dataset."))])
+        return ", ".join([self._preset, *(text for text in self._chosen if not text.startswith("dataset."))])
 
     @property
     def name(self) -> str:
         """Of the folder that tables and figures go to: `<dataset>-<scale>`, and a digest of what else the user chose."""
         digest = f"-{_digest(sorted(self._chosen))[:6]}" if self._chosen else ""
-        return f"{self.common.dataset.name}-{self.scale.split(',')[0]}{digest}"
+        return f"{self.common.dataset.name}-{self._preset}{digest}"
+
+    @property
+    def _preset(self) -> str:
+        return next((text.removeprefix("scale=") for text in self.overrides if text.startswith("scale=")), "own")
 
     @property
     def _chosen(self) -> list[str]:
