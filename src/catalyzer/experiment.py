@@ -168,7 +168,7 @@ def train_network(
         settings.warmup,
     )
     return fit_catalyzer(
-        CatalyzerTraining(network, quantizer, settings.lambda_, optimization, settings.end_to_end),
+        CatalyzerTraining(network, quantizer, settings.lambda_, optimization, settings.end_to_end, settings.rank_loss),
         data,
         folder,
         trainer_options=settings.trainer.model_dump(),

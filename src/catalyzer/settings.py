@@ -184,6 +184,7 @@ class Settings(_Settings):
     d_out: int = Field(ge=2)
     lambda_: float = Field(alias="lambda", ge=0)
     end_to_end: bool
+    rank_loss: Literal["triplet", "triangle"]
     batch_size: int = Field(ge=2)
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float = Field(gt=0)

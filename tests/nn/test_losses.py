@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from catalyzer import KoLeoLoss, RankLoss, SphericalLattice
-from catalyzer.nn import StraightThrough
+from catalyzer.nn import StraightThrough, TriangleLoss
 
 
 @given(n=st.integers(2, 30), dim=st.integers(2, 16))
@@ -23,6 +23,38 @@ def test_rank_is_equation_3(random: np.random.Generator) -> None:
     x, near, far = (random.normal(size=(50, 8)) for _ in range(3))
     expected = np.maximum(0, np.linalg.norm(x - near, axis=1) - np.linalg.norm(x - far, axis=1)).mean()
     assert RankLoss()(*map(torch.from_numpy, (x, near, far))).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_triangle_is_the_rank_loss_at_every_corner_in_the_order_of_the_input(random: np.random.Generator) -> None:
+    points, inputs = (torch.from_numpy(random.normal(size=(3, 50, dim))) for dim in (8, 5))
+    expected = []
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        b_is_nearer = ((inputs[a] - inputs[b]).norm(dim=1) < (inputs[a] - inputs[c]).norm(dim=1))[:, None]
+        nearer, farther = torch.where(b_is_nearer, points[b], points[c]), torch.where(b_is_nearer, points[c], points[b])
+        expected.append(RankLoss()(points[a], nearer, farther))
+    losses = TriangleLoss()(points, inputs)
+    assert losses.shape == (3, 50)
+    assert losses.mean().item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_triangle_is_zero_for_what_keeps_the_order_and_does_not_mind_which_corner_is_first(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    points, inputs = (torch.from_numpy(random.normal(size=(3, 20, 6))) for _ in range(2))
+    assert TriangleLoss()(0.5 * inputs + 3, inputs).max() == 0
+    shuffled = random.permutation(3)
+    losses, others = TriangleLoss()(points, inputs), TriangleLoss()(points[shuffled], inputs[shuffled])
+    torch.testing.assert_close(losses.sort(0).values, others.sort(0).values)
+
+
+def test_triangle_asks_nothing_of_duplicates_in_the_input() -> None:
+    points = torch.randn(3, 4, 8, requires_grad=True)
+    losses = TriangleLoss()(points, torch.ones(3, 4, 5))
+    losses.sum().backward()
+    assert losses.max() == 0
+    assert points.grad is not None
+    assert points.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-30, 1e-12, 1e-7, 1e-4])

@@ -1,6 +1,6 @@
 """What learns: the catalyzer and its plain stand-ins (PCA, identity), the losses, the straight-through layer."""
 
-from catalyzer.nn.losses import KoLeoLoss, RankLoss
+from catalyzer.nn.losses import KoLeoLoss, RankLoss, TriangleLoss
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
 from catalyzer.nn.transforms import PCA, Catalyzer, Identity, embed, load_transform, save_transform
 
@@ -12,6 +12,7 @@ __all__ = [
     "RankLoss",
     "StraightThrough",
     "StraightThroughSign",
+    "TriangleLoss",
     "embed",
     "load_transform",
     "save_transform",

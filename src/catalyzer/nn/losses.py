@@ -1,4 +1,4 @@
-"""The two losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank)."""
+"""The losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank, and rank at every corner)."""
 
 from typing import Literal
 
@@ -66,3 +66,27 @@ class RankLoss(nn.Module):
         far = torch.linalg.vector_norm(anchor - negative, dim=1)
         losses = (near - far).clamp(min=0)
         return losses.mean() if self.reduction == "mean" else losses
+
+
+class TriangleLoss(nn.Module):
+    """The rank loss at every corner of a triplet, in the order of the input instead of that of the mining.
+
+    At each of the three corners two sides meet. Where s, t are their lengths on the sphere and S < T their lengths in the
+    input, the loss is max(0, s - t), as in equation 3; it is 0 where S = T. So a negative that is nearer in the input than
+    the positive is not pushed away, and a triplet teaches three comparisons for the same three points.
+
+    Shape:
+        points `(3, n, d)` on the sphere, inputs `(3, n, d_in)`; the losses are `(3, n)`, one for each corner, computed in
+        float32 and above 0 where the order is violated.
+
+    >>> inputs = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[0.0, 6.0]]])  # sides 5 (first to second), 3.6 and 6
+    >>> TriangleLoss()(inputs, inputs).T
+    tensor([[0., 0., 0.]])
+    >>> TriangleLoss()(inputs[[0, 2, 1]], inputs).T  # those that meet in the first corner are now 6 and 5
+    tensor([[1., 0., 0.]])
+    """
+
+    def forward(self, points: Tensor, inputs: Tensor) -> Tensor:
+        # Row i has the side from corner i to the one before it, so rows i and i + 1 meet in corner i.
+        sides, lengths = (torch.linalg.vector_norm(x.float() - x.float().roll(1, 0), dim=2) for x in (points, inputs))
+        return ((sides - sides.roll(-1, 0)) * (lengths.roll(-1, 0) - lengths).sign()).clamp(min=0)

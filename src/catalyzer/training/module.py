@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from catalyzer.evaluation import measure
-from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, embed
+from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, TriangleLoss, embed
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
 from catalyzer.training.data import TripletData
 
 METRICS = ("loss", "rank", "koleo", "violated")
-"""Logged as train/... every few steps and as epoch/..., the mean over an epoch; violated is the share of triplets whose
-negative is nearer than the positive."""
+"""Logged as train/... every few steps and as epoch/..., the mean over an epoch; violated is the share of comparisons that
+come out wrong, such as a negative nearer than the positive."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class CatalyzerTraining(LightningModule):
         end_to_end: quantize in the rank loss, through a straight-through layer (section 4.2): positives and negatives,
             and where search quantizes queries as well (`Quantizer.symmetric`), anchors too, which play the query. KoLeo
             spreads the unquantized points.
+        rank_loss: "triplet" is equation 3; "triangle" is `TriangleLoss`.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class CatalyzerTraining(LightningModule):
         lambda_: float,
         optimization: Optimization,
         end_to_end: bool = False,
+        rank_loss: Literal["triplet", "triangle"] = "triplet",
     ) -> None:
         super().__init__()
         self.catalyzer, self.quantizer = catalyzer, quantizer
         self.lambda_, self.optimization = lambda_, optimization
+        self.triangle_loss = TriangleLoss() if rank_loss == "triangle" else None
         self.rank_loss, self.koleo_loss = RankLoss(reduction="none"), KoLeoLoss()
         self.quantize = quantizer.straight_through() if end_to_end else None
 
@@ -111,7 +114,10 @@ class CatalyzerTraining(LightningModule):
             positive, negative = self.quantize(torch.cat([positive, negative])).chunk(2)
             if self.quantizer.symmetric:
                 anchor = self.quantize(anchor)
-        ranks = self.rank_loss(anchor, positive, negative)
+        if self.triangle_loss is not None:
+            ranks = self.triangle_loss(torch.stack([anchor, positive, negative]), triplets)
+        else:
+            ranks = self.rank_loss(anchor, positive, negative)
         rank = ranks.mean()
         loss = rank + self.lambda_ * koleo
         with torch.no_grad():
