@@ -131,6 +131,14 @@ def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tm
     assert found == {(0.005, "lattice"), (0.005, "pq"), (0.02, "lattice"), (0.02, "pq")}
 
 
+def test_the_triangle_loss_trains_another_network_than_the_triplet(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    weights = []
+    for rank_loss in ("triplet", "triangle"):
+        train(*own_files, *FAST, "baselines=[]", f"rank_loss={rank_loss}", f"hydra.run.dir={rank_loss}")
+        weights.append(load_file(tmp_path / rank_loss / "catalyzer.safetensors")["layers.6.weight"])
+    assert not np.array_equal(*weights)
+
+
 @pytest.mark.parametrize("quantizer", ["lattice", "sign"])
 def test_end_to_end_training_differs_from_plain(quantizer: str, train: Command, own_files: list[str], tmp_path: Path) -> None:
     weights = []

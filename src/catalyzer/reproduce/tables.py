@@ -98,7 +98,7 @@ BITS = (16, 32, 64, 128)
 TABLE_2 = {  # label: (overrides, BigANN1M, Deep1M); recall at 10 for 16, 32, 64, 128 bits
     "LSH": ([RAW, "quantizer=lsh"], (0.3, 2.6, 9.5, 24.4), (0.8, 4.9, 14.6, 32.2)),
     "ITQ": ([RAW, "quantizer=itq"], (1.5, 8.5, 22.8, 41.8), (1.0, 7.3, 21.0, None)),
-    "catalyzer + sign": (["quantizer=sign"], (2.6, 11.1, 28.3, 52.2), (2.7, 11.4, 25.5, 46.8)),
+    "catalyzer + sign": (["quantizer=sign", "d_out=${bits}"], (2.6, 11.1, 28.3, 52.2), (2.7, 11.4, 25.5, 46.8)),
 }
 
 
