@@ -131,7 +131,7 @@ def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tm
     assert found == {(0.005, "lattice"), (0.005, "pq"), (0.02, "lattice"), (0.02, "pq")}
 
 
-def test_the_triangle_loss_trains_another_network_than_the_triplet(train: Command, own_files: list[str], tmp_path: Path) -> None:
+def test_the_triangle_loss_trains_another_network(train: Command, own_files: list[str], tmp_path: Path) -> None:
     weights = []
     for rank_loss in ("triplet", "triangle"):
         train(*own_files, *FAST, "baselines=[]", f"rank_loss={rank_loss}", f"hydra.run.dir={rank_loss}")
