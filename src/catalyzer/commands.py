@@ -32,7 +32,7 @@ class ConsoleHandler(logging.StreamHandler):
 def register_resolvers() -> None:
     """Make the functions below known to the YAML files, as in `${native_precision:${trainer.accelerator}}`."""
 
-    def default_lambda(quantizer: str, d_out: int) -> float:
+    def default_lambda(quantizer: str, d_out: int | str) -> float:
         from catalyzer.settings import SIGN_LAMBDA, paper_lambda
 
         return SIGN_LAMBDA if quantizer == "sign" else paper_lambda(d_out)

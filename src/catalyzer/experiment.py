@@ -28,7 +28,15 @@ from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_t
 from catalyzer.quantizers import ProductQuantizer, Quantizer, encode_mapped
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
 from catalyzer.settings import QuantizerSettings, Settings
-from catalyzer.training import CatalyzerTraining, Optimization, TripletData, check_trainer, fit_catalyzer, fit_quantizer
+from catalyzer.training import (
+    CatalyzerTraining,
+    Optimization,
+    TripletData,
+    check_trainer,
+    choose_dimension,
+    fit_catalyzer,
+    fit_quantizer,
+)
 from catalyzer.vectors import Vectors, as_float32
 
 log = logging.getLogger(__name__)
@@ -60,7 +68,7 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     if settings.catalyzer.name == "mlp":
         check_trainer(settings.trainer.model_dump())
     benchmark = load_benchmark(settings)
-    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark.dim)[1].code_size * 8)
+    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark)[1].code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     wandb_logger = make_wandb_logger(settings, folder)
     trained = train(settings, benchmark, folder, [wandb_logger] if wandb_logger else [])
@@ -91,7 +99,7 @@ def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Seque
         The run; None in all but one of several processes that trained together.
     """
     seed_everything(settings.seed, verbose=False)
-    transform, quantizer = build(settings, benchmark.dim)
+    transform, quantizer = build(settings, benchmark)
     settings.save(folder / "config.yaml")
     start = time.perf_counter()
     transform.fit(benchmark.train)  # type: ignore[operator]
@@ -118,18 +126,19 @@ def load_benchmark(settings: Settings) -> Benchmark:
     return load[settings.dataset.name](cache=ArrayCache(settings.cache), **options)
 
 
-def build(settings: Settings, d_in: int) -> tuple[nn.Module, Quantizer]:
+def build(settings: Settings, benchmark: Benchmark) -> tuple[nn.Module, Quantizer]:
     """Transform and quantizer, not fitted yet.
 
     Raises:
         InvalidInput: a quantizer that cannot code the transform's dimension.
     """
-    chosen = settings.catalyzer
-    if chosen.name == "mlp":
-        mlp = Catalyzer(d_in, settings.d_out, chosen.hidden)
-        return mlp, settings.quantizer.build(mlp.d_out)
-    plain = PCA(d_in, settings.d_out) if chosen.name == "pca" else Identity(d_in)
-    return plain, settings.quantizer.build(plain.d_out)
+    chosen, d_in, d_out = settings.catalyzer, benchmark.dim, settings.d_out
+    if chosen.name == "identity":
+        return Identity(d_in), settings.quantizer.build(d_in)
+    if d_out == "auto":
+        d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
+    transform = Catalyzer(d_in, d_out, chosen.hidden) if chosen.name == "mlp" else PCA(d_in, d_out)
+    return transform, settings.quantizer.build(d_out)
 
 
 def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, ProductQuantizer]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import make_photosift
@@ -24,12 +24,14 @@ TABLE_3 = {16: 0.05, 24: 0.02, 32: 0.01, 40: 0.005}
 SIGN_LAMBDA = 0.08  # section 4.1 has λ chosen by the recall of the signs, and publishes no choice; ours is in docs/results.md
 
 
-def paper_lambda(d_out: int) -> float:
-    """λ by Table 3 of the paper; geometric between its dimensions, constant beyond them.
+def paper_lambda(d_out: int | str) -> float:
+    """λ by Table 3 of the paper; geometric between its dimensions, constant beyond them; that of 24 for auto.
 
-    >>> [paper_lambda(d) for d in (8, 16, 24, 28, 40, 64)]
-    [0.05, 0.05, 0.02, 0.01414, 0.005, 0.005]
+    >>> [paper_lambda(d) for d in (8, 16, 24, 28, 40, 64, "auto")]
+    [0.05, 0.05, 0.02, 0.01414, 0.005, 0.005, 0.02]
     """
+    if not isinstance(d_out, int):  # also of what the settings will refuse
+        return TABLE_3[24]
     dims = sorted(TABLE_3)
     low = max((d for d in dims if d <= d_out), default=dims[0])
     high = min((d for d in dims if d >= d_out), default=dims[-1])
@@ -181,7 +183,7 @@ class Settings(_Settings):
     logger: LoggerSettings
     callbacks: Callbacks
     bits: PositiveInt
-    d_out: int = Field(ge=2)
+    d_out: int | Literal["auto"]
     lambda_: float = Field(alias="lambda", ge=0)
     end_to_end: bool
     rank_loss: Literal["triplet", "triangle"]
@@ -198,6 +200,13 @@ class Settings(_Settings):
     seed: int = Field(ge=0)
     cache: str
 
+    @field_validator("d_out", mode="before")
+    @classmethod
+    def _dimension_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (isinstance(value, int) and value >= 2):
+            raise ValueError(f"d_out={value}: input should be a number of at least 2, or auto; change it on the command line")
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.end_to_end and not (self.catalyzer.name == "mlp" and self.quantizer.name in ("lattice", "sign")):
@@ -211,8 +220,9 @@ class Settings(_Settings):
                 f"{self.trainer.max_epochs}, so no epoch would be validated; lower it"
             )
         if self.catalyzer.name != "identity":  # its dimension is the data's, which is known later
-            quantizer = self.quantizer.build(self.d_out)
-            if isinstance(quantizer, SignQuantizer) and quantizer.bits != self.bits:
+            # Where auto stands for a dimension that is known later, what the quantizer proposes is checked in its place.
+            quantizer = self.quantizer.build(self.quantizer.d_out if self.d_out == "auto" else self.d_out)
+            if isinstance(quantizer, SignQuantizer) and (self.d_out == "auto" or quantizer.bits != self.bits):
                 raise ValueError(
                     f"the sign of each coordinate makes codes of d_out = {self.d_out} bits, but bits = {self.bits}; "
                     "set one of them and leave the other"

@@ -1,0 +1,57 @@
+"""The choice of the dimension against its definition, measured here step by step."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalyzer import InvalidInput, LatticeQuantizer, recall_at
+from catalyzer.cache import ArrayCache
+from catalyzer.datasets import Split
+from catalyzer.nn import PCA, embed
+from catalyzer.training import choose_dimension
+from catalyzer.training.dimension import DIMENSIONS
+
+
+def in_a_subspace(n: int, seed: int, inner: int = 12, dim: int = 32) -> np.ndarray:
+    """Vectors of 32 dimensions that need 12 of them; the rest is noise."""
+    axes = np.random.default_rng(99).normal(size=(inner, dim))
+    random = np.random.default_rng(seed)
+    return (random.normal(size=(n, inner)) @ axes + random.normal(0, 0.05, (n, dim))).astype(np.float32)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Split:
+    return Split("validation", in_a_subspace(2000, 1), in_a_subspace(300, 2), ArrayCache(tmp_path))
+
+
+def test_the_smallest_dimension_within_a_point_of_the_best(split: Split, tmp_path: Path) -> None:
+    train = in_a_subspace(3000, 0)
+    recall = {}
+    for dim in (d for d in DIMENSIONS if d <= 32):
+        pca, quantizer = PCA(32, dim).fit(train), LatticeQuantizer(dim, 32)
+        ids = quantizer.search(embed(pca, split.queries), quantizer.encode(embed(pca, split.base)), 10)[1]
+        recall[dim] = recall_at(10, ids, split.ground_truth)
+    expected = min(dim for dim, value in recall.items() if value >= max(recall.values()) - 0.01)
+    assert expected == 12
+    assert choose_dimension(train, split, 32, ArrayCache(tmp_path)) == expected
+
+
+def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
+    with caplog.at_level("INFO"):
+        first = choose_dimension(train, split, 32, cache)
+        assert f"d_out = {first}: validation R@10 of PCA + lattice is" in caplog.text
+        caplog.clear()
+        assert choose_dimension(train, split, 32, cache) == first
+        assert "d_out" not in caplog.text
+
+
+def test_dimensions_without_a_lattice_of_that_size_are_left_out(split: Split, tmp_path: Path) -> None:
+    assert choose_dimension(in_a_subspace(3000, 0), split, 64, ArrayCache(tmp_path)) >= 16  # 8 and 12 have none of 64 bits
+
+
+def test_vectors_of_few_dimensions(tmp_path: Path) -> None:
+    cache, x = ArrayCache(tmp_path), np.zeros((500, 4), np.float32)
+    with pytest.raises(InvalidInput, match=r"chooses among 8 dimensions and more, but the vectors have 4; set d_out"):
+        choose_dimension(x, Split("validation", x, x[:10], cache), 64, cache)
