@@ -51,6 +51,12 @@ def test_dimensions_without_a_lattice_of_that_size_are_left_out(split: Split, tm
     assert choose_dimension(in_a_subspace(3000, 0), split, 64, ArrayCache(tmp_path)) >= 16  # 8 and 12 have none of 64 bits
 
 
+def test_no_lattice_of_so_many_bits_in_so_few_dimensions(tmp_path: Path) -> None:
+    cache, x = ArrayCache(tmp_path), in_a_subspace(500, 0, 4, 12)
+    with pytest.raises(InvalidInput, match=r"no lattice of 64 bits in 8 to 12 dimensions; use fewer bits"):
+        choose_dimension(x, Split("validation", x, x[:10], cache), 64, cache)
+
+
 def test_vectors_of_few_dimensions(tmp_path: Path) -> None:
     cache, x = ArrayCache(tmp_path), np.zeros((500, 4), np.float32)
     with pytest.raises(InvalidInput, match=r"chooses among 8 dimensions and more, but the vectors have 4; set d_out"):

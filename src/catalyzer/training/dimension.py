@@ -36,7 +36,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         One of `DIMENSIONS`, at most d.
 
     Raises:
-        InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`.
+        InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`, or than a lattice of so many bits needs.
     """
     if train.shape[1] < DIMENSIONS[0]:
         raise InvalidInput(
@@ -56,6 +56,11 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
             recall[dim] = result.recall[10]
             if recall[dim] < max(recall.values()):
                 break
+        if not recall:
+            raise InvalidInput(
+                f"d_out=auto found no lattice of {bits} bits in {DIMENSIONS[0]} to {train.shape[1]} dimensions; "
+                "use fewer bits, or set d_out to a number"
+            )
         chosen = next(dim for dim, value in recall.items() if value >= max(recall.values()) - SLACK)
         seen = ", ".join(f"{100 * value:.1f} in {dim}" for dim, value in recall.items())
         log.info("d_out = %d: validation R@10 of PCA + lattice is %s dimensions", chosen, seen)
