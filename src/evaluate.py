@@ -1,7 +1,5 @@
 """Measure another quantizer on the catalyzer of a finished run: `python src/evaluate.py --help`."""
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
@@ -13,14 +11,16 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import check_quantizer
+        from catalyzer.settings import Evaluation
 
         values = resolved(config)
-        quantizer = check_quantizer(values["quantizer"])
+        for part_of_quantizer in ("bits", "seed"):
+            del values[part_of_quantizer]
+        evaluation = Evaluation.check(values)
 
         from catalyzer.experiment import evaluate_run
 
-        evaluate_run(Path(values["run"]), quantizer)
+        evaluate_run(evaluation)
 
 
 if __name__ == "__main__":

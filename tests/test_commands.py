@@ -90,6 +90,42 @@ def test_a_run_folder_is_all_that_coding_and_searching_need(trained: Path) -> No
         assert recall_at(k, ids, truth) == pytest.approx(rows(trained)["catalyzer + lattice"]["recall"][str(k)])
 
 
+@pytest.mark.parametrize("quantizer", ["lattice", "sign"])
+def test_a_decoder_learns_the_way_back(
+    train: Command, evaluate: Command, own_files: list[str], tmp_path: Path, quantizer: str
+) -> None:
+    sizes = ["catalyzer.hidden=128", "decoder.hidden=128", "batch_size=64", "trainer.max_epochs=4"]
+    process = train(*own_files, *sizes, "decoder=mlp", f"quantizer={quantizer}", "rerank=200", "baselines=[pq]")
+    folder = only_run(tmp_path)
+    with (folder / "metrics.csv").open() as file:
+        epochs = [row for row in csv.DictReader(file) if row["val/squared_error"]]
+    errors = [float(row["val/squared_error"]) for row in epochs]
+    base, queries = clustered(2000, 32, 1), clustered(200, 32, 2)
+    assert errors[-1] < errors[0]
+    assert errors[-1] < 0.5 * base.astype(float).var(axis=0).sum()
+    assert all(0 < float(row["val/latent_recall_at_10"]) <= 1 for row in epochs)
+    assert f"catalyzer + {quantizer} (rerank 200)" in process.stdout
+
+    run, table = TrainedRun.load(folder), rows(folder)
+    codes, truth = run.encode(base), knn(queries, base, 1)[1]
+    decoded = run.decode(codes)
+    assert ((decoded - base) ** 2).sum(axis=1).mean() == pytest.approx(table[f"catalyzer + {quantizer}"]["error"], rel=1e-3)
+    for rerank, row in ((0, f"catalyzer + {quantizer}"), (None, f"catalyzer + {quantizer} (rerank 200)")):
+        ids = run.search(queries, codes, 10, rerank)[1]
+        assert recall_at(10, ids, truth) == pytest.approx(table[row]["recall"]["10"])
+    assert table["PQ"]["error"] > 0
+
+    refined = evaluate(
+        f"run={folder}", f"quantizer={quantizer}", "refine=4", "rerank=0", expect=0 if quantizer == "lattice" else 2
+    )
+    if quantizer == "lattice":
+        results = rows(folder / "evaluations" / "lattice-64bits-rerank0-refine4")
+        assert list(results) == ["catalyzer + lattice", "PQ"]
+        assert results["catalyzer + lattice"]["error"] < table["catalyzer + lattice"]["error"]
+    else:
+        assert "use quantizer=lattice, or refine=1" in refined.stderr
+
+
 @pytest.mark.parametrize("quantizer", ["pq", "sign", "lattice"])
 def test_another_quantizer_without_training_again(evaluate: Command, trained: Path, tmp_path: Path, quantizer: str) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in trained.iterdir()}

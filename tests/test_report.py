@@ -11,21 +11,22 @@ from catalyzer.evaluation import RANKS, Result
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
 
 RESULTS = [
-    Result("catalyzer + lattice", 64, dict(zip(RANKS, np.linspace(0.25, 0.97, len(RANKS)), strict=True)), 12.3, 4.5, 6.7),
+    Result("catalyzer + lattice", 64, dict(zip(RANKS, np.linspace(0.25, 0.97, 7), strict=True)), 12.3, 4.5, 6.7, 18870.4),
     Result("OPQ", 64, {1: 0.2, 10: 0.63}, 1.0, 2.0, 3.0),
 ]
 
 
 def test_cells_are_percent_and_seconds() -> None:
     cells = table_cells(RESULTS)
-    assert cells[0] == ["catalyzer + lattice", 64, 25.0, pytest.approx(61.0), 97.0, 12.3, 4.5, 6.7]
-    assert np.isnan(cells[1][COLUMNS.index("R@100")])
+    assert cells[0] == ["catalyzer + lattice", 64, 25.0, pytest.approx(61.0), 97.0, 18870.4, 12.3, 4.5, 6.7]
+    for column in ("R@100", "error"):
+        assert np.isnan(cells[1][COLUMNS.index(column)])
 
 
 def test_the_printed_table_has_every_column_and_row(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(RESULTS, "a title")
     shown = capsys.readouterr().out
-    for text in ("a title", *COLUMNS, "catalyzer + lattice", "OPQ", "97.0", "63.0"):
+    for text in ("a title", *COLUMNS, "catalyzer + lattice", "OPQ", "97.0", "63.0", "18,870"):
         assert text in shown
 
 

@@ -48,7 +48,7 @@ def test_every_composition_is_valid(dataset: str, catalyzer: str, quantizer: str
     check(*overrides, *(FILES if dataset == "files" else []))
 
 
-@pytest.mark.parametrize("group", ["trainer", "logger", "callbacks", "experiment"])
+@pytest.mark.parametrize("group", ["decoder", "trainer", "logger", "callbacks", "experiment"])
 def test_every_option_of_every_other_group_is_valid(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):
         check(f"{group}={option.stem}")
@@ -88,6 +88,15 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["d_out=some"], "d_out=some: input should be a number of at least 2, or auto"),
         (["end_to_end=true", "quantizer=pq"], "end_to_end trains the mlp through a fixed quantizer"),
         (["end_to_end=true", "catalyzer=pca"], "end_to_end trains the mlp through a fixed quantizer"),
+        (["decoder=mlp", "quantizer=pq"], "decoder=mlp is trained with the mlp through a fixed quantizer"),
+        (["decoder=mlp", "catalyzer=pca"], "decoder=mlp is trained with the mlp through a fixed quantizer"),
+        (["decoder=mlp", "decoder.hidden=0"], "decoder.hidden=0: input should be greater than 0"),
+        (["rerank=100"], "rerank = 100 needs decoded vectors, but decoder=none; set decoder=mlp"),
+        (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
+        (["refine=4", "decoder=mlp", "quantizer=sign"], "refine = 4 tries lattice points, got quantizer=sign; set refine=1"),
+        (["refine=0"], "refine=0: input should be greater than 0"),
+        (["rerank=-1"], "rerank=-1: input should be greater than or equal to 0"),
+        (["loss.reconstruction=0"], "loss.reconstruction=0"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
         (["trainer.check_val_every_n_epoch=9"], "no epoch would be validated"),
         (["batch_size=1"], "batch_size=1"),

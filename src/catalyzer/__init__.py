@@ -12,6 +12,8 @@ _HOME = {
     "InvalidInput": "catalyzer.errors",
     "SphericalLattice": "catalyzer.lattice",
     "Catalyzer": "catalyzer.nn",
+    "Codec": "catalyzer.codec",
+    "Decoder": "catalyzer.nn",
     "KoLeoLoss": "catalyzer.nn",
     "RankLoss": "catalyzer.nn",
     "LatticeQuantizer": "catalyzer.quantizers",
@@ -25,6 +27,8 @@ _HOME = {
 
 __all__ = [
     "Catalyzer",
+    "Codec",
+    "Decoder",
     "InvalidInput",
     "KoLeoLoss",
     "LatticeQuantizer",

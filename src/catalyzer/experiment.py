@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,16 +21,18 @@ from torch import nn
 
 import catalyzer
 from catalyzer.cache import ArrayCache, write_atomically
+from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files, load_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.neighbors import engine
-from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
-from catalyzer.quantizers import ProductQuantizer, Quantizer, encode_mapped
+from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, load_module, save_module
+from catalyzer.quantizers import ProductQuantizer
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
-from catalyzer.settings import QuantizerSettings, Settings
+from catalyzer.settings import Evaluation, Settings
 from catalyzer.training import (
     CatalyzerTraining,
+    Loss,
     Optimization,
     TripletData,
     check_trainer,
@@ -37,7 +40,7 @@ from catalyzer.training import (
     fit_catalyzer,
     fit_quantizer,
 )
-from catalyzer.vectors import Vectors, as_float32
+from catalyzer.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     if settings.catalyzer.name == "mlp":
         check_trainer(settings.trainer.model_dump())
     benchmark = load_benchmark(settings)
-    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark)[1].code_size * 8)
+    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark).quantizer.code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     wandb_logger = make_wandb_logger(settings, folder)
     trained = train(settings, benchmark, folder, [wandb_logger] if wandb_logger else [])
@@ -99,18 +102,22 @@ def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Seque
         The run; None in all but one of several processes that trained together.
     """
     seed_everything(settings.seed, verbose=False)
-    transform, quantizer = build(settings, benchmark)
+    codec = build(settings, benchmark)
     settings.save(folder / "config.yaml")
     start = time.perf_counter()
-    transform.fit(benchmark.train)  # type: ignore[operator]
+    codec.transform.fit(benchmark.train)  # type: ignore[operator]
     seconds = time.perf_counter() - start
-    if isinstance(transform, Catalyzer):
-        seconds = train_network(settings, benchmark, transform, quantizer, folder, loggers)
+    if isinstance(codec.transform, Catalyzer):
+        if codec.decoder is not None:
+            codec.decoder.fit(codec.transform)
+        seconds = train_networks(settings, benchmark, codec, folder, loggers)
         if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
             return None
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
-    save_transform(transform, folder, seconds)
-    return TrainedRun(folder, settings, transform, seconds)
+    if codec.decoder is not None:
+        save_module(codec.decoder, folder, "decoder", seconds)
+    save_module(codec.transform, folder, "catalyzer", seconds)
+    return TrainedRun(folder, settings, codec.transform, codec.decoder, seconds)
 
 
 def load_benchmark(settings: Settings) -> Benchmark:
@@ -126,19 +133,20 @@ def load_benchmark(settings: Settings) -> Benchmark:
     return load[settings.dataset.name](cache=ArrayCache(settings.cache), **options)
 
 
-def build(settings: Settings, benchmark: Benchmark) -> tuple[nn.Module, Quantizer]:
-    """Transform and quantizer, not fitted yet.
+def build(settings: Settings, benchmark: Benchmark) -> Codec:
+    """Transform, quantizer and decoder, not fitted yet.
 
     Raises:
         InvalidInput: a quantizer that cannot code the transform's dimension.
     """
     chosen, d_in, d_out = settings.catalyzer, benchmark.dim, settings.d_out
     if chosen.name == "identity":
-        return Identity(d_in), settings.quantizer.build(d_in)
+        return Codec(Identity(d_in), settings.quantizer.build(d_in))
     if d_out == "auto":
         d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
     transform = Catalyzer(d_in, d_out, chosen.hidden) if chosen.name == "mlp" else PCA(d_in, d_out)
-    return transform, settings.quantizer.build(d_out)
+    decoder = Decoder(d_out, d_in, settings.decoder.hidden) if settings.decoder.name == "mlp" else None
+    return Codec(transform, settings.quantizer.build(d_out), decoder)
 
 
 def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, ProductQuantizer]:
@@ -150,15 +158,8 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, Produ
         raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
 
 
-def train_network(
-    settings: Settings,
-    benchmark: Benchmark,
-    network: Catalyzer,
-    quantizer: Quantizer,
-    folder: Path,
-    loggers: Sequence[Any],
-) -> float:
-    """Train the network, or go on with its training; returns the seconds that it took."""
+def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Any]) -> float:
+    """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
     data = TripletData(
         benchmark.train,
         benchmark.validation,
@@ -176,8 +177,9 @@ def train_network(
         "cosine" if settings.decay == "cosine" else tuple(settings.decay),
         settings.warmup,
     )
+    loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss)
     return fit_catalyzer(
-        CatalyzerTraining(network, quantizer, settings.lambda_, optimization, settings.end_to_end, settings.rank_loss),
+        CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank),
         data,
         folder,
         trainer_options=settings.trainer.model_dump(),
@@ -191,28 +193,28 @@ def compare(
     settings: Settings, benchmark: Benchmark, trained: "TrainedRun", baselines: dict[str, ProductQuantizer]
 ) -> list[Result]:
     """Rows for the settings' quantizer on the trained transform, and for the baselines on the raw vectors."""
-    quantizer = settings.quantizer.build(trained.transform.d_out)  # type: ignore[arg-type]
-    rows = [measure_method(settings.catalyzer.name, settings.quantizer.name, benchmark, trained.transform, quantizer)]
-    rows[0].training += trained.seconds
+    codec = trained.codec(settings)
+    name = method_name(settings.catalyzer.name, settings.quantizer.name)
+    rows = measure_method(name, benchmark, codec, (0, settings.rerank) if settings.rerank else (0,))
+    for row in rows:
+        row.training += trained.seconds
     for name, baseline in baselines.items():
-        rows.append(measure_method("identity", name, benchmark, Identity(benchmark.dim), baseline))
+        rows += measure_method(LABELS[name], benchmark, Codec(Identity(benchmark.dim), baseline))
     return rows
 
 
-def measure_method(
-    transform_name: str, quantizer_name: str, benchmark: Benchmark, transform: nn.Module, quantizer: Quantizer
-) -> Result:
-    """Fit a quantizer to the transformed training vectors, and measure it on the test split."""
+def measure_method(method: str, benchmark: Benchmark, codec: Codec, reranks: Sequence[int] = (0,)) -> list[Result]:
+    """Fit the quantizer to the transformed training vectors, and measure the codec on the test split."""
     test = benchmark.test
     truth = test.ground_truth  # before the clocks start
-    method = method_name(transform_name, quantizer_name)
     log.info("%s: coding %s vectors, searching %s queries", method, f"{len(test.base):,}", f"{len(test.queries):,}")
     start = time.perf_counter()
-    fit_quantizer(quantizer, transform, benchmark.train)
+    fit_quantizer(codec.quantizer, codec.transform, benchmark.train)
     fitting = time.perf_counter() - start
-    row = measure(method, transform, quantizer, test.base, test.queries, truth)
-    row.training = fitting
-    return row
+    rows = measure(method, codec, test.base, test.queries, truth, reranks)
+    for row in rows:
+        row.training = fitting
+    return rows
 
 
 def method_name(transform: str, quantizer: str) -> str:
@@ -297,18 +299,20 @@ class TrainedRun:
         folder: of the run.
         settings: what it was made with.
         transform: the fitted map, in evaluation mode on the CPU.
+        decoder: the way back, likewise, or None.
         seconds: that its training took.
 
     A run's folder is all that is needed:
 
         run = TrainedRun.load("outputs/my-run")
         codes = run.encode(base)                     # (n, code_size) uint8
-        D, I = run.search(queries, codes, k=10)      # squared latent distances, row numbers
+        D, I = run.search(queries, codes, k=10)      # squared distances, row numbers
     """
 
     folder: Path
     settings: Settings
     transform: nn.Module
+    decoder: Decoder | None
     seconds: float
 
     @classmethod
@@ -319,10 +323,23 @@ class TrainedRun:
             InvalidInput: not a run folder, a run that has not ended, or damaged files.
         """
         folder = Path(folder)
-        return cls(folder, Settings.load(folder / "config.yaml"), *load_transform(folder))
+        settings = Settings.load(folder / "config.yaml")
+        transform, seconds = load_module(folder, "catalyzer")
+        decoder = load_module(folder, "decoder")[0] if settings.decoder.name == "mlp" else None
+        return cls(folder, settings, transform, decoder, seconds)  # type: ignore[arg-type]
 
-    def quantizer(self) -> Quantizer:
-        """The run's quantizer, if it is fixed (lattice, sign): one that is learned is not kept in the folder.
+    def codec(self, settings: Settings) -> Codec:
+        """The run's networks with the quantizer of `settings`, not fitted yet.
+
+        Raises:
+            InvalidInput: a quantizer that cannot code the transform's dimension.
+        """
+        quantizer = settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
+        return Codec(self.transform, quantizer, self.decoder, settings.refine)
+
+    @cached_property
+    def own_codec(self) -> Codec:
+        """The run's networks and its quantizer, if it is fixed (lattice, sign): one that is learned is not kept in the folder.
 
         Raises:
             InvalidInput: the quantizer is a learned one.
@@ -332,33 +349,44 @@ class TrainedRun:
                 f"{self.folder}: the codebooks of {self.settings.quantizer.name} are not kept with a run; "
                 "train with quantizer=lattice or quantizer=sign, which have none"
             )
-        return self.settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
+        return self.codec(self.settings)
 
     def encode(self, x: Vectors) -> np.ndarray:
         """Map and code `(n, d_in)` vectors: `(n, code_size)` uint8."""
-        return encode_mapped(self.transform, self.quantizer(), x)
+        return self.own_codec.encode(x)
 
-    def search(self, queries: Vectors, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared latent distances and int64 row numbers."""
-        return self.quantizer().search(embed(self.transform, as_float32(queries[:])), codes, k)
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The vectors, `(n, d_in)` float32 in the original space, that codes stand for; see `Codec.decode`."""
+        return self.own_codec.decode(codes)
+
+    def search(self, queries: Vectors, codes: np.ndarray, k: int, rerank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared distances and int64 row numbers.
+
+        `rerank` is by default the run's own; see `Codec.search`.
+        """
+        return self.own_codec.search(queries, codes, k, self.settings.rerank if rerank is None else rerank)
 
 
-def evaluate_run(folder: Path, quantizer: QuantizerSettings) -> list[Result]:
-    """Another quantizer on a run's transform, without training it again; prints and returns the table.
+def evaluate_run(evaluation: Evaluation) -> list[Result]:
+    """Another quantizer, rerank or refine on a run's networks, without training them again; prints and returns the table.
 
-    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder.
+    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder, with rerank and refine
+    in the name where they are given.
 
     Raises:
-        InvalidInput: not a finished run, or a quantizer that does not fit its transform.
+        InvalidInput: not a finished run, or a quantizer, rerank or refine that does not go with its networks.
     """
+    folder, quantizer = Path(evaluation.run), evaluation.quantizer
     trained = TrainedRun.load(folder)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    settings = trained.settings.model_copy(update={"quantizer": quantizer})
-    built = quantizer.build(trained.transform.d_out)  # type: ignore[arg-type]
+    given = {key: n for key in ("rerank", "refine") if (n := getattr(evaluation, key)) is not None}
+    settings = trained.settings.model_copy(update={"quantizer": quantizer, **given})
+    built = trained.codec(settings).quantizer
     benchmark = load_benchmark(settings)
     baselines = build_baselines(settings, benchmark.dim, built.code_size * 8)
     rows = compare(settings, benchmark, trained, baselines)
-    target = folder / "evaluations" / f"{quantizer.name}-{built.bits}bits"
+    name = "-".join([quantizer.name, f"{built.bits}bits", *(f"{key}{n}" for key, n in given.items())])
+    target = folder / "evaluations" / name
     title = save_results(rows, settings, benchmark, target, started)
     print_table(rows, title)
     log.info("results and figure: %s", target)

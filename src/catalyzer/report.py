@@ -1,6 +1,7 @@
 """What a person looks at after a run: the table and the figures."""
 
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,7 +14,7 @@ from catalyzer.evaluation import RANKS, Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "training s", "encoding s", "search s")
+COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "error", "training s", "encoding s", "search s")
 
 # Colour and marker of a quantizer (Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
 # dashed and its marker hollow, behind PCA dotted and half full, so that the figure reads in grey too.
@@ -33,27 +34,31 @@ STYLES = {
 def line_style(method: str) -> dict[str, Any]:
     """How a method's line looks in every figure, as arguments of `Axes.plot`.
 
-    `method` is a row's, as "catalyzer + OPQ"; what stands behind it in brackets changes nothing, and a quantizer that has
-    no colour of its own is grey.
+    `method` is a row's, as "catalyzer + OPQ"; of what stands behind it in brackets only reranking shows, as a line of dashes
+    and dots, and a quantizer that has no colour of its own is grey.
 
     >>> line_style("catalyzer + lattice (end-to-end)") == line_style("catalyzer + lattice")
     True
+    >>> line_style("catalyzer + lattice (rerank 500)")["ls"]
+    '-.'
     """
-    transform, plus, quantizer = method.partition(" (")[0].rpartition(" + ")
+    method, _, note = method.partition(" (")
+    transform, plus, quantizer = method.rpartition(" + ")
     color, marker = STYLES.get(quantizer, ("#666666", "X"))
     if not plus:
         return {"color": color, "marker": marker, "ls": "--", "mfc": "white"}
-    look = {"ls": ":", "fillstyle": "left"} if transform == "PCA" else {"ls": "-"}
+    look = {"ls": ":", "fillstyle": "left"} if transform == "PCA" else {"ls": "-." if note.startswith("rerank") else "-"}
     return {"color": color, "marker": marker, **look}
 
 
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
-    """One row a result, under `COLUMNS`: recalls in percent, times in seconds."""
+    """One row a result, under `COLUMNS`: recalls in percent, error as `Result.error`, times in seconds."""
     return [
         [
             r.method,
             r.bits,
             *(round(100 * r.recall[k], 2) if k in r.recall else float("nan") for k in (1, 10, 100)),
+            float("nan") if r.error is None else r.error,
             *(round(seconds, 2) for seconds in (r.training, r.encoding, r.search)),
         ]
         for r in results
@@ -73,12 +78,20 @@ def print_table(results: Sequence[Result], title: str) -> None:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in cells:
         texts = [str(row[0]), str(row[1])]
-        for i in range(2, len(COLUMNS)):
-            text = f"{row[i]:.1f}"
-            texts.append(f"[bold]{text}[/]" if COLUMNS[i].startswith("R@") and row[i] == best[i] else text)
+        for i, value in enumerate(row[2:], 2):
+            text = _cell(COLUMNS[i], float(value))
+            texts.append(f"[bold]{text}[/]" if COLUMNS[i].startswith("R@") and value == best[i] else text)
         table.add_row(*texts)
     # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _cell(column: str, value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if column == "error":  # in the data's units, whatever they are
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:.1f}"
 
 
 def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:

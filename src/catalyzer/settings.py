@@ -89,6 +89,22 @@ class Plain(_Settings):
     name: Literal["pca", "identity"]
 
 
+class NoDecoder(_Settings):
+    name: Literal["none"]
+    rerank: int = Field(ge=0)
+
+
+class MLPDecoder(_Settings):
+    name: Literal["mlp"]
+    rerank: int = Field(ge=0)
+    hidden: PositiveInt
+
+
+class Loss(_Settings):
+    rank: float = Field(ge=0)
+    reconstruction: float = Field(gt=0)
+
+
 class Lattice(_Settings):
     name: Literal["lattice"]
     d_out: PositiveInt
@@ -179,12 +195,16 @@ class Settings(_Settings):
     dataset: Annotated[Demo | Published | Files, Field(discriminator="name")]
     catalyzer: Annotated[MLP | Plain, Field(discriminator="name")]
     quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
+    decoder: Annotated[NoDecoder | MLPDecoder, Field(discriminator="name")]
     trainer: Trainer
     logger: LoggerSettings
     callbacks: Callbacks
     bits: PositiveInt
     d_out: int | Literal["auto"]
     lambda_: float = Field(alias="lambda", ge=0)
+    loss: Loss
+    rerank: int = Field(ge=0)
+    refine: PositiveInt
     end_to_end: bool
     rank_loss: Literal["triplet", "triangle"]
     batch_size: int = Field(ge=2)
@@ -214,6 +234,16 @@ class Settings(_Settings):
                 "end_to_end trains the mlp through a fixed quantizer: it needs catalyzer=mlp and quantizer=lattice or "
                 f"quantizer=sign, got catalyzer={self.catalyzer.name} quantizer={self.quantizer.name}"
             )
+        if self.decoder.name == "mlp" and not (self.catalyzer.name == "mlp" and self.quantizer.name in ("lattice", "sign")):
+            raise ValueError(
+                "decoder=mlp is trained with the mlp through a fixed quantizer: it needs catalyzer=mlp and quantizer=lattice "
+                f"or quantizer=sign, got catalyzer={self.catalyzer.name} quantizer={self.quantizer.name}"
+            )
+        for key, asked in (("rerank", self.rerank > 0), ("refine", self.refine > 1)):
+            if asked and self.decoder.name == "none":
+                raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
+        if self.refine > 1 and self.quantizer.name != "lattice":
+            raise ValueError(f"refine = {self.refine} tries lattice points, got quantizer={self.quantizer.name}; set refine=1")
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError(
                 f"trainer.check_val_every_n_epoch = {self.trainer.check_val_every_n_epoch} is more than trainer.max_epochs = "
@@ -258,17 +288,13 @@ class Settings(_Settings):
             raise InvalidInput(f"{path}: {error}") from None
 
 
-def check_quantizer(values: dict[str, Any]) -> QuantizerSettings:
-    """Settings of a quantizer alone.
+class Evaluation(_Settings):
+    """The keys of `src/evaluate.py`; `conf/evaluate.yaml` says what each means."""
 
-    Raises:
-        InvalidInput: one sentence on the first value that is wrong.
-    """
-
-    class Alone(_Settings):
-        quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
-
-    return Alone.check({"quantizer": values}).quantizer
+    run: str
+    quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
+    rerank: Annotated[int, Field(ge=0)] | None
+    refine: PositiveInt | None
 
 
 class PreparePhotosift(_Settings):
@@ -309,7 +335,7 @@ def _sentence(error: ValidationError) -> str:
         return str(first["ctx"]["error"])
     # The tags of the unions are in the path too ("quantizer.lattice.bits"); users know "quantizer.bits".
     path = [text for part in first["loc"] if "[" not in (text := str(part))]  # nor types, such as "list[int]"
-    if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer"):
+    if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer", "decoder"):
         del path[1]
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] in ("missing", "extra_forbidden"):

@@ -38,6 +38,37 @@ def test_the_nearest_of_all_points(dim: int, radius_sq: int, random: np.random.G
     assert ((nearest.astype(int) ** 2).sum(1) == radius_sq).all()
 
 
+@pytest.mark.parametrize(("dim", "radius_sq"), SMALL)
+def test_the_k_nearest_of_all_points(dim: int, radius_sq: int, random: np.random.Generator) -> None:
+    y = random.normal(size=(100, dim)).astype(np.float32)
+    lattice, points = SphericalLattice(dim, radius_sq), all_points(dim, radius_sq)
+    for k in {1, 2, min(30, lattice.num_points), min(500, lattice.num_points)}:
+        found = lattice.nearest(y, k)
+        dots = np.einsum("nd,nkd->nk", y.astype(np.float64), found)
+        np.testing.assert_allclose(dots, -np.sort(-y.astype(np.float64) @ points.T, axis=1)[:, :k], atol=1e-9)
+        assert all(len(np.unique(row, axis=0)) == k for row in found)
+        assert ((found.astype(int) ** 2).sum(axis=2) == radius_sq).all()
+
+
+@pytest.mark.parametrize(("dim", "radius_sq"), LARGE)
+def test_the_first_of_the_nearest_is_the_nearest(dim: int, radius_sq: int, random: np.random.Generator) -> None:
+    y = random.normal(size=(1000, dim)).astype(np.float32)
+    lattice = SphericalLattice(dim, radius_sq)
+    found = lattice.nearest(y, 5)
+    np.testing.assert_array_equal(found[:, 0], lattice.quantize(y))
+    dots = np.einsum("nd,nkd->nk", y.astype(np.float64), found)
+    assert (np.diff(dots, axis=1) <= 1e-9).all()
+
+
+def test_k_and_vectors_of_the_nearest_are_checked() -> None:
+    lattice = SphericalLattice(3, 2)
+    for k in (0, 13):
+        with pytest.raises(InvalidInput, match=f"between 1 and the number of points, 12; got {k}"):
+            lattice.nearest(np.ones((2, 3)), k)
+    with pytest.raises(InvalidInput, match="row 1 contains NaN or infinity"):
+        lattice.nearest(np.array([[1, 2, 3], [1, np.nan, 3]]), 2)
+
+
 @pytest.mark.parametrize(("dim", "radius_sq"), LARGE[:5])
 def test_never_worse_than_faiss(dim: int, radius_sq: int, random: np.random.Generator) -> None:
     n = 20_000

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from catalyzer import InvalidInput
-from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_transform, save_transform
+from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_module, save_module
 from tests.conftest import clustered
 
 
@@ -27,9 +27,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_saved_and_loaded_it_maps_the_same(kind: str, tmp_path: Path) -> None:
     x = clustered(500, 32, 0)
     transform = fitted(kind, x)
-    save_transform(transform, tmp_path, 1.5)
+    save_module(transform, tmp_path, "catalyzer", 1.5)
     assert {p.name for p in tmp_path.iterdir()} == {"catalyzer.safetensors", "catalyzer.json"}
-    loaded, seconds = load_transform(tmp_path)
+    loaded, seconds = load_module(tmp_path, "catalyzer")
     assert seconds == 1.5
     np.testing.assert_array_equal(embed(loaded, x), embed(transform, x))
 
@@ -82,7 +82,7 @@ def test_equal_vectors_teach_nothing() -> None:
 
 @pytest.mark.parametrize("damage", ["truncate", "pickle", "shape", "kind", "no json", "missing"])
 def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
-    save_transform(fitted("mlp", clustered(100, 32, 0)), tmp_path, 1.5)
+    save_module(fitted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
     weights, shape = tmp_path / "catalyzer.safetensors", tmp_path / "catalyzer.json"
     if damage == "truncate":
         weights.write_bytes(weights.read_bytes()[:-10])
@@ -97,6 +97,6 @@ def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) 
     else:
         weights.unlink()
     with pytest.raises(InvalidInput) as caught:
-        load_transform(tmp_path)
+        load_module(tmp_path, "catalyzer")
     assert "catalyzer.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)

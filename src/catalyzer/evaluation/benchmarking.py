@@ -1,16 +1,16 @@
 """Encode a base, search it, and measure recall and time: the two phases of section 5.1."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from torch import nn
 
+from catalyzer.codec import Codec
 from catalyzer.evaluation.recall import RANKS, recall_at
-from catalyzer.nn import embed
-from catalyzer.quantizers import Quantizer, encode_mapped
-from catalyzer.vectors import Vectors
+from catalyzer.progress import progress
+from catalyzer.vectors import BLOCK, Vectors, as_float32
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Result:
         recall: recall@k by k, for the k of `RANKS` up to the size of the base.
         training: seconds to train transform and quantizer.
         encoding: seconds to map and code the whole base.
-        search: seconds to map all queries and scan all codes.
+        search: seconds to map all queries and scan all codes, and to rerank where that was asked for.
+        error: mean over the base of |x - x̂|², in the data's units; None where codes are not decoded.
     """
 
     method: str
@@ -32,6 +33,7 @@ class Result:
     training: float = 0.0
     encoding: float = 0.0
     search: float = 0.0
+    error: float | None = None
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> Self:
@@ -40,24 +42,43 @@ class Result:
 
 
 def measure(
-    method: str, transform: nn.Module, quantizer: Quantizer, base: Vectors, queries: np.ndarray, truth: np.ndarray
-) -> Result:
+    method: str, codec: Codec, base: Vectors, queries: np.ndarray, truth: np.ndarray, reranks: Sequence[int] = (0,)
+) -> list[Result]:
     """Code `base`, search all `queries` in the codes, compare with the true nearest neighbours.
 
     Args:
-        method: the row's name.
-        transform: maps vectors to the quantizer's space; fitted.
-        quantizer: fitted.
+        method: the rows' name; reranked ones have the number of candidates behind it.
+        codec: fitted.
         base: `(n, d)`, read block by block; only the codes are held.
         queries: `(nq, d)`.
         truth: `(nq, at least 1)` ids of the true nearest neighbours.
+        reranks: a row is measured for each; see `Codec.search`.
     """
-    encode_mapped(transform, quantizer, base[:1])  # the first call of a process loads compiled code; the clocks measure rates
+    # The first call of a process loads compiled code, and the clocks measure rates. What goes wrong does so before the work.
+    codec.search(queries[:1], codec.encode(base[:1]), 1, max(reranks))
     start = time.perf_counter()
-    codes = encode_mapped(transform, quantizer, base, f"{method}: encoding")
-    encoded = time.perf_counter()
+    codes = codec.encode(base, f"{method}: encoding")
+    encoding = time.perf_counter() - start
+    error = squared_error(codec, codes, base) if codec.decodes else None
     k = min(RANKS[-1], len(base))
-    _, ids = quantizer.search(embed(transform, queries), codes, k)
-    searched = time.perf_counter()
-    recall = {rank: recall_at(rank, ids, truth) for rank in RANKS if rank <= k}
-    return Result(method, quantizer.bits, recall, encoding=encoded - start, search=searched - encoded)
+    rows = []
+    for rerank in reranks:
+        start = time.perf_counter()
+        _, ids = codec.search(queries, codes, k, rerank)
+        seconds = time.perf_counter() - start
+        recall = {rank: recall_at(rank, ids, truth) for rank in RANKS if rank <= k}
+        name = f"{method} (rerank {rerank})" if rerank else method
+        rows.append(Result(name, codec.quantizer.bits, recall, encoding=encoding, search=seconds, error=error))
+    return rows
+
+
+def squared_error(codec: Codec, codes: np.ndarray, base: Vectors) -> float:
+    """Mean of |x - x̂|² over vectors and what their codes decode to, in the data's units."""
+    total = 0.0
+    with progress("decoding", len(base), "vectors") as advance:
+        for first in range(0, len(base), BLOCK):
+            block = as_float32(base[first : first + BLOCK])
+            difference = codec.decode(codes[first : first + BLOCK]) - block
+            total += float(np.einsum("ij,ij->", difference, difference, dtype=np.float64))
+            advance(len(block))
+    return total / len(base)

@@ -111,6 +111,33 @@ class SphericalLattice:
         self._refuse_row(kernels.nearest(vectors, self._atoms, result))
         return _like(result, y) if out is None else out
 
+    def nearest(self, y: np.ndarray, k: int) -> np.ndarray:
+        """The k integer points nearest to r·y/|y|, nearest first.
+
+        Args:
+            y: `(n, dim)` floating point.
+            k: how many, at most `num_points`; memory and time grow with it.
+
+        Returns:
+            `(n, k, dim)` int16; equally near ones in any order.
+
+        Raises:
+            InvalidInput: another shape, another k, or NaN or infinity in y.
+
+        >>> SphericalLattice(dim=3, radius_sq=2).nearest(np.array([[0.1, -3.0, 2.0]]), k=2)
+        array([[[ 0, -1,  1],
+                [ 1, -1,  0]]], dtype=int16)
+        """
+        from catalyzer.lattice.near_kernels import nearest_many
+
+        if not 1 <= k <= self.num_points:
+            raise InvalidInput(f"k must be between 1 and the number of points, {self.num_points}; got {k}")
+        vectors = self._checked(y)
+        points = np.empty((len(vectors), k, self.dim), np.int16)
+        weights = np.random.default_rng(0).integers(1 << 64, size=self.dim, dtype=np.uint64)
+        self._refuse_row(nearest_many(vectors, self.atoms, weights, k, points))
+        return points
+
     def encode(self, y: Array) -> Array:
         """The codes of the points nearest to y.
 

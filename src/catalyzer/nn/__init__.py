@@ -1,12 +1,13 @@
-"""What learns: the catalyzer and its plain stand-ins (PCA, identity), the losses, the straight-through layer."""
+"""What learns: the catalyzer and its plain stand-ins (PCA, identity), the decoder, the losses, the straight-through layer."""
 
 from catalyzer.nn.losses import KoLeoLoss, RankLoss, TriangleLoss
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
-from catalyzer.nn.transforms import PCA, Catalyzer, Identity, embed, load_transform, save_transform
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, embed, load_module, save_module
 
 __all__ = [
     "PCA",
     "Catalyzer",
+    "Decoder",
     "Identity",
     "KoLeoLoss",
     "RankLoss",
@@ -14,6 +15,6 @@ __all__ = [
     "StraightThroughSign",
     "TriangleLoss",
     "embed",
-    "load_transform",
-    "save_transform",
+    "load_module",
+    "save_module",
 ]

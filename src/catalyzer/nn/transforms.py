@@ -46,15 +46,7 @@ class Catalyzer(nn.Module):
         self.d_in, self.d_out, self.hidden = d_in, d_out, hidden
         self.register_buffer("mean", torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))
-        self.layers = nn.Sequential(
-            nn.Linear(d_in, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, d_out),
-        )
+        self.layers = _perceptron(d_in, hidden, d_out)
 
     def fit(self, x: Vectors) -> Self:
         """Centre and scale the input by what `x` shows: one mean a dimension, one standard deviation for all.
@@ -70,8 +62,60 @@ class Catalyzer(nn.Module):
         self.scale.fill_(deviation)
         return self
 
+    def normalize(self, x: Tensor) -> Tensor:
+        """The input as the network sees it: centred, and of a standard deviation of 1 on average over the dimensions."""
+        return (x.float() - self.mean) / self.scale
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.layers((x.float() - self.mean) / self.scale).float())
+        return F.normalize(self.layers(self.normalize(x)).float())
+
+
+class Decoder(nn.Module):
+    """The way back from the sphere to the original space: a perceptron of the catalyzer's kind. The paper has none.
+
+    Args:
+        d_in: dimension of the sphere's space.
+        d_out: dimension of the original space.
+        hidden: width of the two hidden layers.
+
+    Shape:
+        `(n, d_in)`, quantized points of norm 1, to `(n, d_out)` float32 in the original units.
+
+    >>> g = Decoder(d_in=24, d_out=128).eval()
+    >>> g(F.normalize(torch.rand(5, 24))).shape
+    torch.Size([5, 128])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
+        super().__init__()
+        self.d_in, self.d_out, self.hidden = d_in, d_out, hidden
+        self.register_buffer("mean", torch.zeros(d_out))
+        self.register_buffer("scale", torch.ones(()))
+        self.layers = _perceptron(d_in, hidden, d_out)
+
+    def fit(self, catalyzer: Catalyzer) -> Self:
+        """Take over the units that `catalyzer` has found."""
+        self.mean.copy_(catalyzer.mean)
+        self.scale.copy_(catalyzer.scale)
+        return self
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z).float() * self.scale + self.mean
+
+
+def _perceptron(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(d_in, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, d_out),
+    )
 
 
 class PCA(nn.Module):
@@ -171,25 +215,30 @@ def embed(transform: nn.Module, vectors: Vectors, description: str | None = None
     return out if out is not None else np.empty((0, 0), np.float32)
 
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {"mlp": Catalyzer, "pca": PCA, "identity": Identity}
-_SHAPE_KEYS = {"mlp": ("d_in", "d_out", "hidden"), "pca": ("d_in", "d_out"), "identity": ("d_in",)}
+_KINDS: dict[str, Callable[..., nn.Module]] = {"mlp": Catalyzer, "pca": PCA, "identity": Identity, "decoder": Decoder}
+_SHAPE_KEYS = {
+    "mlp": ("d_in", "d_out", "hidden"),
+    "pca": ("d_in", "d_out"),
+    "identity": ("d_in",),
+    "decoder": ("d_in", "d_out", "hidden"),
+}
 
 
-def save_transform(transform: nn.Module, folder: Path, training_seconds: float) -> None:
-    """Write `catalyzer.safetensors` and `catalyzer.json` (kind, shape, seconds of training) into `folder`, each whole or
-    not at all."""
+def save_module(module: nn.Module, folder: Path, name: str, training_seconds: float) -> None:
+    """Write `<name>.safetensors` and `<name>.json` (kind, shape, seconds of training) into `folder`, each whole or not at
+    all."""
     from safetensors.torch import save
 
-    kind = next(name for name, cls in _KINDS.items() if type(transform) is cls)
-    shape = {"kind": kind} | {key: getattr(transform, key) for key in _SHAPE_KEYS[kind]}
+    kind = next(kind for kind, cls in _KINDS.items() if type(module) is cls)
+    shape = {"kind": kind} | {key: getattr(module, key) for key in _SHAPE_KEYS[kind]}
     shape["training_seconds"] = training_seconds
-    tensors = {name: t.detach().cpu().contiguous() for name, t in transform.state_dict().items()}
-    write_atomically(folder / "catalyzer.safetensors", lambda file: file.write(save(tensors)))
-    write_atomically(folder / "catalyzer.json", lambda file: file.write(json.dumps(shape, indent=1).encode()))
+    tensors = {key: t.detach().cpu().contiguous() for key, t in module.state_dict().items()}
+    write_atomically(folder / f"{name}.safetensors", lambda file: file.write(save(tensors)))
+    write_atomically(folder / f"{name}.json", lambda file: file.write(json.dumps(shape, indent=1).encode()))
 
 
-def load_transform(folder: str | Path) -> tuple[nn.Module, float]:
-    """The transform that `save_transform` wrote into `folder`, in evaluation mode on the CPU, and the seconds of its training.
+def load_module(folder: str | Path, name: str) -> tuple[nn.Module, float]:
+    """What `save_module` wrote into `folder` under `name`, in evaluation mode on the CPU, and the seconds of its training.
 
     Raises:
         InvalidInput: a file is missing or damaged, or weights and shape do not belong together.
@@ -197,16 +246,16 @@ def load_transform(folder: str | Path) -> tuple[nn.Module, float]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    weights, shape_file = Path(folder) / "catalyzer.safetensors", Path(folder) / "catalyzer.json"
+    weights, shape_file = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.json"
     for path in (weights, shape_file):
         if not path.is_file():
             raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended")
     try:
         shape = json.loads(shape_file.read_text())
         kind, seconds = shape["kind"], float(shape["training_seconds"])
-        transform = _KINDS[kind](**{key: int(shape[key]) for key in _SHAPE_KEYS[kind]})
-        transform.load_state_dict(load(weights.read_bytes()))
+        module = _KINDS[kind](**{key: int(shape[key]) for key in _SHAPE_KEYS[kind]})
+        module.load_state_dict(load(weights.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInput(f"{folder}: catalyzer.safetensors and catalyzer.json cannot be loaded ({reason})") from None
-    return transform.eval(), seconds
+        raise InvalidInput(f"{folder}: {name}.safetensors and {name}.json cannot be loaded ({reason})") from None
+    return module.eval(), seconds

@@ -1,7 +1,7 @@
 """Quantizers behind one interface: `fit`, `encode`, `decode`, `search`, with `dim`, `bits`, `code_size`."""
 
 from catalyzer.quantizers.additive import AdditiveQuantizer
-from catalyzer.quantizers.base import MAX_TRAINING, Quantizer, encode_mapped
+from catalyzer.quantizers.base import MAX_TRAINING, Quantizer
 from catalyzer.quantizers.binary import HashQuantizer, SignQuantizer
 from catalyzer.quantizers.lattice import LatticeQuantizer
 from catalyzer.quantizers.product import ProductQuantizer
@@ -16,5 +16,4 @@ __all__ = [
     "Quantizer",
     "RaBitQuantizer",
     "SignQuantizer",
-    "encode_mapped",
 ]

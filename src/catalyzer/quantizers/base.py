@@ -9,10 +9,9 @@ from torch import nn
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn_of_blocks
-from catalyzer.nn import embed
 from catalyzer.progress import progress
 from catalyzer.scan import check_search
-from catalyzer.vectors import BLOCK, Vectors
+from catalyzer.vectors import BLOCK
 
 MIN_TRAINING = 256  # codebooks of 256 entries cannot be learned from fewer vectors
 MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not suffer from ours
@@ -48,6 +47,14 @@ class Quantizer(ABC):
         """
         raise InvalidInput(f"{type(self).__name__} is learned from what the network makes, so no network is trained through it")
 
+    def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
+        """The k points that codes stand for nearest to each vector, `(n, k, dim)` float32, nearest first.
+
+        Raises:
+            InvalidInput: this quantizer knows the nearest one only.
+        """
+        raise InvalidInput(f"refine tries lattice points, {type(self).__name__} has none; use quantizer=lattice, or refine=1")
+
     @abstractmethod
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The codes, `(n, code_size)` uint8, of `(n, dim)` float32 vectors."""
@@ -81,24 +88,3 @@ class Quantizer(ABC):
     def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
         """Raise `InvalidInput` unless shapes and k fit together."""
         check_search(queries, codes, k, self.dim, self.code_size)
-
-
-def encode_mapped(transform: nn.Module, quantizer: Quantizer, vectors: Vectors, description: str = "encoding") -> np.ndarray:
-    """Map vectors and code them block by block, so that only the codes are ever held.
-
-    Args:
-        transform: fitted, to the quantizer's dimension.
-        quantizer: fitted.
-        vectors: `(n, d)`, in memory or in a file.
-        description: what the progress display says.
-
-    Returns:
-        `(n, code_size)` uint8.
-    """
-    codes = np.empty((len(vectors), quantizer.code_size), np.uint8)
-    with progress(description, len(vectors), "vectors") as advance:
-        for first in range(0, len(vectors), BLOCK):
-            block = vectors[first : first + BLOCK]
-            codes[first : first + BLOCK] = quantizer.encode(embed(transform, block))
-            advance(len(block))
-    return codes

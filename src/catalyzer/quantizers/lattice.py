@@ -37,6 +37,9 @@ class LatticeQuantizer(Quantizer):
     def straight_through(self) -> StraightThrough:
         return StraightThrough(self.lattice)
 
+    def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
+        return self.lattice.nearest(x, k).astype(np.float32) / np.float32(self.lattice.radius_sq**0.5)
+
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self.lattice.encode(x)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.lattice import SphericalLattice
@@ -68,7 +69,7 @@ def lattices(lab: Lab, d_out: int) -> list[dict[str, Any]]:
             base, queries = lab.latent(run)
             truth = lab.benchmark(lab.common).test.ground_truth
             name = f"d_out = {d_out}, r² = {quantizer.lattice.radius_sq}"
-            return asdict(measure(name, Identity(d_out), quantizer, base, queries, truth))
+            return asdict(measure(name, Codec(Identity(d_out), quantizer), base, queries, truth)[0])
 
         key = (training_digest(run.settings), dataset_digest(lab.common), radius_sq)
         result = lab.measured("lattice", key, compute)

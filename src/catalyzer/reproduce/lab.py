@@ -17,7 +17,7 @@ import catalyzer
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.experiment import TrainedRun, load_benchmark, make_wandb_logger, measure_method, train
+from catalyzer.experiment import TrainedRun, load_benchmark, make_wandb_logger, measure_method, method_name, train
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
 from catalyzer.settings import Settings
@@ -164,9 +164,8 @@ class Lab:
         run = self.trained(overrides if on is None else on)
 
         def compute() -> dict[str, Any]:
-            quantizer = settings.quantizer.build(run.transform.d_out)  # type: ignore[arg-type]
-            names = run.settings.catalyzer.name, settings.quantizer.name
-            return asdict(measure_method(*names, self.benchmark(settings), run.transform, quantizer))
+            name = method_name(run.settings.catalyzer.name, settings.quantizer.name)
+            return asdict(measure_method(name, self.benchmark(settings), run.codec(settings))[0])
 
         key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump(), self.threads)
         result = Result.load(self.measured("result", key, compute))

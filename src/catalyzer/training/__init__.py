@@ -3,10 +3,11 @@
 from catalyzer.training.data import TripletData
 from catalyzer.training.dimension import choose_dimension
 from catalyzer.training.fit import check_trainer, fit_catalyzer
-from catalyzer.training.module import CatalyzerTraining, Optimization, fit_quantizer
+from catalyzer.training.module import CatalyzerTraining, Loss, Optimization, fit_quantizer
 
 __all__ = [
     "CatalyzerTraining",
+    "Loss",
     "Optimization",
     "TripletData",
     "check_trainer",

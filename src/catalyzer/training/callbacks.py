@@ -93,6 +93,8 @@ class EpochReport(Callback):
         parts = [f"loss {values['epoch/loss']:.4f}", f"violated {values['epoch/violated']:.1%}"]
         if (trainer.current_epoch + 1) % int(trainer.check_val_every_n_epoch or 1) == 0:  # else they are an earlier epoch's
             parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
+            if "val/squared_error" in values:
+                parts.append(f"squared error {values['val/squared_error']:.4g}")
         parts += [f"mining {values['epoch/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
         log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 

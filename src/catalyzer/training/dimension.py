@@ -6,6 +6,7 @@ import numpy as np
 
 import catalyzer
 from catalyzer.cache import ArrayCache
+from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
@@ -52,8 +53,8 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
             except InvalidInput:  # so few dimensions have no lattice of so many bits that tables can hold
                 continue
             pca = PCA(train.shape[1], dim).fit(train)
-            result = measure(f"d_out = {dim}", pca, quantizer, validation.base, validation.queries, validation.ground_truth)
-            recall[dim] = result.recall[10]
+            codec, split = Codec(pca, quantizer), validation
+            recall[dim] = measure(f"d_out = {dim}", codec, split.base, split.queries, split.ground_truth)[0].recall[10]
             if recall[dim] < max(recall.values()):
                 break
         if not recall:

@@ -39,7 +39,7 @@ def fit_catalyzer(
     monitor: str,
     patience: int | None,
 ) -> float:
-    """Train, and leave in `training.catalyzer` the weights of the best epoch on the validation split.
+    """Train, and leave in the networks of `training` the weights of the best epoch on the validation split.
 
     Writes `checkpoints/last.ckpt` after every epoch, `checkpoints/best.ckpt` and `metrics.csv` into `folder`; where
     `last.ckpt` is there already, training goes on from it.
@@ -88,10 +88,8 @@ def fit_catalyzer(
         log.info("going on after epoch %d of %d", checkpoint["epoch"] + 1, trainer.max_epochs)
     trainer.fit(training, datamodule=data, ckpt_path=last if checkpoint else None, weights_only=True)
 
-    state = load_checkpoint(best)["state_dict"]
-    prefix = "catalyzer."
-    training.catalyzer.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    training.catalyzer.cpu().eval()
+    training.load_state_dict(load_checkpoint(best)["state_dict"])
+    training.cpu().eval()
     # The report's own count stays in the processes of a distributed run; the checkpoint has it in every case.
     return float(load_checkpoint(last)["callbacks"][report.state_key]["seconds"])
 

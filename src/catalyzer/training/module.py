@@ -1,7 +1,7 @@
 """The Lightning module: losses of section 3, schedule of section 5.2, recall on the validation split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,14 +12,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from catalyzer.codec import Codec
 from catalyzer.evaluation import measure
-from catalyzer.nn import Catalyzer, KoLeoLoss, RankLoss, TriangleLoss, embed
+from catalyzer.nn import KoLeoLoss, RankLoss, TriangleLoss, embed
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
 from catalyzer.training.data import TripletData
 
-METRICS = ("loss", "rank", "koleo", "violated")
+METRICS = ("loss", "rank", "koleo", "violated", "reconstruction")
 """Logged as train/... every few steps and as epoch/..., the mean over an epoch; violated is the share of comparisons that
-come out wrong, such as a negative nearer than the positive."""
+come out wrong, such as a negative nearer than the positive, and reconstruction is there with a decoder only."""
+
+
+LOGGED_RANKS = (1, 10, 100)
+"""val/recall_at_k is logged for these k, of the search as the settings have it; where it reranks, the first stage's as
+val/latent_recall_at_k too."""
 
 
 @dataclass(frozen=True)
@@ -66,35 +72,48 @@ class Optimization:
         return optimizer, LambdaLR(optimizer, lambda step: self.factor((step + 1) / steps if self.warmup else step / steps))
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What is minimized: rank · L_rank + koleo · L_KoLeo + reconstruction · L_reconstruction; equation 4 has the first two.
+
+    L_reconstruction is the mean squared error of the decoded vectors over all coordinates, in units of the data's standard
+    deviation.
+
+    Attributes:
+        koleo: λ, weight of the KoLeo loss.
+        rank: weight of the rank loss.
+        reconstruction: weight of the reconstruction loss, where there is a decoder.
+        rank_loss: "triplet" is equation 3; "triangle" is `TriangleLoss`.
+    """
+
+    koleo: float
+    rank: float = 1.0
+    reconstruction: float = 1.0
+    rank_loss: Literal["triplet", "triangle"] = "triplet"
+
+
 class CatalyzerTraining(LightningModule):
-    """Trains a catalyzer by L_rank + λ L_KoLeo (equation 4); its trainer needs a `TripletData` as datamodule.
+    """Trains a catalyzer, and a decoder with it where one is given; its trainer needs a `TripletData` as datamodule.
 
     Args:
-        catalyzer: the network, fitted to the input's scale.
-        quantizer: what recall is measured with on the validation split.
-        lambda_: weight of the KoLeo loss.
+        codec: catalyzer, fitted to the input's scale, decoder or None, and the quantizer that the decoder reads through a
+            straight-through layer. With it recall is measured on the validation split.
+        loss: what is minimized.
         optimization: optimizer and schedule.
         end_to_end: quantize in the rank loss, through a straight-through layer (section 4.2): positives and negatives,
             and where search quantizes queries as well (`Quantizer.symmetric`), anchors too, which play the query. KoLeo
             spreads the unquantized points.
-        rank_loss: "triplet" is equation 3; "triangle" is `TriangleLoss`.
+        rerank: of the search on the validation split; see `Codec.search`.
     """
 
-    def __init__(
-        self,
-        catalyzer: Catalyzer,
-        quantizer: Quantizer,
-        lambda_: float,
-        optimization: Optimization,
-        end_to_end: bool = False,
-        rank_loss: Literal["triplet", "triangle"] = "triplet",
-    ) -> None:
+    def __init__(self, codec: Codec, loss: Loss, optimization: Optimization, end_to_end: bool = False, rerank: int = 0) -> None:
         super().__init__()
-        self.catalyzer, self.quantizer = catalyzer, quantizer
-        self.lambda_, self.optimization = lambda_, optimization
-        self.triangle_loss = TriangleLoss() if rank_loss == "triangle" else None
+        self.codec, self.loss, self.optimization, self.rerank = codec, loss, optimization, rerank
+        self.catalyzer, self.decoder = codec.transform, codec.decoder  # here too, so that Lightning finds their weights
+        self.triangle_loss = TriangleLoss() if loss.rank_loss == "triangle" else None
         self.rank_loss, self.koleo_loss = RankLoss(reduction="none"), KoLeoLoss()
-        self.quantize = quantizer.straight_through() if end_to_end else None
+        self.end_to_end = end_to_end
+        self.straight_through = codec.quantizer.straight_through() if end_to_end or codec.decoder is not None else None
 
     @property
     def data(self) -> TripletData:
@@ -108,41 +127,55 @@ class CatalyzerTraining(LightningModule):
 
     def training_step(self, triplets: Tensor, batch_idx: int) -> Tensor:
         # One pass for all three: batch norm sees anchors, positives and negatives alike, and the GPU is kept busy.
-        anchor, positive, negative = self.catalyzer(triplets.flatten(0, 1)).chunk(3)
+        points = self.catalyzer(triplets.flatten(0, 1))
+        anchor, positive, negative = points.chunk(3)
         koleo = self.koleo_loss(anchor)
-        if self.quantize is not None:
-            positive, negative = self.quantize(torch.cat([positive, negative])).chunk(2)
-            if self.quantizer.symmetric:
-                anchor = self.quantize(anchor)
+        reconstruction = koleo.new_zeros(())
+        if self.straight_through is not None:
+            quantized = self.straight_through(points)
+            if self.decoder is not None:
+                decoded = self.decoder(quantized[: len(anchor)])
+                reconstruction = ((decoded - triplets[0]) / self.decoder.scale).square().mean()
+            if self.end_to_end:
+                _, positive, negative = quantized.chunk(3)
+                if self.codec.quantizer.symmetric:
+                    anchor = quantized[: len(anchor)]
         if self.triangle_loss is not None:
             ranks = self.triangle_loss(torch.stack([anchor, positive, negative]), triplets)
         else:
             ranks = self.rank_loss(anchor, positive, negative)
         rank = ranks.mean()
-        loss = rank + self.lambda_ * koleo
+        loss = self.loss.rank * rank + self.loss.koleo * koleo + self.loss.reconstruction * reconstruction
         with torch.no_grad():
-            metrics = torch.stack([loss, rank, koleo, (ranks > 0).float().mean()])
+            metrics = torch.stack([loss, rank, koleo, (ranks > 0).float().mean(), reconstruction])
             self._sum += metrics
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_dict({f"train/{name}": value for name, value in zip(METRICS, metrics, strict=True)})
+            self.log_dict({f"train/{name}": value for name, value in self._named(metrics)})
         return loss
+
+    def _named(self, metrics: Tensor) -> Iterable[tuple[str, Tensor]]:
+        return zip(METRICS if self.decoder is not None else METRICS[:-1], metrics, strict=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:
-            means = dict(zip(METRICS, self._sum / self.trainer.num_training_batches, strict=True))
-            self.log_dict({f"epoch/{name}": v for name, v in means.items()}, on_step=False, on_epoch=True, sync_dist=True)
+            means = {f"epoch/{name}": value for name, value in self._named(self._sum / self.trainer.num_training_batches)}
+            self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True)
 
     def validation_step(self, queries: Tensor, batch_idx: int) -> None:
         split = self.data.validation
-        fit_quantizer(self.quantizer, self.catalyzer, self.data.train)
-        result = measure("validation", self.catalyzer, self.quantizer, split.base, queries.cpu().numpy(), split.ground_truth)
-        for k in (1, 10, 100):
-            if k in result.recall:
-                self.log(f"val/recall_at_{k}", result.recall[k], sync_dist=True)
+        fit_quantizer(self.codec.quantizer, self.catalyzer, self.data.train)
+        reranks = (0, self.rerank) if self.rerank else (0,)
+        rows = measure("validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth, reranks)
+        values = {f"val/recall_at_{k}": rows[-1].recall[k] for k in LOGGED_RANKS if k in rows[-1].recall}
+        if self.rerank:
+            values |= {f"val/latent_recall_at_{k}": rows[0].recall[k] for k in LOGGED_RANKS if k in rows[0].recall}
+        if rows[0].error is not None:
+            values["val/squared_error"] = rows[0].error
+        self.log_dict(values, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimization.build(self.catalyzer.parameters(), total)
+        optimizer, schedule = self.optimization.build(self.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

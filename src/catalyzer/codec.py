@@ -1,0 +1,152 @@
+"""Vectors to codes and back, and the search in the codes, in one stage or in two.
+
+In two stages, the nearest codes by distance on the sphere are decoded to the original space, and ranked anew by their distance
+to the query there. The paper has the first stage only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from catalyzer.errors import InvalidInput
+from catalyzer.nn import Decoder, Identity, embed
+from catalyzer.progress import progress
+from catalyzer.quantizers import Quantizer
+from catalyzer.vectors import BLOCK, Vectors, as_float32
+
+PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
+CHUNK = 1 << 15  # of these, whose vectors are held at a time
+DECODED = 1 << 14  # candidates that are held decoded at a time
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A transform, the quantizer behind it and, where there is one, the decoder back to the original space.
+
+    Attributes:
+        transform: fitted, to the quantizer's dimension.
+        quantizer: fitted.
+        decoder: from the quantizer's dimension to the original one. Without one the way back is there only where the
+            transform is the identity and the quantizer more than signs.
+        refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
+            vector itself; 1 takes the nearest point.
+
+    >>> from catalyzer.nn import Identity
+    >>> from catalyzer.quantizers import LatticeQuantizer
+    >>> codec = Codec(Identity(d_in=24), LatticeQuantizer(dim=24, bits=64))
+    >>> x = np.random.default_rng(0).normal(size=(100, 24)).astype(np.float32)
+    >>> codes = codec.encode(x)
+    >>> codes.shape, codec.search(x[:1], codes, k=1)[1].tolist()
+    ((100, 8), [[0]])
+    """
+
+    transform: nn.Module
+    quantizer: Quantizer
+    decoder: Decoder | None = None
+    refine: int = 1
+
+    def __post_init__(self) -> None:
+        if self.refine > 1 and self.decoder is None:
+            raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there is a way back to the original space."""
+        return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
+
+    def encode(self, vectors: Vectors, description: str = "encoding") -> np.ndarray:
+        """Map vectors and code them block by block, so that only the codes are ever held.
+
+        Args:
+            vectors: `(n, d_in)`, in memory or in a file.
+            description: what the progress display says.
+
+        Returns:
+            `(n, code_size)` uint8.
+
+        Raises:
+            InvalidInput: refine with a quantizer that knows no other points than the nearest.
+        """
+        codes = np.empty((len(vectors), self.quantizer.code_size), np.uint8)
+        with progress(description, len(vectors), "vectors") as advance:
+            size = max(1, BLOCK // self.refine)
+            for first in range(0, len(vectors), size):
+                block = vectors[first : first + size]
+                latent = embed(self.transform, block)
+                codes[first : first + size] = self.quantizer.encode(self._refined(latent, block) if self.refine > 1 else latent)
+                advance(len(block))
+        return codes
+
+    def _refined(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        points = self.quantizer.nearest(latent, self.refine)
+        assert self.decoder is not None
+        decoded = embed(self.decoder, points.reshape(-1, points.shape[2])).reshape(*points.shape[:2], -1)
+        decoded -= as_float32(vectors)[:, None]
+        best = np.einsum("nkd,nkd->nk", decoded, decoded).argmin(axis=1)
+        return points[np.arange(len(points)), best]
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """The vectors, `(n, d_in)` float32 in the original space, that `(n, code_size)` uint8 codes stand for.
+
+        Raises:
+            InvalidInput: there is no way back.
+        """
+        if not self.decodes:
+            raise InvalidInput(
+                "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"
+            )
+        latent = self.quantizer.decode(codes)
+        return latent if self.decoder is None else embed(self.decoder, latent)
+
+    def search(self, queries: Vectors, codes: np.ndarray, k: int, rerank: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The k codes nearest to each query.
+
+        Args:
+            queries: `(nq, d_in)`.
+            codes: `(n, code_size)` uint8.
+            k: at most n.
+            rerank: rank so many candidates of the first stage anew, and no fewer than k, by distance to their decoded vectors;
+                0 is the first stage alone, the paper's search.
+
+        Returns:
+            `D` `(nq, k)` float32 squared L2 distances, on the sphere or, reranked, in the original space, ascending, and `I`
+            `(nq, k)` int64 rows of `codes`; ties by lower row.
+
+        Raises:
+            InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
+        """
+        original = as_float32(queries[:])
+        latent = embed(self.transform, original)
+        if not rerank:
+            return self.quantizer.search(latent, codes, k)
+        self.decode(codes[:0])  # refuses before the search and not after it
+        candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))[1]
+        block = max(1, PAIRS // candidates.shape[1])
+        parts = [
+            self._rerank(original[first : first + block], codes, candidates[first : first + block], k)
+            for first in range(0, max(1, len(original)), block)
+        ]
+        distances, ids = zip(*parts, strict=True)
+        return np.concatenate(distances), np.concatenate(ids)
+
+    def _rerank(self, queries: np.ndarray, codes: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
+        distinct, place = np.unique(ids, return_inverse=True)
+        place = place.reshape(-1)
+        order = np.argsort(place, kind="stable")
+        starts = np.searchsorted(place[order], np.arange(0, len(distinct) + DECODED, DECODED))
+        distances = np.empty(ids.size, np.float32)
+        queries_, place_, order_ = (torch.from_numpy(array) for array in (queries, place, order))
+        with progress("reranking", len(distinct), "codes") as advance:
+            for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
+                rows = distinct[first : first + DECODED]
+                decoded = torch.from_numpy(self.decode(codes[rows]))
+                for pairs in order_[start:end].split(CHUNK):
+                    difference = queries_[pairs // ids.shape[1]] - decoded[place_[pairs] - first]
+                    distances[pairs.numpy()] = difference.square().sum(1).numpy()
+                advance(len(rows))
+        table = distances.reshape(ids.shape)
+        best = np.lexsort((ids, table), axis=1)[:, :k]
+        return np.take_along_axis(table, best, 1), np.take_along_axis(ids, best, 1)

@@ -1,0 +1,102 @@
+"""The k lattice points nearest to a vector, in order: a search from the best point of each atom downwards, compiled by numba.
+
+With the vector's magnitudes in decreasing order, every point of an atom is a signed arrangement of its values. Two moves
+make an arrangement worse: swapping neighbours of which the first is larger, and turning the last value negative. Every
+arrangement is reached by such moves from the decreasing one, through better ones only (the weak order of the signed
+permutations), so the best of those reached but not yet taken is always the next nearest.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+TASK = 256  # rows that one parallel task handles: its scratch memory is allocated once
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _known(values, keys, count, value, key):
+    for i in range(count):
+        if keys[i] == key:
+            same = True
+            for j in range(len(value)):
+                same &= values[i, j] == value[j]
+            if same:
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _nearest_row(y, atoms, weights, k, values, scores, keys, points):
+    """Write into points, `(k, dim)` int16, the points nearest to y; False where y has NaN or infinity."""
+    dim = len(y)
+    magnitude = np.empty(dim)
+    for i in range(dim):
+        magnitude[i] = abs(np.float64(y[i]))
+        if not magnitude[i] < np.inf:
+            return False
+    order = np.argsort(-magnitude, kind="mergesort")
+    magnitude = magnitude[order]
+    dots = np.zeros(len(atoms))
+    for a in range(len(atoms)):
+        for i in range(dim):
+            dots[a] += magnitude[i] * atoms[a, i]
+    best_atoms = np.argsort(-dots, kind="mergesort")
+    count = min(k, len(atoms))
+    for i in range(count):
+        a = best_atoms[i]
+        scores[i], keys[i] = dots[a], np.uint64(0)
+        for j in range(dim):
+            values[i, j] = atoms[a, j]
+            keys[i] += weights[j] * np.uint64(np.int64(atoms[a, j]))
+    for taken in range(k):
+        best = 0
+        for i in range(1, count):
+            if scores[i] > scores[best]:
+                best = i
+        for j in range(dim):
+            value = values[best, j]
+            points[taken, order[j]] = -value if y[order[j]] < 0 else value
+        score, key = scores[best], keys[best]
+        scores[best] = -np.inf  # taken, and kept so that it is not reached again
+        for j in range(dim):
+            u = values[best, j]
+            v = values[best, j + 1] if j + 1 < dim else np.int16(-u)
+            if u <= v:
+                continue
+            next_value, next_key = values[count], key
+            next_value[:] = values[best]
+            change = np.uint64(np.int64(u) - np.int64(v))
+            next_value[j] = v
+            next_key -= weights[j] * change
+            if j + 1 < dim:
+                next_value[j + 1] = u
+                next_key += weights[j + 1] * change
+            if not _known(values, keys, count, next_value, next_key):
+                below = magnitude[j + 1] if j + 1 < dim else 0.0
+                scores[count] = score - (magnitude[j] - below) * (np.float64(u) - np.float64(v))
+                keys[count] = next_key
+                count += 1
+    return True
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def nearest_many(y, atoms, weights, k, points):
+    """The k points nearest to each row of y, nearest first, into `(n, k, dim)` int16.
+
+    `weights` are `(dim,)` uint64, random, of the keys by which arrangements are told apart. Returns the first row with
+    NaN or infinity, or -1.
+    """
+    n, dim = y.shape
+    tasks = (n + TASK - 1) // TASK
+    refused = np.full(tasks, -1)
+    for task in prange(tasks):
+        # The best points of k atoms, what is reached from each point taken, and one row to build the next in.
+        most = k * (dim + 1) + 1
+        values, scores, keys = np.empty((most, dim), np.int16), np.empty(most), np.empty(most, np.uint64)
+        for row in range(task * TASK, min(n, (task + 1) * TASK)):
+            found = _nearest_row(y[row], atoms, weights, k, values, scores, keys, points[row])
+            if not found and refused[task] < 0:
+                refused[task] = row
+    for row in refused:
+        if row >= 0:
+            return row
+    return -1

@@ -1,0 +1,125 @@
+"""The codec: codes decode to the original space, and reranking equals a search by brute force."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import catalyzer.codec
+from catalyzer import InvalidInput, LatticeQuantizer, SignQuantizer
+from catalyzer.codec import Codec
+from catalyzer.neighbors import knn
+from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed
+from catalyzer.quantizers import HashQuantizer, ProductQuantizer, Quantizer
+from tests.conftest import clustered
+
+
+def decoding(quantizer: Quantizer) -> Codec:
+    torch.manual_seed(0)
+    transform = Catalyzer(32, quantizer.dim, hidden=20).fit(clustered(500, 32, 0)).eval()
+    return Codec(transform, quantizer, Decoder(quantizer.dim, 32, hidden=20).fit(transform).eval())
+
+
+LATTICE = decoding(LatticeQuantizer(16, 64))
+SIGN = decoding(SignQuantizer(48))
+
+
+def by_brute_force(codec: Codec, queries: np.ndarray, codes: np.ndarray, k: int, candidates: int) -> np.ndarray:
+    decoded = codec.decode(codes).astype(np.float64)
+    found = codec.search(queries, codes, candidates)[1]
+    distances = ((queries[:, None].astype(np.float64) - decoded[found]) ** 2).sum(axis=2)
+    return np.sort(distances, axis=1)[:, :k]
+
+
+@pytest.mark.parametrize("codec", [LATTICE, SIGN], ids=["lattice", "sign"])
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 300), nq=st.integers(1, 20), data=st.data())
+def test_reranking_equals_brute_force(codec: Codec, n: int, nq: int, data: st.DataObject) -> None:
+    k, rerank = data.draw(st.integers(1, n)), data.draw(st.integers(1, 2 * n))
+    base, queries = clustered(n, 32, 1), clustered(nq, 32, 2)
+    codes = codec.encode(base)
+    with pytest.MonkeyPatch.context() as patch:  # blocks as they are in searches that are too large for a test
+        for name, most in (("PAIRS", 4 * n), ("CHUNK", n), ("DECODED", n)):
+            patch.setattr(catalyzer.codec, name, data.draw(st.integers(1, most)))
+        distances, ids = codec.search(queries, codes, k, rerank)
+    assert distances.shape == ids.shape == (nq, k)
+    assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
+    expected = by_brute_force(codec, queries, codes, k, min(n, max(k, rerank)))
+    np.testing.assert_allclose(distances, expected, rtol=1e-4)
+    own = ((queries[:, None].astype(np.float64) - codec.decode(codes)[ids].astype(np.float64)) ** 2).sum(axis=2)
+    np.testing.assert_allclose(distances, own, rtol=1e-4)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_reranking_all_codes_is_a_search_in_the_original_space() -> None:
+    base, queries = clustered(1000, 32, 1), clustered(50, 32, 2)
+    codes = LATTICE.encode(base)
+    distances, ids = LATTICE.search(queries, codes, 10, rerank=1000)
+    expected, _ = knn(queries.astype(np.float32), LATTICE.decode(codes), 10)
+    np.testing.assert_allclose(distances, expected, rtol=1e-3)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    assert (ids != LATTICE.search(queries, codes, 10)[1]).any()
+
+
+def test_a_candidate_of_many_queries_is_decoded_once() -> None:
+    class Counting(Decoder):
+        rows = 0
+
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            self.rows += len(z)
+            return super().forward(z)
+
+    codec = Codec(LATTICE.transform, LATTICE.quantizer, Counting(16, 32, hidden=20).fit(LATTICE.transform).eval())  # type: ignore[arg-type]
+    codes = codec.encode(clustered(100, 32, 1))
+    codec.search(clustered(200, 32, 2), codes, 5, rerank=100)
+    assert codec.decoder is not None
+    assert codec.decoder.rows == 100
+
+
+def test_equal_distances_are_in_the_order_of_rows() -> None:
+    codes = LATTICE.encode(np.repeat(clustered(3, 32, 1), 4, axis=0))
+    distances, ids = LATTICE.search(clustered(20, 32, 2), codes, 12, rerank=12)
+    for row, found in zip(distances, ids, strict=True):
+        np.testing.assert_array_equal(np.lexsort((found, row)), np.arange(12))
+        assert sorted(found.tolist()) == list(range(12))
+
+
+def test_without_a_way_back_one_sentence() -> None:
+    x = clustered(300, 32, 0)
+    codec = Codec(PCA(32, 16).fit(x), LatticeQuantizer(16, 64))
+    codes = codec.encode(x)
+    for attempt in (lambda: codec.decode(codes), lambda: codec.search(x, codes, 1, rerank=10)):
+        with pytest.raises(InvalidInput, match="decoder=mlp"):
+            attempt()
+    signs = Codec(Identity(32), HashQuantizer(32, 16, learned=False).fit(x.astype(np.float32)))
+    assert not signs.decodes
+
+
+def test_what_is_not_mapped_decodes_by_its_quantizer() -> None:
+    x = clustered(2000, 32, 0).astype(np.float32)
+    codec = Codec(Identity(32), ProductQuantizer(32, 64).fit(x))
+    codes = codec.encode(x)
+    np.testing.assert_array_equal(codec.decode(codes), codec.quantizer.decode(codes))
+    # Both stages then measure the same distance.
+    stages = (codec.search(x[:20], codes, 5, rerank)[0] for rerank in (50, 0))
+    np.testing.assert_allclose(*stages, rtol=1e-3, atol=1)
+
+
+def test_refining_takes_the_point_that_decodes_best() -> None:
+    x = clustered(200, 32, 1)
+    refined = replace(LATTICE, refine=6)
+    tried = LATTICE.quantizer.nearest(embed(LATTICE.transform, x), 6)
+    errors = [((embed(LATTICE.decoder, tried[:, i]) - x) ** 2).sum(axis=1) for i in range(6)]  # type: ignore[arg-type]
+    codes = refined.encode(x)
+    np.testing.assert_allclose(((refined.decode(codes) - x) ** 2).sum(axis=1), np.min(errors, axis=0), rtol=1e-4)
+    assert (codes != LATTICE.encode(x)).any(axis=1).mean() > 0.5
+
+
+def test_refining_what_cannot_be_refined() -> None:
+    with pytest.raises(InvalidInput, match="decoder=mlp"):
+        Codec(LATTICE.transform, LATTICE.quantizer, refine=2)
+    with pytest.raises(InvalidInput, match="use quantizer=lattice"):
+        replace(SIGN, refine=2).encode(clustered(10, 32, 1))
