@@ -55,6 +55,24 @@ def test_table1(lab: Lab, tmp_path: Path) -> None:
     assert Outcome.load(tmp_path) == outcome
 
 
+def test_two_stages(lab: Lab, tmp_path: Path) -> None:
+    outcome, paths = make_target("two_stages", lab, tmp_path)
+    rows = values(outcome)
+    assert [path.stem for path in paths[::2]][:4] == [f"{cost}_recall{k}" for cost in ("encoding", "search") for k in (1, 10)]
+    plain, trained = rows["catalyzer + lattice"], rows["catalyzer + lattice, trained with a decoder"]
+    assert plain[-1] is None
+    assert trained[1:4] != plain[1:4]
+    errors = {rows[f"catalyzer + lattice (rerank {n})"][-1] for n in (100, 500, 1000)} | {trained[-1]}
+    assert len(errors) == 1  # the same codes, however they are searched
+    tried = [rows[f"catalyzer + lattice (rerank 500, refine {n})"][-1] for n in (4, 16)]
+    assert tried[1] < tried[0] < errors.pop()
+    assert rows["PQ"][-1] > rows["RQ"][-1] > 0
+    assert all(row[-2] > 0 for row in rows.values())
+    for row in outcome.tables[0].rows:
+        assert row.command.startswith("python src/")
+        assert "decoder=" not in row.command or "src/train.py" in row.command
+
+
 def test_figures_3_and_7_and_large_scale_use_the_network_of_table_1(lab: Lab, tmp_path: Path) -> None:
     runs = len(list((lab.folder / "runs").iterdir()))
     for name in ("figure3", "figure7", "large_scale"):

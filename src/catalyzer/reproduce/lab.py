@@ -63,7 +63,13 @@ class Lab:
     def shared(self, overrides: Sequence[str]) -> list[str]:
         """What the user gave and a run of these overrides has: PCA knows nothing of the network's width."""
         another = any(text.startswith("catalyzer=") for text in overrides)
-        return [text for text in self.overrides if not (another and text.startswith("catalyzer."))]
+        kept = [text for text in self.overrides if not (another and text.startswith("catalyzer."))]
+        # An experiment with a decoder has one in the rows that are about it, and nowhere else.
+        return kept if any(text.startswith("decoder=") for text in overrides) or not self._decoder else [*kept, "decoder=none"]
+
+    @cached_property
+    def _decoder(self) -> bool:
+        return self.compose(self.overrides).decoder.name != "none"
 
     @property
     def scale(self) -> str:
@@ -104,6 +110,11 @@ class Lab:
         return n, d
 
     @property
+    def queries(self) -> int:
+        """How many there are."""
+        return self.measured("queries", (dataset_digest(self.common),), lambda: len(self.benchmark(self.common).test.queries))
+
+    @property
     def on_paper_base(self) -> bool:
         """Whether the base is as large as the paper's: recall depends on that."""
         return self.base_shape[0] == PAPER_BASE
@@ -124,7 +135,8 @@ class Lab:
         """What a user types to get one result alone; `on` as for `result`."""
         if on is not None:
             drawn = [text for text in self.overrides if text.startswith(("bits=", "seed="))]
-            return shlex.join(["python", "src/evaluate.py", f"run={self.run_folder(on)}", *drawn, *overrides])
+            own = [text for text in overrides if not text.startswith("decoder=")]
+            return shlex.join(["python", "src/evaluate.py", f"run={self.run_folder(on)}", *drawn, *own])
         return shlex.join(["python", "src/train.py", *self.shared(overrides), *overrides, "baselines=[]"])
 
     @property
@@ -165,9 +177,10 @@ class Lab:
 
         def compute() -> dict[str, Any]:
             name = method_name(run.settings.catalyzer.name, settings.quantizer.name)
-            return asdict(measure_method(name, self.benchmark(settings), run.codec(settings))[0])
+            return asdict(measure_method(name, self.benchmark(settings), run.codec(settings), (settings.rerank,))[0])
 
-        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump(), self.threads)
+        stages = settings.rerank, settings.refine
+        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump(), *stages, self.threads)
         result = Result.load(self.measured("result", key, compute))
         result.training += run.seconds
         return result

@@ -23,7 +23,7 @@ SIDES: tuple[tuple[float, float, Literal["left", "center", "right"]], ...] = (
 
 
 class Point(NamedTuple):
-    """A row of a table: its label, what it costs (seconds or bits) and its recall@10 in percent."""
+    """A row of a table: its label, what it costs (seconds or bits) and its recall in percent."""
 
     label: str
     cost: float
@@ -65,8 +65,8 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10]) -> "Figure":
-    """Recall@10 against cost on a logarithmic scale of `base`: a line a method, and the front as a grey staircase behind."""
+def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylabel: str = "recall@10") -> "Figure":
+    """Recall against cost on a logarithmic scale of `base`: a line a method, and the front as a grey staircase behind."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -98,7 +98,7 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10]) -> "
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    axes.set(xlabel=xlabel, ylabel="recall@10")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     _label(figure, axes, methods, [*lines, np.array(stairs)])

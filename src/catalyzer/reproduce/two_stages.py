@@ -1,0 +1,78 @@
+"""Beyond the paper: what a decoder and reranking gain and what they cost, beside the other quantizers of the same size."""
+
+from typing import TYPE_CHECKING
+
+from catalyzer.reproduce.lab import Lab, Target
+from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
+from catalyzer.reproduce.pareto import Point, draw_pareto
+from catalyzer.reproduce.tables import BITS_COLUMN, ENCODING, LATTICE, LSQ_BASE, RAW, RECALLS, published, recalls
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASELINES = {"PQ": "pq", "OPQ": "opq", "RQ": "rq", "LSQ": "lsq", "ITQ": "itq"}
+DECODER = [*LATTICE, "decoder=mlp"]
+RERANKED, REFINED = (100, 500, 1000), (4, 16)
+# Morozov and Babenko, ICCV 2019: what they publish, under COLUMNS, for BigANN1M at 64 bits.
+UNQ: list[Value] = [64, None, 82.8, 99.0, None, None, None]
+
+
+COLUMNS = [
+    BITS_COLUMN,
+    *RECALLS,
+    ENCODING,
+    Column("search", "ms per query", "lower", digits=2),
+    Column("error", "mean |x - x̂|²", "lower", digits=3),
+]
+
+
+def two_stages(lab: Lab) -> Made:
+    """Recall and time of search in one stage and in two, and of codes chosen among several."""
+    base = lab.base_shape[0]
+    rows = []
+    methods: list[tuple[str, list[str], list[str] | None]] = [
+        *((label, [RAW, f"quantizer={name}"], None) for label, name in BASELINES.items()),
+        ("catalyzer + lattice", LATTICE, None),
+        ("catalyzer + lattice, trained with a decoder", [*DECODER, "rerank=0"], DECODER),
+        *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER) for n in RERANKED),
+        *((f"catalyzer + lattice (rerank 500, refine {n})", [*DECODER, f"refine={n}"], DECODER) for n in REFINED),
+    ]
+    for label, overrides, on in methods:
+        aside = label == "LSQ" and base > LSQ_BASE
+        if aside:
+            overrides, label = [*overrides, *lab.first(LSQ_BASE)], f"LSQ (first {LSQ_BASE:,} base vectors)"
+        if label == "ITQ" and lab.common.bits > lab.base_shape[1]:
+            continue
+        result = lab.result(overrides, on)
+        encoding = result.encoding / (LSQ_BASE if aside else base) * 1e6
+        search = None if aside else result.search / lab.queries * 1e3
+        values: list[Value] = [result.bits, *recalls(result), encoding, search, result.error]
+        note = "it encodes slowly, hence the smaller base, in which recall is higher" if aside else ""
+        rows.append(Row(label, values, command=lab.command(overrides, on), note=note, aside=aside))
+    if published(lab, UNQ, [], bits=64):
+        note = "learned codebooks and a decoder, as its authors publish it; not measured here"
+        rows.append(Row("UNQ", [None] * len(COLUMNS), UNQ, note=note))
+    table = Table(f"Search in one stage and in two, {lab.common.bits} bits", COLUMNS, rows)
+    return Made([table], *draw(table))
+
+
+def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
+    """R@1 and R@10 against either time, and the captions."""
+    names = [column.name for column in table.columns]
+    figures, captions = {}, {}
+    for cost, words in (("encoding", "time to encode a vector"), ("search", "time to search, a query")):
+        column = table.columns[names.index(cost)]
+        for k in (1, 10):
+            rows = ((row.label, row.values[names.index(cost)], row.values[names.index(f"R@{k}")]) for row in table.rows)
+            points = [
+                Point(label, time, recall)
+                for label, time, recall in rows
+                if isinstance(time, float) and isinstance(recall, float)
+            ]
+            figure = f"{cost}_recall{k}"
+            figures[figure] = draw_pareto(points, f"{cost} ({column.unit})", 10, f"recall@{k}")
+            captions[figure] = f"Recall@{k} against {words}. In grey the Pareto front, from cheap to accurate."
+    return figures, captions
+
+
+TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda _: [LATTICE, DECODER])
