@@ -64,6 +64,27 @@ def test_reranking_all_codes_is_a_search_in_the_original_space() -> None:
     assert (ids != LATTICE.search(queries, codes, 10)[1]).any()
 
 
+def test_reranking_by_both_distances() -> None:
+    base, queries = clustered(200, 32, 1), clustered(30, 32, 2)
+    codes = LATTICE.encode(base)
+    on_sphere, decoded = np.empty((30, 200)), np.empty((30, 200))
+    for table, rerank in ((on_sphere, 0), (decoded, 200)):
+        distances, ids = LATTICE.search(queries, codes, 200, rerank)
+        np.put_along_axis(table, ids, distances, axis=1)
+    scale = decoded.mean(axis=1, keepdims=True) / on_sphere.mean(axis=1, keepdims=True)
+    expected = 0.7 * decoded + 0.3 * scale * on_sphere
+    distances, ids = replace(LATTICE, latent_share=0.3).search(queries, codes, 200, rerank=200)
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, ids, axis=1), rtol=1e-4)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_codes_that_all_are_the_query_itself() -> None:
+    codec = replace(SIGN, latent_share=1.0)
+    x = np.repeat(clustered(1, 32, 1), 5, axis=0)
+    distances, ids = codec.search(x[:1], codec.encode(x), 5, rerank=5)
+    assert (distances.tolist(), ids.tolist()) == ([[0.0] * 5], [[0, 1, 2, 3, 4]])
+
+
 def test_a_candidate_of_many_queries_is_decoded_once() -> None:
     class Counting(Decoder):
         rows = 0

@@ -1,7 +1,7 @@
 """Vectors to codes and back, and the search in the codes, in one stage or in two.
 
 In two stages, the nearest codes by distance on the sphere are decoded to the original space, and ranked anew by their distance
-to the query there. The paper has the first stage only.
+to the query there, or by a mean of both distances. The paper has the first stage only.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class Codec:
             transform is the identity and the quantizer more than signs.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
             vector itself; 1 takes the nearest point.
+        latent_share: weight, from 0 to 1, of the distance on the sphere among reranked candidates; 0 is the distance to the decoded
+            vector alone.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -46,6 +48,7 @@ class Codec:
     quantizer: Quantizer
     decoder: Decoder | None = None
     refine: int = 1
+    latent_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.refine > 1 and self.decoder is None:
@@ -112,7 +115,9 @@ class Codec:
 
         Returns:
             `D` `(nq, k)` float32 squared L2 distances, on the sphere or, reranked, in the original space, ascending, and `I`
-            `(nq, k)` int64 rows of `codes`; ties by lower row.
+            `(nq, k)` int64 rows of `codes`; ties by lower row. With `latent_share` = w a reranked distance is (1 - w) · d + w · c · s,
+            of the squared distances d to the decoded vector and s on the sphere, and c is what makes the means of d and c · s over a
+            query's candidates equal.
 
         Raises:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
@@ -122,16 +127,18 @@ class Codec:
         if not rerank:
             return self.quantizer.search(latent, codes, k)
         self.decode(codes[:0])  # refuses before the search and not after it
-        candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))[1]
+        on_sphere, candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))
         block = max(1, PAIRS // candidates.shape[1])
         parts = [
-            self._rerank(original[first : first + block], codes, candidates[first : first + block], k)
-            for first in range(0, max(1, len(original)), block)
+            self._rerank(original[rows], codes, on_sphere[rows], candidates[rows], k)
+            for rows in (slice(first, first + block) for first in range(0, max(1, len(original)), block))
         ]
         distances, ids = zip(*parts, strict=True)
         return np.concatenate(distances), np.concatenate(ids)
 
-    def _rerank(self, queries: np.ndarray, codes: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rerank(
+        self, queries: np.ndarray, codes: np.ndarray, on_sphere: np.ndarray, ids: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
         distinct, place = np.unique(ids, return_inverse=True)
         place = place.reshape(-1)
@@ -148,5 +155,9 @@ class Codec:
                     distances[pairs.numpy()] = difference.square().sum(1).numpy()
                 advance(len(rows))
         table = distances.reshape(ids.shape)
+        if self.latent_share:
+            means = (stage.mean(axis=1, keepdims=True) for stage in (table, on_sphere))
+            scale = np.divide(*means, out=np.zeros((len(ids), 1), np.float32), where=on_sphere.any(axis=1, keepdims=True))
+            table = (1 - self.latent_share) * table + self.latent_share * scale * on_sphere
         best = np.lexsort((ids, table), axis=1)[:, :k]
         return np.take_along_axis(table, best, 1), np.take_along_axis(ids, best, 1)

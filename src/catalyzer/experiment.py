@@ -145,8 +145,11 @@ def build(settings: Settings, benchmark: Benchmark) -> Codec:
     if d_out == "auto":
         d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
     transform = Catalyzer(d_in, d_out, chosen.hidden) if chosen.name == "mlp" else PCA(d_in, d_out)
-    decoder = Decoder(d_out, d_in, settings.decoder.hidden) if settings.decoder.name == "mlp" else None
-    return Codec(transform, settings.quantizer.build(d_out), decoder)
+    quantizer = settings.quantizer.build(d_out)
+    if settings.decoder.name == "none":
+        return Codec(transform, quantizer)
+    decoder = Decoder(d_out, d_in, settings.decoder.hidden)
+    return Codec(transform, quantizer, decoder, latent_share=settings.decoder.latent_share)
 
 
 def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, ProductQuantizer]:
@@ -335,7 +338,8 @@ class TrainedRun:
             InvalidInput: a quantizer that cannot code the transform's dimension.
         """
         quantizer = settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
-        return Codec(self.transform, quantizer, self.decoder, settings.refine)
+        share = settings.decoder.latent_share if settings.decoder.name == "mlp" else 0.0
+        return Codec(self.transform, quantizer, self.decoder, settings.refine, share)
 
     @cached_property
     def own_codec(self) -> Codec:

@@ -98,6 +98,7 @@ class MLPDecoder(_Settings):
     name: Literal["mlp"]
     rerank: int = Field(ge=0)
     hidden: PositiveInt
+    latent_share: float = Field(ge=0, le=1)
 
 
 class Loss(_Settings):

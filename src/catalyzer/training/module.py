@@ -76,8 +76,8 @@ class Optimization:
 class Loss:
     """What is minimized: rank · L_rank + koleo · L_KoLeo + reconstruction · L_reconstruction; equation 4 has the first two.
 
-    L_reconstruction is the mean squared error of the decoded vectors over all coordinates, in units of the data's standard
-    deviation.
+    L_reconstruction is the mean squared error of the decoded vectors, of all three of a triplet and over all coordinates, in
+    units of the data's standard deviation.
 
     Attributes:
         koleo: λ, weight of the KoLeo loss.
@@ -134,8 +134,8 @@ class CatalyzerTraining(LightningModule):
         if self.straight_through is not None:
             quantized = self.straight_through(points)
             if self.decoder is not None:
-                decoded = self.decoder(quantized[: len(anchor)])
-                reconstruction = ((decoded - triplets[0]) / self.decoder.scale).square().mean()
+                error = self.decoder(quantized) - triplets.flatten(0, 1)
+                reconstruction = (error / self.decoder.scale).square().mean()
             if self.end_to_end:
                 _, positive, negative = quantized.chunk(3)
                 if self.codec.quantizer.symmetric:
