@@ -32,8 +32,8 @@ class Codec:
             transform is the identity and the quantizer more than signs.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
             vector itself; 1 takes the nearest point.
-        latent_share: weight, from 0 to 1, of the distance on the sphere among reranked candidates; 0 is the distance to the decoded
-            vector alone.
+        latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
+            to the decoded vector alone.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -115,9 +115,9 @@ class Codec:
 
         Returns:
             `D` `(nq, k)` float32 squared L2 distances, on the sphere or, reranked, in the original space, ascending, and `I`
-            `(nq, k)` int64 rows of `codes`; ties by lower row. With `latent_share` = w a reranked distance is (1 - w) · d + w · c · s,
-            of the squared distances d to the decoded vector and s on the sphere, and c is what makes the means of d and c · s over a
-            query's candidates equal.
+            `(nq, k)` int64 rows of `codes`; ties by lower row. With `latent_share` w, a reranked distance is
+            (1 - w) · d + w · c · s of the squared distances d to the decoded vector and s on the sphere; c makes the means of
+            d and c · s over a query's candidates equal.
 
         Raises:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
@@ -156,8 +156,8 @@ class Codec:
                 advance(len(rows))
         table = distances.reshape(ids.shape)
         if self.latent_share:
-            means = (stage.mean(axis=1, keepdims=True) for stage in (table, on_sphere))
-            scale = np.divide(*means, out=np.zeros((len(ids), 1), np.float32), where=on_sphere.any(axis=1, keepdims=True))
+            mean, mean_on_sphere = (stage.mean(axis=1, keepdims=True) for stage in (table, on_sphere))
+            scale = mean / np.where(mean_on_sphere == 0, 1, mean_on_sphere)  # 0 where all are the query's own code
             table = (1 - self.latent_share) * table + self.latent_share * scale * on_sphere
         best = np.lexsort((ids, table), axis=1)[:, :k]
         return np.take_along_axis(table, best, 1), np.take_along_axis(ids, best, 1)
