@@ -32,10 +32,12 @@ class ConsoleHandler(logging.StreamHandler):
 def register_resolvers() -> None:
     """Make the functions below known to the YAML files, as in `${native_precision:${trainer.accelerator}}`."""
 
-    def default_lambda(quantizer: str, d_out: int | str) -> float:
-        from catalyzer.settings import SIGN_LAMBDA, paper_lambda
+    def default_lambda(quantizer: str, d_out: int | str, decoder: str) -> float:
+        from catalyzer.settings import DECODER_LAMBDA, SIGN_LAMBDA, paper_lambda
 
-        return SIGN_LAMBDA if quantizer == "sign" else paper_lambda(d_out)
+        if quantizer == "sign":
+            return SIGN_LAMBDA
+        return paper_lambda(d_out) if decoder == "none" else DECODER_LAMBDA
 
     def native_precision(accelerator: str) -> str:
         import torch
