@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 register_resolvers()
 CONF = Path(__file__).parent.parent / "conf"
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
-PER_ROW = (
-    "catalyzer",
-    "quantizer",
-    "decoder",
-    "end_to_end",
-    "baselines",
-    "rerank",
-    "refine",
-)  # which each row of a table chooses itself
+# What each row of a table chooses itself.
+PER_ROW = ("catalyzer", "quantizer", "decoder", "end_to_end", "baselines", "rerank", "refine")
 TAKES_VALUE = (  # of Hydra's options
     "-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
 )  # fmt: skip

@@ -198,7 +198,7 @@ def compare(
     """Rows for the settings' quantizer on the trained transform, and for the baselines on the raw vectors."""
     codec = trained.codec(settings)
     name = method_name(settings.catalyzer.name, settings.quantizer.name)
-    rows = measure_method(name, benchmark, codec, (0, settings.rerank) if settings.rerank else (0,))
+    rows = measure_method(name, benchmark, codec, sorted({0, settings.rerank}))
     for row in rows:
         row.training += trained.seconds
     for name, baseline in baselines.items():

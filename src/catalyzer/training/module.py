@@ -164,8 +164,9 @@ class CatalyzerTraining(LightningModule):
     def validation_step(self, queries: Tensor, batch_idx: int) -> None:
         split = self.data.validation
         fit_quantizer(self.codec.quantizer, self.catalyzer, self.data.train)
-        reranks = (0, self.rerank) if self.rerank else (0,)
-        rows = measure("validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth, reranks)
+        rows = measure(
+            "validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth, sorted({0, self.rerank})
+        )
         values = {f"val/recall_at_{k}": rows[-1].recall[k] for k in LOGGED_RANKS if k in rows[-1].recall}
         if self.rerank:
             values |= {f"val/latent_recall_at_{k}": rows[0].recall[k] for k in LOGGED_RANKS if k in rows[0].recall}
