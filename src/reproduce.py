@@ -18,7 +18,7 @@ register_resolvers()
 CONF = Path(__file__).parent.parent / "conf"
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
 # What each row of a table chooses itself.
-PER_ROW = ("catalyzer", "quantizer", "decoder", "end_to_end", "baselines", "rerank", "refine")
+PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine")
 TAKES_VALUE = (  # of Hydra's options
     "-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
 )  # fmt: skip

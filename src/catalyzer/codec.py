@@ -34,6 +34,7 @@ class Codec:
             vector itself; 1 takes the nearest point.
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
             to the decoded vector alone.
+        query: maps queries in the transform's place, where they have a network of their own.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -49,6 +50,7 @@ class Codec:
     decoder: Decoder | None = None
     refine: int = 1
     latent_share: float = 0.0
+    query: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.refine > 1 and self.decoder is None:
@@ -123,7 +125,7 @@ class Codec:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
         """
         original = as_float32(queries[:])
-        latent = embed(self.transform, original)
+        latent = embed(self.query or self.transform, original)
         if not rerank:
             return self.quantizer.search(latent, codes, k)
         self.decode(codes[:0])  # refuses before the search and not after it

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,16 @@ from catalyzer.quantizers import ProductQuantizer
 from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
 from catalyzer.settings import Evaluation, Settings
 from catalyzer.training import (
+    COMPETITORS,
     CatalyzerTraining,
     Loss,
     Optimization,
+    QueryData,
+    QueryTraining,
     TripletData,
     check_trainer,
     choose_dimension,
-    fit_catalyzer,
+    fit,
     fit_quantizer,
 )
 from catalyzer.vectors import Vectors
@@ -111,13 +114,16 @@ def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Seque
         if codec.decoder is not None:
             codec.decoder.fit(codec.transform)
         seconds = train_networks(settings, benchmark, codec, folder, loggers)
+        if settings.query.name == "mlp":
+            codec, query_seconds = train_query(settings, settings.query.max_epochs, benchmark, codec, folder / "query")
+            seconds += query_seconds
         if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
             return None
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
-    if codec.decoder is not None:
-        save_module(codec.decoder, folder, "decoder", seconds)
-    save_module(codec.transform, folder, "catalyzer", seconds)
-    return TrainedRun(folder, settings, codec.transform, codec.decoder, seconds)
+    for name, module in (("decoder", codec.decoder), ("query", codec.query), ("catalyzer", codec.transform)):
+        if module is not None:
+            save_module(module, folder, name, seconds)
+    return TrainedRun(folder, settings, codec.transform, codec.decoder, codec.query, seconds)
 
 
 def load_benchmark(settings: Settings) -> Benchmark:
@@ -163,16 +169,6 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, Produ
 
 def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Any]) -> float:
     """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
-    data = TripletData(
-        benchmark.train,
-        benchmark.validation,
-        batch_size=settings.batch_size,
-        k_pos=settings.k_pos,
-        k_neg=settings.k_neg,
-        miner=settings.miner,
-        seed=settings.seed,
-        cache=ArrayCache(settings.cache),
-    )
     optimization = Optimization(
         settings.optimizer,
         settings.learning_rate,
@@ -181,15 +177,47 @@ def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folde
         settings.warmup,
     )
     loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss)
-    return fit_catalyzer(
+    return fit(
         CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank),
-        data,
+        TripletData(k_neg=settings.k_neg, **data_options(settings, benchmark)),
         folder,
         trainer_options=settings.trainer.model_dump(),
         loggers=[*loggers],
         monitor=settings.callbacks.monitor,
         patience=settings.callbacks.patience,
     )
+
+
+def train_query(settings: Settings, max_epochs: int, benchmark: Benchmark, codec: Codec, folder: Path) -> tuple[Codec, float]:
+    """Train the queries' own network behind a trained catalyzer; returns the codec with it and the seconds that it took."""
+    training = QueryTraining(codec)
+    seconds = fit(
+        training,
+        QueryData(
+            quantizer=codec.quantizer,
+            k_neg=min(COMPETITORS, len(benchmark.train) - 1),
+            **data_options(settings, benchmark),
+        ),
+        folder,
+        trainer_options=settings.trainer.model_dump() | {"max_epochs": max_epochs, "check_val_every_n_epoch": 1},
+        loggers=[],
+        monitor=settings.callbacks.monitor,
+        epoch_name="query epoch",
+    )
+    return replace(codec, query=training.query), seconds
+
+
+def data_options(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
+    """Arguments of `AnchorData` that all trainings of a run share."""
+    return {
+        "train": benchmark.train,
+        "validation": benchmark.validation,
+        "batch_size": settings.batch_size,
+        "k_pos": settings.k_pos,
+        "miner": settings.miner,
+        "seed": settings.seed,
+        "cache": ArrayCache(settings.cache),
+    }
 
 
 def compare(
@@ -303,6 +331,7 @@ class TrainedRun:
         settings: what it was made with.
         transform: the fitted map, in evaluation mode on the CPU.
         decoder: the way back, likewise, or None.
+        query: the queries' own network, likewise, or None.
         seconds: that its training took.
 
     A run's folder is all that is needed:
@@ -316,6 +345,7 @@ class TrainedRun:
     settings: Settings
     transform: nn.Module
     decoder: Decoder | None
+    query: nn.Module | None
     seconds: float
 
     @classmethod
@@ -329,7 +359,8 @@ class TrainedRun:
         settings = Settings.load(folder / "config.yaml")
         transform, seconds = load_module(folder, "catalyzer")
         decoder = load_module(folder, "decoder")[0] if settings.decoder.name == "mlp" else None
-        return cls(folder, settings, transform, decoder, seconds)  # type: ignore[arg-type]
+        query = load_module(folder, "query")[0] if settings.query.name == "mlp" else None
+        return cls(folder, settings, transform, decoder, query, seconds)  # type: ignore[arg-type]
 
     def codec(self, settings: Settings) -> Codec:
         """The run's networks with the quantizer of `settings`, not fitted yet.
@@ -339,7 +370,8 @@ class TrainedRun:
         """
         quantizer = settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
         share = settings.decoder.latent_share if settings.decoder.name == "mlp" else 0.0
-        return Codec(self.transform, quantizer, self.decoder, settings.refine, share)
+        query = self.query if settings.quantizer == self.settings.quantizer else None  # it knows these points and no others
+        return Codec(self.transform, quantizer, self.decoder, settings.refine, share, query)
 
     @cached_property
     def own_codec(self) -> Codec:

@@ -102,6 +102,15 @@ class MLPDecoder(_Settings):
     latent_share: float = Field(ge=0, le=1)
 
 
+class NoQuery(_Settings):
+    name: Literal["none"]
+
+
+class MLPQuery(_Settings):
+    name: Literal["mlp"]
+    max_epochs: PositiveInt
+
+
 class Loss(_Settings):
     rank: float = Field(ge=0)
     reconstruction: float = Field(gt=0)
@@ -198,6 +207,7 @@ class Settings(_Settings):
     catalyzer: Annotated[MLP | Plain, Field(discriminator="name")]
     quantizer: Annotated[QuantizerSettings, Field(discriminator="name")]
     decoder: Annotated[NoDecoder | MLPDecoder, Field(discriminator="name")]
+    query: Annotated[NoQuery | MLPQuery, Field(discriminator="name")]
     trainer: Trainer
     logger: LoggerSettings
     callbacks: Callbacks
@@ -240,6 +250,13 @@ class Settings(_Settings):
             raise ValueError(
                 "decoder=mlp is trained with the mlp through a fixed quantizer: it needs catalyzer=mlp and quantizer=lattice "
                 f"or quantizer=sign, got catalyzer={self.catalyzer.name} quantizer={self.quantizer.name}"
+            )
+        compares = self.quantizer.name == "lattice" or (self.quantizer.name == "sign" and self.quantizer.asymmetric)
+        if self.query.name == "mlp" and not (self.catalyzer.name == "mlp" and compares):
+            raise ValueError(
+                "query=mlp is trained to rank the points of a fixed quantizer: it needs catalyzer=mlp and quantizer=lattice, "
+                "or quantizer=sign quantizer.asymmetric=true, got "
+                f"catalyzer={self.catalyzer.name} quantizer={self.quantizer.name}"
             )
         for key, asked in (("rerank", self.rerank > 0), ("refine", self.refine > 1)):
             if asked and self.decoder.name == "none":
@@ -337,7 +354,7 @@ def _sentence(error: ValidationError) -> str:
         return str(first["ctx"]["error"])
     # The tags of the unions are in the path too ("quantizer.lattice.bits"); users know "quantizer.bits".
     path = [text for part in first["loc"] if "[" not in (text := str(part))]  # nor types, such as "list[int]"
-    if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer", "decoder"):
+    if len(path) > 2 and path[0] in ("dataset", "catalyzer", "quantizer", "decoder", "query"):
         del path[1]
     message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] in ("missing", "extra_forbidden"):

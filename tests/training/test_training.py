@@ -79,7 +79,7 @@ def test_an_epoch_visits_every_vector_once(mined: TripletData) -> None:
 def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
     anchors = torch.tensor([3, 5, 7])
     x = torch.from_numpy(clustered(N, 16, 0)).float()
-    triplets = mined.triplets(anchors)
+    triplets = mined.batch(anchors)
     assert triplets.dtype == torch.float32
     assert torch.equal(triplets[0], x[anchors])
     assert torch.equal(triplets[1], x[mined.positive[anchors]])

@@ -1,6 +1,6 @@
 """What learns: the catalyzer and its plain stand-ins (PCA, identity), the decoder, the losses, the straight-through layer."""
 
-from catalyzer.nn.losses import KoLeoLoss, RankLoss, TriangleLoss
+from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
 from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, embed, load_module, save_module
 
@@ -10,6 +10,7 @@ __all__ = [
     "Decoder",
     "Identity",
     "KoLeoLoss",
+    "ListNetLoss",
     "RankLoss",
     "StraightThrough",
     "StraightThroughSign",

@@ -1,9 +1,10 @@
-"""The losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank, and rank at every corner)."""
+"""The losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank, and at every corner); and ListNet's."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class KoLeoLoss(nn.Module):
@@ -90,3 +91,35 @@ class TriangleLoss(nn.Module):
         # Row i has the side from corner i to the one before it, so rows i and i + 1 meet in corner i.
         sides, lengths = (torch.linalg.vector_norm(x.float() - x.float().roll(1, 0), dim=2) for x in (points, inputs))
         return ((sides - sides.roll(-1, 0)) * (lengths.roll(-1, 0) - lengths).sign()).clamp(min=0)
+
+
+class ListNetLoss(nn.Module):
+    """Whole lists in the input's order (ListNet, Cao et al. 2007): cross entropy of who comes first, there and on the sphere.
+
+    Of a list of m others at distances D_j in the input and d_j on the sphere, the targets are p_j ∝ exp(-D_j / (T min D)) and
+    the predictions q_j ∝ exp(-scale d_j² / 2), which on the unit sphere is exp(scale · cosine); the loss is -Σ p_j log q_j.
+
+    Args:
+        temperature: T; the smaller, the more only the nearest count.
+        scale: of squared distances on the sphere.
+
+    Shape:
+        squared `(n, m)`, squared distances on the sphere, and distances `(n, m)` in the input, inf for what is not in the
+        list; the losses are `(n,)`, computed in float32.
+
+    >>> distances = torch.tensor([[1.0, 1.1, 2.0, torch.inf]])
+    >>> ListNetLoss()(torch.tensor([[0.1, 0.2, 0.9, 0.0]]), distances)
+    tensor([0.5874])
+    >>> ListNetLoss()(torch.tensor([[0.9, 0.2, 0.1, 0.0]]), distances)  # the nearest in the input is the farthest here
+    tensor([6.3198])
+    """
+
+    def __init__(self, temperature: float = 0.1, scale: float = 20.0) -> None:
+        super().__init__()
+        self.temperature, self.scale = temperature, scale
+
+    def forward(self, squared: Tensor, distances: Tensor) -> Tensor:
+        unit = distances.amin(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)  # duplicates are at distance 0
+        targets = F.softmax(-distances.float() / (self.temperature * unit), dim=1)
+        scores = (-self.scale / 2 * squared.float()).masked_fill(distances.isinf(), torch.finfo(torch.float32).min)
+        return -(targets * F.log_softmax(scores, dim=1)).sum(1)

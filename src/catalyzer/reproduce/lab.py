@@ -64,12 +64,18 @@ class Lab:
         """What the user gave and a run of these overrides has: PCA knows nothing of the network's width."""
         another = any(text.startswith("catalyzer=") for text in overrides)
         kept = [text for text in self.overrides if not (another and text.startswith("catalyzer."))]
-        # An experiment with a decoder has one in the rows that are about it, and nowhere else.
-        return kept if any(text.startswith("decoder=") for text in overrides) or not self._decoder else [*kept, "decoder=none"]
+        # An experiment with a decoder has one in the rows that are about it, and nowhere else; likewise the queries' network.
+        decoder, query = self._networks
+        if decoder and not any(text.startswith("decoder=") for text in overrides):
+            kept.append("decoder=none")
+        if query and any(text.startswith(("catalyzer=", "quantizer=")) and text != "quantizer=lattice" for text in overrides):
+            kept.append("query=none")
+        return kept
 
     @cached_property
-    def _decoder(self) -> bool:
-        return self.compose(self.overrides).decoder.name != "none"
+    def _networks(self) -> tuple[bool, bool]:
+        common = self.compose(self.overrides)
+        return common.decoder.name != "none", common.query.name != "none"
 
     @property
     def scale(self) -> str:

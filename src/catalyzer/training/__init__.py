@@ -1,17 +1,21 @@
-"""Training: the mining of triplets, the Lightning module, and what surrounds them."""
+"""Training: what is mined, the Lightning modules of the networks, and what surrounds them."""
 
 from catalyzer.training.data import TripletData
 from catalyzer.training.dimension import choose_dimension
-from catalyzer.training.fit import check_trainer, fit_catalyzer
+from catalyzer.training.fit import check_trainer, fit
 from catalyzer.training.module import CatalyzerTraining, Loss, Optimization, fit_quantizer
+from catalyzer.training.query import COMPETITORS, QueryData, QueryTraining
 
 __all__ = [
+    "COMPETITORS",
     "CatalyzerTraining",
     "Loss",
     "Optimization",
+    "QueryData",
+    "QueryTraining",
     "TripletData",
     "check_trainer",
     "choose_dimension",
-    "fit_catalyzer",
+    "fit",
     "fit_quantizer",
 ]

@@ -42,9 +42,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class EpochReport(Callback):
-    """A progress display for each epoch's steps, a line in the log after it, and the time all epochs took."""
+    """A progress display for each epoch's steps, a line in the log after it, and the time all epochs took.
 
-    def __init__(self) -> None:
+    Args:
+        name: what an epoch is called there.
+    """
+
+    def __init__(self, name: str = "epoch") -> None:
+        self.name = name
         self.seconds = 0.0
         """Spent in training so far, mining and validation included; goes on counting in a resumed run. The clock starts
         when the report is made, before positives are mined."""
@@ -75,13 +80,13 @@ class EpochReport(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         # Opened by the first batch rather than by the epoch, whose beginning is mining with a display of its own.
         if self._advance is None and trainer.is_global_zero:
-            total = int(trainer.num_training_batches) * batch.shape[1]
-            name = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            total = int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            name = f"{self.name} {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._advance = self._display.enter_context(progress(name, total, "vectors"))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._advance is not None:
-            self._advance(batch.shape[1])
+            self._advance(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
             if trainer.is_last_batch:
                 self._close()
 
@@ -90,13 +95,15 @@ class EpochReport(Callback):
         if not trainer.is_global_zero:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        parts = [f"loss {values['epoch/loss']:.4f}", f"violated {values['epoch/violated']:.1%}"]
+        parts = [f"loss {values['epoch/loss']:.4f}"]
+        if "epoch/violated" in values:
+            parts.append(f"violated {values['epoch/violated']:.1%}")
         if (trainer.current_epoch + 1) % int(trainer.check_val_every_n_epoch or 1) == 0:  # else they are an earlier epoch's
             parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
             if "val/squared_error" in values:
                 parts.append(f"squared error {values['val/squared_error']:.4g}")
         parts += [f"mining {values['epoch/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
-        log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
+        log.info("%s %d/%d: %s", self.name, trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count()

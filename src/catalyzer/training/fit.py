@@ -8,14 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
 from catalyzer.training.callbacks import EpochReport, WholeCheckpoints, load_checkpoint
-from catalyzer.training.data import TripletData
-from catalyzer.training.module import CatalyzerTraining
+from catalyzer.training.data import AnchorData
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +29,31 @@ def check_trainer(options: dict[str, Any]) -> None:
         raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
-def fit_catalyzer(
-    training: CatalyzerTraining,
-    data: TripletData,
+def fit(
+    training: LightningModule,
+    data: AnchorData,
     folder: Path,
     *,
     trainer_options: dict[str, Any],
     loggers: list[Logger],
     monitor: str,
-    patience: int | None,
+    patience: int | None = None,
+    epoch_name: str = "epoch",
 ) -> float:
-    """Train, and leave in the networks of `training` the weights of the best epoch on the validation split.
+    """Train on `data`, and leave in the networks of `training` the weights of the best epoch on the validation split.
 
     Writes `checkpoints/last.ckpt` after every epoch, `checkpoints/best.ckpt` and `metrics.csv` into `folder`; where
     `last.ckpt` is there already, training goes on from it.
 
     Args:
         training: module and settings of the optimization.
-        data: triplets and validation split.
-        folder: of the run.
+        data: what is mined, and the validation split.
+        folder: of the run, or of a part of it.
         trainer_options: arguments of `pytorch_lightning.Trainer`.
         loggers: besides the CSV one.
         monitor: metric, higher is better, that decides which epoch is best.
         patience: stop after this many validations without a better one; None never stops early.
+        epoch_name: what the log calls an epoch.
 
     Returns:
         Seconds of training, those of the run that this one goes on from included.
@@ -59,7 +61,7 @@ def fit_catalyzer(
     folder = folder.resolve()  # Lightning forgets which epoch was best if a checkpoint's path is spelled differently
     last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
     checkpoint = load_checkpoint(last) if last.exists() else None
-    report = EpochReport()
+    report = EpochReport(epoch_name)
     # Fixed names without version counters: a checkpoint replaces the one before it by renaming.
     keep: dict[str, Any] = {"dirpath": last.parent, "enable_version_counter": False}
     callbacks: list[Callback] = [
@@ -81,7 +83,7 @@ def fit_catalyzer(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # TripletData shares out the batches itself
+        use_distributed_sampler=False,  # AnchorData shares out the batches itself
     )
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
     if checkpoint:
