@@ -54,6 +54,19 @@ def test_reranking_equals_brute_force(codec: Codec, n: int, nq: int, data: st.Da
     assert all(len(set(row)) == k for row in ids.tolist())
 
 
+def test_queries_have_a_network_of_their_own_and_codes_do_not() -> None:
+    base, queries = clustered(300, 32, 1), clustered(20, 32, 2)
+    torch.manual_seed(1)
+    own = Catalyzer(32, 16, hidden=20).fit(base).eval()
+    codec = replace(LATTICE, query=own)
+    codes = codec.encode(base)
+    np.testing.assert_array_equal(codes, LATTICE.encode(base))
+    for found, expected in zip(
+        codec.search(queries, codes, 5), LATTICE.quantizer.search(embed(own, queries), codes, 5), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_reranking_all_codes_is_a_search_in_the_original_space() -> None:
     base, queries = clustered(1000, 32, 1), clustered(50, 32, 2)
     codes = LATTICE.encode(base)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,35 @@ def test_a_decoder_learns_the_way_back(
         assert "use quantizer=lattice, or refine=1" in refined.stderr
 
 
+def test_a_network_for_queries(
+    train: Command, evaluate: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [*own_files, "catalyzer.hidden=512", "batch_size=16", "trainer.max_epochs=1", "query=mlp", "baselines=[]"]
+    process = train(*arguments, "hydra.run.dir=whole")
+    assert process.stderr.count("query epoch") == 2
+    whole = rows(tmp_path / "whole")["catalyzer + lattice"]
+    run, base, queries = TrainedRun.load(tmp_path / "whole"), clustered(2000, 32, 1), clustered(200, 32, 2)
+    codes, truth = run.encode(base), knn(queries, base, 1)[1]
+    assert recall_at(10, run.search(queries, codes, 10)[1], truth) == pytest.approx(whole["recall"]["10"])
+    assert not np.array_equal(
+        run.search(queries, codes, 10)[1], replace(run.own_codec, query=None).search(queries, codes, 10)[1]
+    )
+    with (tmp_path / "whole" / "query" / "metrics.csv").open() as file:
+        losses = [float(row["epoch/loss"]) for row in csv.DictReader(file) if row["epoch/loss"]]
+    assert losses[1] < losses[0]
+
+    evaluate("run=whole", "quantizer=lattice")
+    assert rows(tmp_path / "whole" / "evaluations" / "lattice-64bits")["catalyzer + lattice"]["recall"] == whole["recall"]
+    evaluate("run=whole", "quantizer=pq")  # whose points the network does not know
+
+    killed_in_epoch(2, [*arguments, "hydra.run.dir=killed"], environment, tmp_path, "query epoch")
+    train("resume=killed")
+    assert rows(tmp_path / "killed")["catalyzer + lattice"]["recall"] == whole["recall"]
+    weights = [load_file(tmp_path / name / "query.safetensors") for name in ("whole", "killed")]
+    for name, weight in weights[0].items():
+        np.testing.assert_array_equal(weight, weights[1][name])
+
+
 @pytest.mark.parametrize("quantizer", ["pq", "sign", "lattice"])
 def test_another_quantizer_without_training_again(evaluate: Command, trained: Path, tmp_path: Path, quantizer: str) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in trained.iterdir()}
@@ -193,13 +223,13 @@ def test_end_to_end_training_differs_from_plain(quantizer: str, train: Command, 
     assert not np.array_equal(*weights)
 
 
-def killed_in_epoch(epoch: int, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+def killed_in_epoch(epoch: int, arguments: list[str], environment: dict[str, str], folder: Path, name: str = "epoch") -> None:
     """Start a training and kill -9 it in the middle of an epoch."""
     command = [sys.executable, str(ROOT / "src" / "train.py"), *arguments]
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if f"epoch {epoch - 1}/" in line:
+        if f"{name} {epoch - 1}/" in line:
             break
     time.sleep(0.4)
     assert process.poll() is None, "the run ended before it could be killed"

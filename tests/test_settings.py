@@ -48,7 +48,7 @@ def test_every_composition_is_valid(dataset: str, catalyzer: str, quantizer: str
     check(*overrides, *(FILES if dataset == "files" else []))
 
 
-@pytest.mark.parametrize("group", ["decoder", "trainer", "logger", "callbacks", "experiment"])
+@pytest.mark.parametrize("group", ["decoder", "query", "trainer", "logger", "callbacks", "experiment"])
 def test_every_option_of_every_other_group_is_valid(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):
         check(f"{group}={option.stem}")
@@ -91,6 +91,9 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["decoder=mlp", "quantizer=pq"], "decoder=mlp is trained with the mlp through a fixed quantizer"),
         (["decoder=mlp", "catalyzer=pca"], "decoder=mlp is trained with the mlp through a fixed quantizer"),
         (["decoder=mlp", "decoder.hidden=0"], "decoder.hidden=0: input should be greater than 0"),
+        (["query=mlp", "quantizer=opq"], "query=mlp is trained to rank the points of a fixed quantizer"),
+        (["query=mlp", "quantizer=sign"], "quantizer=sign quantizer.asymmetric=true, got catalyzer=mlp quantizer=sign"),
+        (["query=mlp", "query.max_epochs=0"], "query.max_epochs=0: input should be greater than 0"),
         (["rerank=100"], "rerank = 100 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (["refine=4", "decoder=mlp", "quantizer=sign"], "refine = 4 tries lattice points, got quantizer=sign; set refine=1"),

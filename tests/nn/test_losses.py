@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from catalyzer import KoLeoLoss, RankLoss, SphericalLattice
-from catalyzer.nn import StraightThrough, TriangleLoss
+from catalyzer.nn import ListNetLoss, StraightThrough, TriangleLoss
 
 
 @given(n=st.integers(2, 30), dim=st.integers(2, 16))
@@ -55,6 +55,33 @@ def test_triangle_asks_nothing_of_duplicates_in_the_input() -> None:
     assert losses.max() == 0
     assert points.grad is not None
     assert points.grad.abs().max() == 0
+
+
+def test_listnet_is_the_cross_entropy_of_the_first_places(random: np.random.Generator) -> None:
+    squared, distances = random.uniform(0, 2, (20, 7)), random.uniform(1, 5, (20, 7))
+    targets = np.exp(-distances / (0.3 * distances.min(axis=1, keepdims=True)))
+    predictions = np.exp(-5 / 2 * squared)
+    targets, predictions = (p / p.sum(axis=1, keepdims=True) for p in (targets, predictions))
+    expected = -(targets * np.log(predictions)).sum(axis=1)
+    loss = ListNetLoss(temperature=0.3, scale=5)
+    losses = loss(torch.from_numpy(squared), torch.from_numpy(distances))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+    at_inf = torch.cat([torch.from_numpy(distances), torch.full((20, 2), torch.inf)], dim=1)
+    more = torch.cat([torch.from_numpy(squared), torch.zeros(20, 2)], dim=1)
+    torch.testing.assert_close(loss(more, at_inf), losses)
+
+
+def test_listnet_has_a_gradient_where_a_list_holds_duplicates_of_the_query() -> None:
+    squared = torch.tensor([[0.3, 0.2, 0.1, 0.0]], requires_grad=True)
+    losses = ListNetLoss()(squared, torch.tensor([[0.0, 0.0, 1.0, torch.inf]]))
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert squared.grad is not None
+    assert squared.grad.isfinite().all()
+    assert (squared.grad[0, :2] > 0).all()  # they are to come nearer
+    assert squared.grad[0, 2] < 0
+    assert squared.grad[0, 3] == 0
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-30, 1e-12, 1e-7, 1e-4])

@@ -1,16 +1,17 @@
 """Mining against brute force, batches, and the schedule; training itself is tested through the commands."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from catalyzer import Catalyzer, InvalidInput
+from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
 from catalyzer.cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.nn import embed
-from catalyzer.training import Optimization, TripletData
+from catalyzer.training import Optimization, QueryData, TripletData
 from catalyzer.training.callbacks import WholeCheckpoints, load_checkpoint
 from tests.conftest import clustered
 from tests.test_neighbors import brute_force
@@ -18,11 +19,15 @@ from tests.test_neighbors import brute_force
 N = 400
 
 
-def triplet_data(tmp_path: Path, seed: int = 0, **changes: int) -> TripletData:
+def options(tmp_path: Path) -> dict[str, Any]:
     cache = ArrayCache(tmp_path)
     split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
-    options = {"batch_size": 32, "k_pos": 5, "k_neg": 20} | changes
-    return TripletData(clustered(N, 16, 0), split, miner="exact", seed=seed, cache=cache, **options)
+    sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
+    return {"train": clustered(N, 16, 0), "validation": split, "miner": "exact", "seed": 0, "cache": cache, **sizes}
+
+
+def triplet_data(tmp_path: Path, **changes: int) -> TripletData:
+    return TripletData(**options(tmp_path) | changes)
 
 
 @pytest.fixture
@@ -58,7 +63,7 @@ def test_negatives_are_the_k_th_latent_neighbour(mined: TripletData) -> None:
 
 def test_an_epoch_depends_on_seed_epoch_and_weights_alone(tmp_path: Path, mined: TripletData) -> None:
     def tables(seed: int, epoch: int) -> list[torch.Tensor]:
-        data = triplet_data(tmp_path, seed)
+        data = triplet_data(tmp_path, seed=seed)
         data.setup("fit")
         data.mine(network(), epoch)
         return [data.order, data.positive, data.negative]
@@ -84,6 +89,34 @@ def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
     assert torch.equal(triplets[0], x[anchors])
     assert torch.equal(triplets[1], x[mined.positive[anchors]])
     assert torch.equal(triplets[2], x[mined.negative[anchors]])
+
+
+def test_a_query_has_a_list_of_neighbours_in_both_spaces(tmp_path: Path) -> None:
+    quantizer, x = LatticeQuantizer(8, 32), clustered(N, 16, 0)
+    data = QueryData(quantizer=quantizer, **options(tmp_path))
+    data.setup("fit")
+    data.mine(network(), epoch=0)
+    vectors, points, distances = data.batch(torch.arange(N))
+    latent = embed(network(), x)
+    assert torch.equal(vectors, torch.from_numpy(x).float())
+    assert data.lists is not None
+    for i in range(N):
+        once = distances[i].isfinite()
+        members = data.lists[i][once].tolist()
+        assert len(set(members)) == len(members)
+        assert set(members) == set(data.lists[i].tolist())
+        assert i not in members
+        by_input, by_latent = (np.linalg.norm(space - space[i], axis=1) for space in (x.astype(np.float32), latent))
+        for own, k in ((by_input, 5), (by_latent, 20)):
+            assert set(np.flatnonzero(own < np.sort(own)[k] - 1e-4)) <= {i, *members}
+        np.testing.assert_allclose(distances[i][once], by_input[members], rtol=1e-4)
+        np.testing.assert_array_equal(points[i][once], quantizer.decode(quantizer.encode(latent[members])))
+
+    lists, order = data.lists, data.order
+    data.mine(network(), epoch=1)
+    assert data.lists is lists
+    assert sorted(data.order.tolist()) == list(range(N))
+    assert not torch.equal(data.order, order)
 
 
 def test_too_few_vectors_for_the_settings(tmp_path: Path) -> None:
