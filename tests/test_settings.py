@@ -48,6 +48,12 @@ def test_every_composition_is_valid(dataset: str, catalyzer: str, quantizer: str
     check(*overrides, *(FILES if dataset == "files" else []))
 
 
+def test_auto_finds_a_dimension_for_bits_that_the_proposed_one_has_no_lattice_for() -> None:
+    assert check("d_out=auto", "bits=128").d_out == "auto"
+    with pytest.raises(InvalidInput, match="more than the 1,048,576 that are supported"):
+        check("d_out=24", "bits=128")
+
+
 @pytest.mark.parametrize("group", ["decoder", "query", "trainer", "logger", "callbacks", "experiment"])
 def test_every_option_of_every_other_group_is_valid(group: str) -> None:
     for option in (CONF / group).glob("*.yaml"):

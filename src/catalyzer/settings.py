@@ -268,8 +268,8 @@ class Settings(_Settings):
                 f"trainer.check_val_every_n_epoch = {self.trainer.check_val_every_n_epoch} is more than trainer.max_epochs = "
                 f"{self.trainer.max_epochs}, so no epoch would be validated; lower it"
             )
-        if self.catalyzer.name != "identity":  # its dimension is the data's, which is known later
-            # Where auto stands for a dimension that is known later, what the quantizer proposes is checked in its place.
+        # The dimension of identity is the data's, which is known later; auto chooses one that the lattice has.
+        if self.catalyzer.name != "identity" and not (self.d_out == "auto" and self.quantizer.name == "lattice"):
             quantizer = self.quantizer.build(self.quantizer.d_out if self.d_out == "auto" else self.d_out)
             if isinstance(quantizer, SignQuantizer) and (self.d_out == "auto" or quantizer.bits != self.bits):
                 raise ValueError(
