@@ -41,14 +41,11 @@ def register_resolvers() -> None:
 
     def native_precision(accelerator: str) -> str:
         import torch
-        from llvmlite.binding import get_host_cpu_features
 
-        if accelerator != "cpu" and torch.cuda.is_available():
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            features = get_host_cpu_features()  # as LLVM names them, on x86 and ARM
-            native = any(features.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
-        return "bf16-mixed" if native else "32-true"
+        from catalyzer.nn import multiplies_bfloat16
+
+        device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
 
     # Milliseconds, since runs that a script starts side by side must not share a folder.
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]

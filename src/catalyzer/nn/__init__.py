@@ -2,7 +2,7 @@
 
 from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, embed, load_module, save_module
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, embed, load_module, multiplies_bfloat16, save_module
 
 __all__ = [
     "PCA",
@@ -17,5 +17,6 @@ __all__ = [
     "TriangleLoss",
     "embed",
     "load_module",
+    "multiplies_bfloat16",
     "save_module",
 ]
