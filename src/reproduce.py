@@ -70,7 +70,7 @@ def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
     given = [text for text in overrides if text.split("=")[0] not in ("target", "job")]
     lab = Lab(compose, shared, Path(own.out), own.seeds, own.lambdas, given)
     if own.target != "report":
-        check_trainer(lab.common.trainer.model_dump())
+        check_trainer(lab.common.trainer.options)
     return lab
 
 

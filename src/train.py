@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from catalyzer.commands import one_sentence_errors, register_resolvers, resolved, settings_to_resume
+from catalyzer.commands import check_launch, one_sentence_errors, register_resolvers, resolved, settings_to_resume
 
 register_resolvers()
 
@@ -19,6 +19,7 @@ def main(config: DictConfig) -> None:
         from catalyzer.settings import Settings
 
         values = resolved(config)
+        check_launch(hydra_config.overrides.hydra)
         resume = values.pop("resume")
         settings = settings_to_resume(resume, hydra_config.overrides.task) if resume else Settings.check(values)
 

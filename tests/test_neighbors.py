@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, knn, knn_graph
+from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, graph_recall, knn, knn_graph
 from catalyzer.vectors import VectorFile
 from tests.conftest import clustered
 
@@ -67,11 +67,23 @@ def test_the_exact_graph_is_brute_force_without_self() -> None:
     np.testing.assert_array_equal(knn_graph(x, 10, "exact"), brute_force(x, x, 11)[1][:, 1:])
 
 
-def test_the_approximate_graph_is_close_to_exact() -> None:
-    x = clustered(5000, 24, 3).astype(np.float32)
-    exact, approximate = knn_graph(x, 10, "exact"), knn_graph(x, 10, "ivf")
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("method", ["ivf", "hnsw"])
+def test_the_approximate_graph_is_close_to_exact(method: str, dtype: type) -> None:
+    x = clustered(5000, 24, 3).astype(dtype)
+    exact, approximate = knn_graph(x, 10, "exact"), knn_graph(x, 10, method)
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, approximate, strict=True)])
     assert shared > 0.9
+    assert graph_recall(x, approximate, sample=5000) == pytest.approx(shared, abs=0.01)  # which counts ties too
+    assert graph_recall(x, exact) == 1
+
+
+@pytest.mark.parametrize("method", ["exact", "ivf", "hnsw"])
+def test_a_share_of_the_rows_is_that_of_the_whole_graph(method: str) -> None:
+    x = clustered(3000, 16, 5)
+    whole, share = knn_graph(x, 7, method), knn_graph(x, 7, method, rows=slice(1000, 2200))
+    np.testing.assert_array_equal(share, whole[1000:2200])
+    assert graph_recall(x, share, first=1000) > 0.9
 
 
 def test_rows_with_too_few_in_the_lists_probed_are_searched_exactly() -> None:
@@ -96,5 +108,5 @@ def test_dimensions_must_agree() -> None:
 
 
 def test_an_unknown_method() -> None:
-    with pytest.raises(InvalidInput, match="expected auto, exact or ivf"):
+    with pytest.raises(InvalidInput, match="expected auto, exact, ivf or hnsw"):
         knn_graph(np.eye(3, dtype=np.float32), 1, "fast")

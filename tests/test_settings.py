@@ -109,7 +109,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
         (["trainer.check_val_every_n_epoch=9"], "no epoch would be validated"),
         (["batch_size=1"], "batch_size=1"),
-        (["miner=fast"], "miner=fast: input should be 'auto', 'exact' or 'ivf'"),
+        (["miner.negatives=fast"], "miner.negatives=fast: input should be 'auto', 'exact', 'ivf' or 'hnsw'"),
         (["baselines=[lsh]"], "baselines.0=lsh"),
         (["dataset=files"], "dataset.learn is missing; give it on the command line: dataset.learn=..."),
         (["decay=[[2,0.1]]"], "decay.0.0=2"),

@@ -31,7 +31,9 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the umask allows
         Path(beside).replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk says which file it was that did not fit
         Path(beside).unlink(missing_ok=True)
         raise
 
@@ -56,10 +58,17 @@ class ArrayCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
+    def has(self, name: str, key: tuple) -> bool:
+        """Whether `get` would find the array."""
+        return self._path(name, key).exists()
+
+    def _path(self, name: str, key: tuple) -> Path:
+        digest = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
+        return self.folder / f"{name}-{digest}.npy"
+
     def get(self, name: str, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array kept under `name` and `key` (whatever decides its content); `compute` makes it if it is not there."""
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-        path = self.folder / f"{name}-{digest}.npy"
+        path = self._path(name, key)
         if path.exists():
             try:
                 return np.load(path, allow_pickle=False)

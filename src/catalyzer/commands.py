@@ -50,21 +50,53 @@ def register_resolvers() -> None:
     # Milliseconds, since runs that a script starts side by side must not share a folder.
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
 
-    def run_folder(resume: str | None) -> str:
+    def run_folder(resume: str | None, strategy: str = "auto") -> str:
+        # Processes that SLURM has started share a folder, also when it starts them again.
+        if strategy == "ddp" and (job := os.environ.get("SLURM_JOB_ID")):
+            return f"outputs/slurm-{job}.{os.environ.get('SLURM_STEP_ID', 0)}"
         # A resumed run is logged where it began. Anything else, a mistyped folder too, gets a new name, since Hydra
         # creates the folder before our checks can refuse it.
         if resume and (Path(resume) / "config.yaml").is_file():
             return str(resume)
         return f"outputs/{stamp}"
 
+    def launched_devices() -> int:
+        # torchrun says how many processes it has started on this machine, SLURM on all.
+        if local := os.environ.get("LOCAL_WORLD_SIZE"):
+            return int(local)
+        return int(os.environ.get("SLURM_NTASKS", 1)) // launched_nodes()
+
+    def launched_nodes() -> int:
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+        return int(os.environ.get("SLURM_NNODES", 1))
+
     def cache_folder() -> str:
         if folder := os.environ.get("CATALYZER_CACHE"):
             return folder
         return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
 
-    for resolver in (default_lambda, native_precision, run_folder, cache_folder):
+    for resolver in (default_lambda, native_precision, run_folder, launched_devices, launched_nodes, cache_folder):
         name = resolver.__name__
         OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
+
+
+def check_launch(hydra_overrides: list[str]) -> None:
+    """Refuse what several processes started from outside cannot do; let the first of them alone speak.
+
+    Args:
+        hydra_overrides: of Hydra's own keys, as typed.
+
+    Raises:
+        InvalidInput: processes of torchrun that would each make a folder of its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and int(os.environ.get("SLURM_NTASKS", 1)) == 1:
+        return
+    named = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in hydra_overrides)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not named:
+        raise InvalidInput("processes started by torchrun need a folder that they share: add hydra.run.dir=outputs/NAME")
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+        logging.getLogger("catalyzer").setLevel(logging.WARNING)
 
 
 def compose_config(folder: Path, name: str, overrides: list[str]) -> DictConfig:

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning import seed_everything
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 import catalyzer
@@ -26,14 +26,16 @@ from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, l
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.neighbors import engine
-from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, load_module, save_module
+from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed, load_module, save_module
 from catalyzer.quantizers import ProductQuantizer
-from catalyzer.report import COLUMNS, draw_recall, draw_training, print_table, table_cells
+from catalyzer.report import COLUMNS, draw_recall, draw_sphere, draw_training, print_table, table_cells
 from catalyzer.settings import Evaluation, Settings
+from catalyzer.tracking import log_tables, loggers
 from catalyzer.training import (
     COMPETITORS,
     CatalyzerTraining,
     Loss,
+    Miner,
     Optimization,
     QueryData,
     QueryTraining,
@@ -42,6 +44,7 @@ from catalyzer.training import (
     choose_dimension,
     fit,
     fit_quantizer,
+    is_first,
 )
 from catalyzer.vectors import Vectors
 
@@ -72,25 +75,24 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         return rows
 
     if settings.catalyzer.name == "mlp":
-        check_trainer(settings.trainer.model_dump())
+        check_trainer(settings.trainer.options)
     benchmark = load_benchmark(settings)
     baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark).quantizer.code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    wandb_logger = make_wandb_logger(settings, folder)
-    trained = train(settings, benchmark, folder, [wandb_logger] if wandb_logger else [])
-    if trained is None:
-        return []
-    rows = compare(settings, benchmark, trained, baselines)
-    title = save_results(rows, settings, benchmark, folder, started)
-    if wandb_logger is not None:
-        wandb_logger.log_table("results", columns=list(COLUMNS), data=table_cells(rows))
-        wandb_logger.experiment.finish()
+    with loggers(settings, folder) as made:
+        trained = train(settings, benchmark, folder, made)
+        if trained is None:
+            return []
+        rows = compare(settings, benchmark, trained, baselines)
+        title = save_results(rows, settings, benchmark, folder, started)
+        figures = {f"figures/{path.stem}": path for path in sorted((folder / "figures").glob("*.png"))}
+        log_tables(made, {"results": (COLUMNS, table_cells(rows))}, figures)
     print_table(rows, title)
     log.info("weights, results and figures: %s", folder)
     return rows
 
 
-def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Sequence[Any] = ()) -> "TrainedRun | None":
+def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Sequence[Logger] = ()) -> "TrainedRun | None":
     """Fit the transform or, where it is a network, train it; go on with what `folder` holds of it.
 
     Writes settings, checkpoints, metrics and weights, and no results: the test split is not touched.
@@ -106,7 +108,8 @@ def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Seque
     """
     seed_everything(settings.seed, verbose=False)
     codec = build(settings, benchmark)
-    settings.save(folder / "config.yaml")
+    if is_first():
+        settings.save(folder / "config.yaml")
     start = time.perf_counter()
     codec.transform.fit(benchmark.train)  # type: ignore[operator]
     seconds = time.perf_counter() - start
@@ -117,9 +120,11 @@ def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Seque
         if settings.query.name == "mlp":
             codec, query_seconds = train_query(settings, settings.query.max_epochs, benchmark, codec, folder / "query")
             seconds += query_seconds
-        if getattr(rank_zero_only, "rank", 0):  # one process of several goes on; the others were for training only
+        if not is_first():  # one process of several goes on; the others were for training only
             return None
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
+        latent = embed(codec.transform, benchmark.validation.queries)
+        draw_sphere(latent, folder / "figures" / "sphere.png")
     for name, module in (("decoder", codec.decoder), ("query", codec.query), ("catalyzer", codec.transform)):
         if module is not None:
             save_module(module, folder, name, seconds)
@@ -167,7 +172,7 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, Produ
         raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
 
 
-def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Any]) -> float:
+def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:
     """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
     optimization = Optimization(
         settings.optimizer,
@@ -176,32 +181,35 @@ def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folde
         "cosine" if settings.decay == "cosine" else tuple(settings.decay),
         settings.warmup,
     )
-    loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss)
+    loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss, settings.koleo.scope)
+    sync_batchnorm = settings.trainer.sync_batchnorm
     return fit(
-        CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank),
+        CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank, sync_batchnorm),
         TripletData(k_neg=settings.k_neg, **data_options(settings, benchmark)),
         folder,
-        trainer_options=settings.trainer.model_dump(),
+        trainer_options=settings.trainer.options,
         loggers=[*loggers],
         monitor=settings.callbacks.monitor,
         patience=settings.callbacks.patience,
+        keep=settings.callbacks.keep_last,
     )
 
 
 def train_query(settings: Settings, max_epochs: int, benchmark: Benchmark, codec: Codec, folder: Path) -> tuple[Codec, float]:
     """Train the queries' own network behind a trained catalyzer; returns the codec with it and the seconds that it took."""
-    training = QueryTraining(codec)
+    training = QueryTraining(codec, settings.trainer.sync_batchnorm)
     seconds = fit(
         training,
         QueryData(
-            quantizer=codec.quantizer,
+            codec=codec,
             k_neg=min(COMPETITORS, len(benchmark.train) - 1),
             **data_options(settings, benchmark),
         ),
         folder,
-        trainer_options=settings.trainer.model_dump() | {"max_epochs": max_epochs, "check_val_every_n_epoch": 1},
+        trainer_options=settings.trainer.options | {"max_epochs": max_epochs, "check_val_every_n_epoch": 1},
         loggers=[],
         monitor=settings.callbacks.monitor,
+        keep=settings.callbacks.keep_last,
         epoch_name="query epoch",
     )
     return replace(codec, query=training.query), seconds
@@ -214,7 +222,7 @@ def data_options(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
         "validation": benchmark.validation,
         "batch_size": settings.batch_size,
         "k_pos": settings.k_pos,
-        "miner": settings.miner,
+        "miner": Miner(**settings.miner.model_dump()),
         "seed": settings.seed,
         "cache": ArrayCache(settings.cache),
     }
@@ -294,32 +302,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "neighbours": engine(),
     }
-
-
-def make_wandb_logger(settings: Settings, folder: Path) -> Any:
-    """A W&B logger with the settings as its config, or None where they name none; offline unless an API key is at hand."""
-    if (chosen := settings.logger.wandb) is None:
-        return None
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise InvalidInput("logger=wandb needs wandb: pip install wandb") from None
-    from pytorch_lightning.loggers import WandbLogger
-
-    offline = not wandb.login(prompt=False)
-    log.info("W&B: %s", "offline, no API key found" if offline else f"project {chosen.project}")
-    mode: dict[str, Any] = {"mode": "offline"} if offline else {}  # Lightning's own flag leaves W&B asking for a login
-    logger = WandbLogger(
-        project=chosen.project,
-        entity=chosen.entity,
-        group=chosen.group,
-        name=folder.name,
-        save_dir=folder,
-        offline=offline,
-        **mode,
-    )
-    logger.log_hyperparams(settings.model_dump(mode="json", by_alias=True))
-    return logger
 
 
 @dataclass

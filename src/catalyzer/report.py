@@ -8,11 +8,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from catalyzer.cache import write_atomically
 from catalyzer.evaluation import RANKS, Result
+from catalyzer.neighbors import knn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SPHERE_SAMPLE = 10_000
+"""Points that `draw_sphere` looks at."""
 
 COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "error", "training s", "encoding s", "search s")
 
@@ -114,6 +120,42 @@ def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
+    save_figure(figure, path)
+
+
+def draw_sphere(points: np.ndarray, path: Path) -> None:
+    """How evenly points lie on the sphere: angles between them and distances to the nearest, beside uniform points.
+
+    Args:
+        points: `(n, d)` float32 of norm 1; at most `SPHERE_SAMPLE` of them are taken.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    random = np.random.default_rng(0)
+    points = points[random.permutation(len(points))[:SPHERE_SAMPLE]]
+    uniform = random.normal(size=points.shape).astype(np.float32)
+    uniform /= np.linalg.norm(uniform, axis=1, keepdims=True)
+
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    angles, distances = figure.subplots(1, 2)
+    for x, label, style in (
+        (points, "mapped vectors", {"alpha": 0.5}),
+        (uniform, "uniform", {"histtype": "step", "color": "k"}),
+    ):
+        pairs = (x[: len(x) // 2] * x[-(len(x) // 2) :]).sum(1).clip(-1, 1)  # of different points
+        weights = np.full(len(pairs), 1 / len(pairs))
+        angles.hist(np.degrees(np.arccos(pairs)), np.linspace(0, 180, 46), weights=weights, label=label, **style)
+        nearest = np.sqrt(knn(x, x, 2)[0][:, 1].clip(0))
+        weights = np.full(len(nearest), 1 / len(nearest))
+        distances.hist(nearest, np.linspace(0, 1.5, 46), weights=weights, label=label, **style)
+    angles.set(xlabel="angle between two of them (degrees)", ylabel="share of pairs", xlim=(0, 180))
+    distances.set(xlabel="distance to the nearest other", ylabel="share of points", xlim=(0, 1.5))
+    for axes in (angles, distances):
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False)
     save_figure(figure, path)
 
 

@@ -174,6 +174,18 @@ class RaBitQ(_Settings):
 QuantizerSettings = Lattice | Sign | Product | Hash | Additive | RaBitQ
 
 
+Method = Literal["auto", "exact", "ivf", "hnsw"]
+
+
+class Miner(_Settings):
+    positives: Method
+    negatives: Method
+
+
+class KoLeo(_Settings):
+    scope: Literal["local", "global"]
+
+
 class Trainer(_Settings):
     max_epochs: PositiveInt
     accelerator: str
@@ -183,6 +195,12 @@ class Trainer(_Settings):
     precision: str | int
     check_val_every_n_epoch: PositiveInt
     log_every_n_steps: PositiveInt
+    sync_batchnorm: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `pytorch_lightning.Trainer`; batch norm is synchronized by ours, which works on CPUs too."""
+        return self.model_dump(exclude={"sync_batchnorm"})
 
 
 class WandB(_Settings):
@@ -193,11 +211,13 @@ class WandB(_Settings):
 
 class LoggerSettings(_Settings):
     wandb: WandB | None
+    tensorboard: bool
 
 
 class Callbacks(_Settings):
     monitor: Literal["val/recall_at_1", "val/recall_at_10", "val/recall_at_100"]
     patience: PositiveInt | None
+    keep_last: PositiveInt
 
 
 class Settings(_Settings):
@@ -214,6 +234,7 @@ class Settings(_Settings):
     bits: PositiveInt
     d_out: int | Literal["auto"]
     lambda_: float = Field(alias="lambda", ge=0)
+    koleo: KoLeo
     loss: Loss
     rerank: int = Field(ge=0)
     refine: PositiveInt
@@ -227,7 +248,7 @@ class Settings(_Settings):
     warmup: float = Field(ge=0, le=1)
     k_pos: PositiveInt
     k_neg: PositiveInt
-    miner: Literal["auto", "exact", "ivf"]
+    miner: Miner
     baselines: list[Literal["pq", "opq"]]
     seed: int = Field(ge=0)
     cache: str

@@ -9,10 +9,11 @@ import torch
 
 from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
 from catalyzer.cache import ArrayCache
+from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.nn import embed
-from catalyzer.training import Optimization, QueryData, TripletData
-from catalyzer.training.callbacks import WholeCheckpoints, load_checkpoint
+from catalyzer.training import Miner, Optimization, QueryData, TripletData
+from catalyzer.training.checkpoints import WholeCheckpoints, load_checkpoint
 from tests.conftest import clustered
 from tests.test_neighbors import brute_force
 
@@ -23,7 +24,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
     cache = ArrayCache(tmp_path)
     split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
     sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
-    return {"train": clustered(N, 16, 0), "validation": split, "miner": "exact", "seed": 0, "cache": cache, **sizes}
+    miner = Miner("exact", "exact")
+    return {"train": clustered(N, 16, 0), "validation": split, "miner": miner, "seed": 0, "cache": cache, **sizes}
 
 
 def triplet_data(tmp_path: Path, **changes: int) -> TripletData:
@@ -79,6 +81,8 @@ def test_an_epoch_depends_on_seed_epoch_and_weights_alone(tmp_path: Path, mined:
 def test_an_epoch_visits_every_vector_once(mined: TripletData) -> None:
     assert sorted(mined.order.tolist()) == list(range(N))
     assert len(mined.train_dataloader()) == N // 32
+    anchors = torch.cat([mined.anchors(number) for number in mined.train_dataloader()])
+    assert torch.equal(anchors, mined.order[: len(anchors)])
 
 
 def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
@@ -87,19 +91,27 @@ def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
     triplets = mined.batch(anchors)
     assert triplets.dtype == torch.float32
     assert torch.equal(triplets[0], x[anchors])
-    assert torch.equal(triplets[1], x[mined.positive[anchors]])
-    assert torch.equal(triplets[2], x[mined.negative[anchors]])
+    assert torch.equal(triplets[1], x[mined.positive[anchors].long()])
+    assert torch.equal(triplets[2], x[mined.negative[anchors].long()])
+
+
+def test_the_middle_of_an_epoch_comes_back(tmp_path: Path, mined: TripletData) -> None:
+    data = triplet_data(tmp_path)
+    data.setup("fit")
+    data.load_state_dict(mined.state_dict())
+    for name in ("order", "positive", "negative"):
+        assert torch.equal(getattr(data, name), getattr(mined, name))
+    assert mined.recall == {"positives": 1.0, "negatives": 1.0}
 
 
 def test_a_query_has_a_list_of_neighbours_in_both_spaces(tmp_path: Path) -> None:
     quantizer, x = LatticeQuantizer(8, 32), clustered(N, 16, 0)
-    data = QueryData(quantizer=quantizer, **options(tmp_path))
+    data = QueryData(codec=Codec(network(), quantizer), **options(tmp_path))
     data.setup("fit")
     data.mine(network(), epoch=0)
     vectors, points, distances = data.batch(torch.arange(N))
     latent = embed(network(), x)
     assert torch.equal(vectors, torch.from_numpy(x).float())
-    assert data.lists is not None
     for i in range(N):
         once = distances[i].isfinite()
         members = data.lists[i][once].tolist()

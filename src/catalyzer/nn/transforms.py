@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from catalyzer._faiss import faiss
 from catalyzer.cache import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.vectors import BLOCK, Vectors, as_float32, float_blocks
 
 FIT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
@@ -110,10 +111,10 @@ class Decoder(nn.Module):
 def _perceptron(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(d_in, hidden),
-        nn.BatchNorm1d(hidden),
+        BatchNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, hidden),
-        nn.BatchNorm1d(hidden),
+        BatchNorm(hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, d_out),
     )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catalyzer.errors import InvalidInput
-from catalyzer.experiment import environment, make_wandb_logger
+from catalyzer.experiment import environment
 from catalyzer.reproduce.code_sizes import FIGURE_5
 from catalyzer.reproduce.figures import FIGURES
 from catalyzer.reproduce.lab import Lab, Target
@@ -17,6 +17,7 @@ from catalyzer.reproduce.outcome import Outcome, print_outcome
 from catalyzer.reproduce.page import write_report
 from catalyzer.reproduce.tables import TABLES
 from catalyzer.reproduce.two_stages import TWO_STAGES
+from catalyzer.tracking import log_tables, loggers
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +91,12 @@ def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         paths = outcome.save(folder, made.figures)
-    logger = make_wandb_logger(lab.common, folder)
-    if logger is not None:
-        for i, table in enumerate(outcome.tables):
-            columns = ["method", *(column.heading for column in table.columns)]
-            logger.log_table(f"{name}/{i}", columns, [[row.label, *row.values] for row in table.rows])
-        for figure in outcome.figures:
-            logger.log_image(f"{name}/{figure}", [str(folder / f"{figure}.png")])
-        logger.experiment.finish()
+    tables = {
+        f"{name}/{i}": (["method", *(column.heading for column in t.columns)], [[row.label, *row.values] for row in t.rows])
+        for i, t in enumerate(outcome.tables)
+    }
+    with loggers(lab.common, folder) as made_loggers:
+        log_tables(made_loggers, tables, {f"{name}/{figure}": folder / f"{figure}.png" for figure in outcome.figures})
     return outcome, paths
 
 

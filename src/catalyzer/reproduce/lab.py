@@ -17,10 +17,11 @@ import catalyzer
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.experiment import TrainedRun, load_benchmark, make_wandb_logger, measure_method, method_name, train
+from catalyzer.experiment import TrainedRun, load_benchmark, measure_method, method_name, train
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
 from catalyzer.settings import Settings
+from catalyzer.tracking import loggers
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +164,8 @@ class Lab:
                 settings.save(folder / "config.yaml")
             return replace(found, settings=settings)
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
-        logger = make_wandb_logger(settings, folder) if settings.catalyzer.name == "mlp" else None
-        run = train(settings, self.benchmark(settings), folder, [logger] if logger else [])
-        if logger is not None:
-            logger.experiment.finish()
+        with loggers(settings, folder) as made:
+            run = train(settings, self.benchmark(settings), folder, made)
         if run is None:
             raise SystemExit  # a process that was spawned for training only
         return run

@@ -1,8 +1,9 @@
 """Training: what is mined, the Lightning modules of the networks, and what surrounds them."""
 
-from catalyzer.training.data import TripletData
+from catalyzer.training.checkpoints import newest_checkpoint
+from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension
-from catalyzer.training.fit import check_trainer, fit
+from catalyzer.training.fit import check_trainer, fit, is_first
 from catalyzer.training.module import CatalyzerTraining, Loss, Optimization, fit_quantizer
 from catalyzer.training.query import COMPETITORS, QueryData, QueryTraining
 
@@ -10,6 +11,7 @@ __all__ = [
     "COMPETITORS",
     "CatalyzerTraining",
     "Loss",
+    "Miner",
     "Optimization",
     "QueryData",
     "QueryTraining",
@@ -18,4 +20,6 @@ __all__ = [
     "choose_dimension",
     "fit",
     "fit_quantizer",
+    "is_first",
+    "newest_checkpoint",
 ]

@@ -1,44 +1,19 @@
-"""What surrounds a training: progress, and checkpoints that are whole and load without unpickling."""
+"""Progress of a training: a display for each epoch, a line in the log after it."""
 
 import logging
 import multiprocessing
 import time
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 
-from catalyzer.cache import write_atomically
-from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints are written beside and renamed; loading takes tensors and plain values only."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(Path(path))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU.
-
-    Raises:
-        InvalidInput: the file cannot be read, or holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no common class for what a damaged or hostile file raises
-        raise InvalidInput(f"{path}: not a checkpoint that can be loaded ({type(error).__name__})") from None
 
 
 class EpochReport(Callback):
@@ -71,7 +46,10 @@ class EpochReport(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # A process that was spawned for distributed training inherits no logging; its first one speaks for all.
-        if multiprocessing.parent_process() is not None and trainer.is_global_zero:
+        if multiprocessing.parent_process() is None:
+            return
+        quiet_lightning()
+        if trainer.is_global_zero:
             log_file = logging.FileHandler(Path(trainer.default_root_dir) / "train.log")
             handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
             logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers)
@@ -80,21 +58,23 @@ class EpochReport(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         # Opened by the first batch rather than by the epoch, whose beginning is mining with a display of its own.
         if self._advance is None and trainer.is_global_zero:
-            total = int(trainer.num_training_batches) * trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            vectors = trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
             name = f"{self.name} {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._advance = self._display.enter_context(progress(name, total, "vectors"))
+            total = (int(trainer.num_training_batches) - batch_idx) * vectors  # a resumed run has done a part
+            advance = self._display.enter_context(progress(name, total, "vectors"))
+            self._advance = lambda: advance(vectors)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._advance is not None:
-            self._advance(trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+            self._advance()
             if trainer.is_last_batch:
                 self._close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._count()
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}  # means over all processes
         if not trainer.is_global_zero:
             return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         parts = [f"loss {values['epoch/loss']:.4f}"]
         if "epoch/violated" in values:
             parts.append(f"violated {values['epoch/violated']:.1%}")
@@ -115,3 +95,17 @@ class EpochReport(Callback):
     def _close(self) -> None:
         self._display.close()
         self._advance = None
+
+
+def quiet_lightning() -> None:
+    """Leave of Lightning's messages those that say more than our log does."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # batches are looked up in memory, there is nothing for workers to do
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*LeafSpec.*",
+        ".*isinstance\\(treespec.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,13 +1,13 @@
 """Anchors and their neighbours. In section 3.2's triplets positives are near in the input space, negatives on the sphere."""
 
 import logging
-import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,7 +16,7 @@ import catalyzer
 from catalyzer.cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
-from catalyzer.neighbors import knn_graph
+from catalyzer.neighbors import graph_recall, knn_graph
 from catalyzer.nn import embed
 from catalyzer.vectors import fingerprint
 
@@ -25,12 +25,57 @@ log = logging.getLogger(__name__)
 NEGATIVE_NPROBE = 8  # negatives only have to be hard, not to be the exact k-th; positives are mined once and carefully
 
 
+@dataclass(frozen=True)
+class Miner:
+    """How neighbours are found: `method` of `catalyzer.neighbors.knn_graph`.
+
+    Attributes:
+        positives: for those in the input space, once.
+        negatives: for those on the sphere, in every epoch.
+    """
+
+    positives: str = "auto"
+    negatives: str = "auto"
+
+
+class Batches:
+    """The numbers of an epoch's batches; after `load_state_dict`, those that were still to come.
+
+    >>> batches = Batches(4)
+    >>> numbers = iter(batches)
+    >>> next(numbers), next(numbers), batches.state_dict()
+    (0, 1, {'done': 2})
+    >>> resumed = Batches(4)
+    >>> resumed.load_state_dict({"done": 2})
+    >>> list(resumed), list(resumed)
+    ([2, 3], [0, 1, 2, 3])
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n, self.done = n, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.done % self.n, self.n):  # all done: the next epoch
+            self.done = number + 1
+            yield number
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.done = state["done"]
+
+
 class AnchorData(LightningDataModule, ABC):
     """Serves every training vector once an epoch as an anchor, batch by batch, with neighbours that were mined for it.
 
     A batch is drawn where it is used: the loader only counts batches, and what batch i is made of is looked up in the tables
-    of the epoch, which depend on seed, epoch and weights alone. A resumed run therefore sees what the run it goes on from
-    would have seen.
+    of the epoch, which depend on seed, epoch and weights alone. Vectors and tables are on the training's device. A resumed run
+    therefore sees what the run it goes on from would have seen, and several processes share out an epoch without overlap:
+    step i of all together has the anchors of step i of one process with a batch as large as theirs joined.
 
     Args:
         train: `(n, d)` training vectors, kept in their dtype.
@@ -38,12 +83,12 @@ class AnchorData(LightningDataModule, ABC):
         batch_size: anchors a batch, on each device.
         k_pos: how many nearest neighbours in the input space are found for each.
         k_neg: how many among the mapped vectors.
-        miner: `method` of `catalyzer.neighbors.knn_graph`.
+        miner: how they are found.
         seed: decides what is drawn.
         cache: keeps the neighbours in the input space.
 
     Raises:
-        InvalidInput: fewer training vectors than k_pos, k_neg or the batch size ask for.
+        InvalidInput: fewer training vectors than k_pos, k_neg or the batches of all processes ask for.
     """
 
     def __init__(
@@ -54,7 +99,7 @@ class AnchorData(LightningDataModule, ABC):
         batch_size: int,
         k_pos: int,
         k_neg: int,
-        miner: str,
+        miner: Miner,
         seed: int,
         cache: ArrayCache,
     ) -> None:
@@ -68,79 +113,145 @@ class AnchorData(LightningDataModule, ABC):
         self.train, self.validation = train, validation
         self.batch_size, self.k_pos, self.k_neg = batch_size, k_pos, k_neg
         self.miner, self.seed, self.cache = miner, seed, cache
+        self.recall: dict[str, float] = {}
+        """Share of the true neighbours that were found, of a sample, by the kind of neighbour."""
+
+    @property
+    def processes(self) -> tuple[int, int]:
+        """The number of this process and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """That batches are made on."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def prepare_data(self) -> None:
-        """Find the positives and the validation ground truth; they are cached for `setup`, which every process runs."""
-        self._positives()
+        """Find the validation ground truth, which every process then has from the cache."""
         _ = self.validation.ground_truth
 
     def setup(self, stage: str) -> None:
-        """Load what `prepare_data` found."""
-        self.vectors = torch.from_numpy(self.train)
-        self.positives = self._positives()
+        """Find the positives, or load them from the cache.
+
+        Raises:
+            InvalidInput: fewer training vectors than a batch of all processes has.
+        """
+        if not len(self.batches):
+            world = self.processes[1]
+            raise InvalidInput(
+                f"{len(self.train):,} training vectors are too few for a batch of batch_size = {self.batch_size} on each of "
+                f"{world} devices; lower batch_size"
+            )
+        self.vectors = torch.from_numpy(self.train).to(self.device)
+        positives = self._positives()
+        self.recall["positives"] = graph_recall(self.train, positives)
+        log.info("positives: recall@%d of the search for them %.1f%%", self.k_pos, 100 * self.recall["positives"])
+        self.positives = torch.from_numpy(positives).to(self.device)
 
     def _positives(self) -> np.ndarray:
+        method, description = self.miner.positives, "mining positives"
         # The version, since approximate neighbours depend on how this version searches.
-        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, self.miner, catalyzer.__version__)
-        return self.cache.get(
-            "positives", key, lambda: knn_graph(self.train, self.k_pos, self.miner, description="mining positives")
-        )
+        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, method, catalyzer.__version__)
+
+        def mine(rows: slice) -> np.ndarray:
+            return knn_graph(self.train, self.k_pos, method, description=description, rows=rows).astype(np.int32)
+
+        # Machines may have caches of their own, and one that has to mine alone would wait for the others for ever.
+        if self.agreed(self.cache.has("positives", key)):
+            return self.cache.get("positives", key, lambda: mine(slice(None)))
+        found = self.shared_out(mine)
+        return self.cache.get("positives", key, lambda: found)
+
+    def agreed(self, here: bool) -> bool:
+        """Whether `here` is true in all processes."""
+        return self.trainer.strategy.reduce_boolean_decision(here, all=True) if self.trainer else here
+
+    def shared_out(self, make: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """What `make` makes of all training vectors, where each process makes the rows of its share."""
+        rank, world = self.processes
+        shares = [slice(len(self.train) * i // world, len(self.train) * (i + 1) // world) for i in range(world)]
+        mine = make(shares[rank])
+        if world == 1:
+            return mine
+        sizes = [share.stop - share.start for share in shares]
+        padded = np.zeros((max(sizes), *mine.shape[1:]), mine.dtype)  # all processes give arrays of one size
+        padded[: len(mine)] = mine
+        given = torch.from_numpy(padded).to(self.device)
+        parts = [torch.empty_like(given) for _ in range(world)]
+        torch.distributed.all_gather(parts, given)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu().numpy()
 
     order: Tensor
     """Row numbers of the anchors, in an epoch's order."""
 
     @abstractmethod
-    def mine(self, transform: nn.Module, epoch: int) -> float:
-        """Set the order of an epoch and the neighbours in it; every process of a distributed run finds the same.
+    def mine(self, transform: nn.Module, epoch: int) -> None:
+        """Set the order of an epoch and the neighbours in it; every process of a distributed run has the same.
 
         Args:
             transform: f, on whatever device.
             epoch: counts from 0.
-
-        Returns:
-            Seconds it took.
         """
 
     @abstractmethod
     def batch(self, anchors: Tensor) -> Any:
         """What `training_step` gets for the anchors of these row numbers."""
 
-    def train_dataloader(self) -> DataLoader:
-        """Numbers of batches; incomplete ones are left out."""
-        world = self.trainer.world_size if self.trainer else 1
-        return DataLoader(range(len(self.train) // (self.batch_size * world)), batch_size=None)  # type: ignore[arg-type]
+    @property
+    def batches(self) -> Batches:
+        """Of an epoch; incomplete ones are left out."""
+        return Batches(len(self.train) // (self.batch_size * self.processes[1]))
+
+    def train_dataloader(self) -> Batches:
+        """Numbers of batches, which `on_after_batch_transfer` turns into what they are made of."""
+        return self.batches
 
     def val_dataloader(self) -> DataLoader:
         """All validation queries in one batch."""
         return DataLoader([torch.from_numpy(self.validation.queries)], batch_size=None)  # type: ignore[arg-type]
 
+    def anchors(self, number: int) -> Tensor:
+        """Row numbers of the anchors in this process's share of a batch."""
+        rank, world = self.processes
+        size = self.batch_size * world
+        return self.order[number * size : (number + 1) * size][rank::world]
+
     def on_after_batch_transfer(self, batch: Tensor | int, dataloader_idx: int) -> Any:
-        """Turn the number of a training batch into what it is made of."""
-        if isinstance(batch, Tensor) and batch.ndim:  # validation queries
-            return batch
-        assert self.trainer is not None
-        mine = self.order[self.trainer.global_rank :: self.trainer.world_size]
-        made = self.batch(mine[int(batch) * self.batch_size :][: self.batch_size])
-        return move_data_to_device(made, self.trainer.strategy.root_device)
+        """Turn the number of a training batch into what it is made of; validation queries stay as they are."""
+        return batch if isinstance(batch, Tensor) else self.batch(self.anchors(batch))
 
 
 class TripletData(AnchorData):
     """Triplets: an anchor, one of its k_pos neighbours in the input space, and the k_neg-th nearest neighbour of its f(x)."""
 
-    def mine(self, transform: nn.Module, epoch: int) -> float:
+    def mine(self, transform: nn.Module, epoch: int) -> None:
         """Set order, positives and negatives of an epoch; see `AnchorData.mine`."""
-        start = time.perf_counter()
-        random = np.random.default_rng((self.seed, epoch))
-        n = len(self.train)
-        chosen = random.integers(self.k_pos, size=n)
-        latent = embed(transform, self.train, "mining negatives: embedding")
-        graph = knn_graph(latent, self.k_neg, self.miner, NEGATIVE_NPROBE, "mining negatives: searching")
-        self.order = torch.from_numpy(random.permutation(n))
-        self.positive = torch.from_numpy(self.positives[np.arange(n), chosen])
-        self.negative = torch.from_numpy(graph[:, -1].copy())
-        return time.perf_counter() - start
+        latent = self.shared_out(lambda rows: embed(transform, self.train[rows], "mining negatives: embedding"))
+
+        def search(rows: slice) -> np.ndarray:
+            graph = knn_graph(latent, self.k_neg, self.miner.negatives, NEGATIVE_NPROBE, "mining negatives: searching", rows)
+            self.recall["negatives"] = graph_recall(latent, graph, rows.start)
+            return graph[:, -1].astype(np.int32)
+
+        self.negative = torch.from_numpy(self.shared_out(search)).to(self.device)
+        self._draw(epoch)
+
+    def _draw(self, epoch: int) -> None:
+        self.epoch = epoch
+        random, n = np.random.default_rng((self.seed, epoch)), len(self.train)
+        chosen = torch.from_numpy(random.integers(self.k_pos, size=n)).to(self.device)
+        self.positive = self.positives.gather(1, chosen[:, None])[:, 0]
+        self.order = torch.from_numpy(random.permutation(n)).to(self.device)
 
     def batch(self, anchors: Tensor) -> Tensor:
         """`(3, len(anchors), d)` float32: anchors, their positives, their negatives."""
-        rows = torch.stack([anchors, self.positive[anchors], self.negative[anchors]])
+        rows = torch.stack([anchors, self.positive[anchors].long(), self.negative[anchors].long()])
         return self.vectors[rows].float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and its negatives: the weights that they were mined with are gone in the middle of it."""
+        return {"epoch": self.epoch, "negative": self.negative.cpu(), "recall": self.recall["negatives"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.negative, self.recall["negatives"] = state_dict["negative"].to(self.device), state_dict["recall"]
+        self._draw(state_dict["epoch"])

@@ -1,28 +1,39 @@
 """Train a catalyzer in a run folder, or go on where a killed run stopped."""
 
+import contextlib
 import csv
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import LightningModule
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
-from catalyzer.training.callbacks import EpochReport, WholeCheckpoints, load_checkpoint
+from catalyzer.training.callbacks import EpochReport, quiet_lightning
+from catalyzer.training.checkpoints import TERMINATED, Checkpoints, WholeCheckpoints, load_checkpoint, newest_checkpoint
 from catalyzer.training.data import AnchorData
+from catalyzer.training.module import Training
 
 log = logging.getLogger(__name__)
 
 
 def check_trainer(options: dict[str, Any]) -> None:
     """Raise `InvalidInput` where Lightning would refuse the options, such as a GPU where there is none."""
-    _quiet_lightning()
+    quiet_lightning()
     try:
         pl.Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     except (MisconfigurationException, ValueError) as error:
@@ -30,7 +41,7 @@ def check_trainer(options: dict[str, Any]) -> None:
 
 
 def fit(
-    training: LightningModule,
+    training: Training,
     data: AnchorData,
     folder: Path,
     *,
@@ -38,12 +49,13 @@ def fit(
     loggers: list[Logger],
     monitor: str,
     patience: int | None = None,
+    keep: int = 2,
     epoch_name: str = "epoch",
 ) -> float:
     """Train on `data`, and leave in the networks of `training` the weights of the best epoch on the validation split.
 
-    Writes `checkpoints/last.ckpt` after every epoch, `checkpoints/best.ckpt` and `metrics.csv` into `folder`; where
-    `last.ckpt` is there already, training goes on from it.
+    Writes `checkpoints/step-*.ckpt` after every epoch and when the process is told to stop, `checkpoints/best.ckpt` and
+    `metrics.csv` into `folder`; where a checkpoint is there already, training goes on from the newest.
 
     Args:
         training: module and settings of the optimization.
@@ -53,47 +65,92 @@ def fit(
         loggers: besides the CSV one.
         monitor: metric, higher is better, that decides which epoch is best.
         patience: stop after this many validations without a better one; None never stops early.
+        keep: how many of the last checkpoints.
         epoch_name: what the log calls an epoch.
 
     Returns:
         Seconds of training, those of the run that this one goes on from included.
+
+    Raises:
+        InvalidInput: the loss is no longer a number, or a training process has died.
+        SystemExit: the process was told to stop.
     """
     folder = folder.resolve()  # Lightning forgets which epoch was best if a checkpoint's path is spelled differently
-    last, best = folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt"
-    checkpoint = load_checkpoint(last) if last.exists() else None
+    found = newest_checkpoint(folder)
     report = EpochReport(epoch_name)
-    # Fixed names without version counters: a checkpoint replaces the one before it by renaming.
-    keep: dict[str, Any] = {"dirpath": last.parent, "enable_version_counter": False}
-    callbacks: list[Callback] = [
-        report,
-        LearningRateMonitor(logging_interval="step"),
-        ModelCheckpoint(filename="best", monitor=monitor, mode="max", **keep),
-        ModelCheckpoint(filename="last", monitor=None, save_on_train_epoch_end=True, **keep),
-    ]
+    # Saved with the validation and not after the epoch, so that the epoch's own checkpoint knows of it.
+    best = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor=monitor, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [report, LearningRateMonitor(logging_interval="step"), Checkpoints(folder, keep), best]
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
+        callbacks.insert(0, EarlyStopping(monitor, mode="max", patience=patience))
 
-    _quiet_lightning()
+    quiet_lightning()
+    plugins: list[Any] = [WholeCheckpoints()]
+    if SLURMEnvironment.detect():  # by Lightning's own measure; jobs are queued again by `Checkpoints`
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = pl.Trainer(
         **trainer_options,
         default_root_dir=folder,
-        logger=[_csv_logger(folder, checkpoint["global_step"] if checkpoint else 0), *loggers],
+        logger=[_csv_logger(folder, found[1]["global_step"] if found else 0), *loggers],
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=plugins,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # AnchorData shares out the batches itself
     )
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
-    if checkpoint:
-        log.info("going on after epoch %d of %d", checkpoint["epoch"] + 1, trainer.max_epochs)
-    trainer.fit(training, datamodule=data, ckpt_path=last if checkpoint else None, weights_only=True)
+    if found:
+        log.info("going on from %s, epoch %d of %d", found[0].name, found[1]["epoch"] + 1, trainer.max_epochs)
+    with _processes_as_one(folder):
+        trainer.fit(training, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
 
-    training.load_state_dict(load_checkpoint(best)["state_dict"])
+    training.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"])
     training.cpu().eval()
     # The report's own count stays in the processes of a distributed run; the checkpoint has it in every case.
-    return float(load_checkpoint(last)["callbacks"][report.state_key]["seconds"])
+    last = newest_checkpoint(folder)
+    assert last is not None
+    return float(last[1]["callbacks"][report.state_key]["seconds"])
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes the folder: that of rank 0, or the only one."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
+@contextlib.contextmanager
+def _processes_as_one(folder: Path) -> Iterator[None]:
+    # Spawned training processes are told what this one is told, and what ends one of them is told as if it were our own.
+    def pass_on(number: int, _: Any) -> None:
+        if not multiprocessing.active_children():  # and before the training begins there is nothing to save
+            raise SystemExit(TERMINATED)
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                os.kill(process.pid, number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, pass_on) if main else None
+    try:
+        yield
+    except ProcessExitedException as error:
+        if error.exit_code == TERMINATED:
+            raise SystemExit(TERMINATED) from None
+        reason = error.signal_name or f"exit code {error.exit_code}"
+        raise InvalidInput(
+            f"a training process ended with {reason}; resume={folder} goes on from its last checkpoint"
+        ) from None
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.rpartition(".")[2] == InvalidInput.__name__:
+            raise InvalidInput(message) from None
+        if kind.rpartition(".")[2] == SIGTERMException.__name__:  # told before its training had begun
+            raise SystemExit(TERMINATED) from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
@@ -113,16 +170,3 @@ def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
                 logger.experiment.log_metrics(row, step)  # it writes the texts as they are
         logger.experiment.save()
     return logger
-
-
-def _quiet_lightning() -> None:
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # batches are looked up in memory, there is nothing for workers to do
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*LeafSpec.*",
-        ".*isinstance\\(treespec.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

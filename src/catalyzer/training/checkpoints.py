@@ -1,0 +1,146 @@
+"""Checkpoints that are whole, load without unpickling, and are there when a run is told to stop."""
+
+import io
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback
+
+from catalyzer.cache import write_atomically
+from catalyzer.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a run that was told to stop, as shells give it."""
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints are written beside and renamed; loading takes tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)  # not straight into the file, since torch hides why writing failed
+        write_atomically(Path(path), lambda file: file.write(buffer.getbuffer()))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(Path(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no common class for what a damaged or hostile file raises
+        raise InvalidInput(f"{path}: not a checkpoint that can be loaded ({type(error).__name__})") from None
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints that a run in `folder` can go on from, newest first."""
+    return sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that a run in `folder` can go on from, and its content; None where the run has none yet.
+
+    Raises:
+        InvalidInput: there are checkpoints, and none of them can be loaded.
+    """
+    files = checkpoint_files(folder)
+    for path in files:
+        try:
+            return path, load_checkpoint(path)
+        except InvalidInput as error:  # only whole files are renamed into place, so something else has damaged it
+            log.warning("%s; going on from the one before it", error)
+    if files:
+        raise InvalidInput(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start anew")
+    return None
+
+
+class Checkpoints(Callback):
+    """Keeps the last checkpoints: one after each epoch, and one at once when the process is told to stop.
+
+    SIGTERM saves and ends the run with exit code `TERMINATED`; in a job of SLURM, SIGUSR1 does so too and queues the job
+    again. In several processes all stop when one is told to.
+
+    Args:
+        folder: of the run.
+        keep: how many checkpoints.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._told: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signals
+            told = [signal.SIGTERM, signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM]
+            self._handlers = {number: signal.signal(number, self._notice) for number in told}  # in place of Lightning's
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self._told = signal.Signals(number)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. To agree costs a
+        # synchronisation.
+        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        if self._stopping(trainer):
+            self._save(trainer)
+            self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+        if self._stopping(trainer):
+            self._leave(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _stopping(self, trainer: pl.Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._told is not None, all=False)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # what a resumed run will not log again
+        trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:09d}.ckpt")
+        if trainer.is_global_zero:
+            for old in checkpoint_files(self.folder)[self.keep :]:
+                old.unlink()
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            log.info("told to stop: saved after step %d of epoch %d", trainer.global_step, trainer.current_epoch + 1)
+            if self._told is signal.SIGUSR1:
+                requeue()
+        raise SystemExit(TERMINATED)
+
+
+def requeue() -> None:
+    """Have SLURM queue the job that this process belongs to again."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    if not re.fullmatch(r"[0-9_]+", job):
+        raise InvalidInput(f"the job's number in SLURM's environment is {job!r}, expected digits")
+    answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        log.error("SLURM did not queue job %s again: %s", job, answer.stderr.strip())
+    else:
+        log.info("SLURM has queued job %s again", job)
