@@ -18,7 +18,7 @@ register_resolvers()
 CONF = Path(__file__).parent.parent / "conf"
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
 # What each row of a table chooses itself.
-PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine")
+PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine", "split")
 TAKES_VALUE = (  # of Hydra's options
     "-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
 )  # fmt: skip
@@ -65,6 +65,8 @@ def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
             raise InvalidInput(f"{text}: the rows of a table choose this themselves; src/train.py makes a run of your own")
         if text == "experiment=paper":
             raise InvalidInput("experiment=paper is one run; for tables and figures as published give scale=paper")
+        if text in ("experiment=crossvalidate", "experiment=search"):
+            raise InvalidInput(f"{text} is a sweep of src/train.py; the target of the best λ by dimension is table3")
     if not any(text.startswith("scale=") for text in shared):
         shared.insert(0, "scale=demo")
     given = [text for text in overrides if text.split("=")[0] not in ("target", "job")]

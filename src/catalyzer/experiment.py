@@ -55,7 +55,7 @@ LABELS = {
 
 
 def run(settings: Settings, folder: Path) -> list[Result]:
-    """Do all of a run that `folder` does not hold yet; print and return the rows of its table.
+    """Do all of a run that `folder` does not hold yet; print and return the rows of its table, none with `split=validation`.
 
     Raises:
         InvalidInput: settings and data that do not fit together, or a folder that holds a run of other settings;
@@ -79,6 +79,11 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     wandb_logger = make_wandb_logger(settings, folder)
     trained = train(settings, benchmark, folder, [wandb_logger] if wandb_logger else [])
     if trained is None:
+        return []
+    if settings.split == "validation":
+        if wandb_logger is not None:
+            wandb_logger.experiment.finish()
+        log.info("weights and metrics, without a look at the test split: %s", folder)
         return []
     rows = compare(settings, benchmark, trained, baselines)
     title = save_results(rows, settings, benchmark, folder, started)
