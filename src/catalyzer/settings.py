@@ -229,7 +229,7 @@ class Settings(_Settings):
     k_neg: PositiveInt
     miner: Literal["auto", "exact", "ivf"]
     baselines: list[Literal["pq", "opq"]]
-    split: Literal["test", "validation"] = "test"  # runs of before this key were all measured on it
+    split: Literal["validation", "test"] = "test"  # runs of before this key were all measured on it
     seed: int = Field(ge=0)
     cache: str
 

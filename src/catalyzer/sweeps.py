@@ -148,7 +148,7 @@ class Sweep:
 
     def name(self, job: Job) -> str:
         """Number and swept values of a job: "3 (lambda=0.01 d_out=24)"."""
-        given = " ".join(f"{key}={job.overrides[key]}" for key in self.keys if key in job.overrides)
+        given = " ".join(f"{key}={_short(job.overrides[key])}" for key in self.keys if key in job.overrides)
         return f"{job.folder.name} ({given})" if given else job.folder.name
 
     def table(self) -> tuple[list[str], list[list[str | float | None]]]:
@@ -186,7 +186,7 @@ class Sweep:
         rows = [
             [
                 job.folder.name,
-                *(escape(job.overrides.get(key, "–")) for key in self.keys),
+                *(escape(_short(job.overrides.get(key, "–"))) for key in self.keys),
                 *(self._percent(job, k) for k in RANKS),
                 f"{job.seconds:.1f}",
             ]
@@ -204,15 +204,16 @@ class Sweep:
                 print_table(results, f"the best, job {escape(self.name(self.ended[0]))}, on the test split of {title}")
 
     def _print_grid(self) -> None:
-        at = {tuple(job.overrides.get(key, "–") for key in self.keys): job for job in self.jobs}
+        from rich.markup import escape
+
+        at = {tuple(_short(job.overrides.get(key, "–")) for key in self.keys): job for job in self.jobs}
         if len(self.keys) != 2:
             return
         firsts, seconds = (list(dict.fromkeys(pair[i] for pair in at)) for i in range(2))
         if len(firsts) * len(seconds) == len(self.jobs) == len(at):
-            rows = [[first, *(self._percent(at[first, second], 10) for second in seconds)] for first in firsts]
-            print_rows(
-                [self.keys[0], *(f"{self.keys[1]} = {second}" for second in seconds)], rows, "R@10 on the validation split"
-            )
+            heading = [self.keys[0], *(escape(f"{self.keys[1]} = {second}") for second in seconds)]
+            rows = [[escape(first), *(self._percent(at[first, second], 10) for second in seconds)] for first in firsts]
+            print_rows(heading, rows, "R@10 on the validation split")
 
     def _percent(self, job: Job, k: int) -> str:
         recall = job.recall[self.split].get(k)
@@ -220,6 +221,18 @@ class Sweep:
             return "–"
         best = max(other.recall[self.split].get(k, 0.0) for other in self.ended)
         return f"[bold]{100 * recall:.1f}[/]" if recall == best else f"{100 * recall:.1f}"
+
+
+def _short(value: str) -> str:
+    """A number that a search has drawn, with the digits that a person reads.
+
+    >>> _short("0.02504130762999893"), _short("0.005"), _short("lattice")
+    ('0.02504', '0.005', 'lattice')
+    """
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
 
 
 def end_sweep(folder: Path, whole: bool) -> bool:
