@@ -23,6 +23,7 @@ TAKES_VALUE = (  # of Hydra's options
     "-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
 )  # fmt: skip
 MULTIRUN = {"-m", "--multirun"}
+SWEEPS = {"experiment=crossvalidate", "experiment=search"}  # which Hydra would make of the target, before we are asked
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="reproduce")
@@ -65,8 +66,6 @@ def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
             raise InvalidInput(f"{text}: the rows of a table choose this themselves; src/train.py makes a run of your own")
         if text == "experiment=paper":
             raise InvalidInput("experiment=paper is one run; for tables and figures as published give scale=paper")
-        if text in ("experiment=crossvalidate", "experiment=search"):
-            raise InvalidInput(f"{text} is a sweep of src/train.py; the target of the best λ by dimension is table3")
     if not any(text.startswith("scale=") for text in shared):
         shared.insert(0, "scale=demo")
     given = [text for text in overrides if text.split("=")[0] not in ("target", "job")]
@@ -89,6 +88,9 @@ def main() -> None:
             raise InvalidInput(
                 f"one target at a time, got {' '.join(arguments[i] for i in words)}; or take all of them by: all"
             )
+    for text in SWEEPS & {*arguments}:
+        with one_sentence_errors():
+            raise InvalidInput(f"{text} is a sweep of src/train.py; the target that chooses λ for each dimension is table3")
     for i in words:
         arguments[i] = f"target={arguments[i]}"
     if MULTIRUN & {*arguments}:

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,11 +104,16 @@ def test_a_failing_job_stops_no_other_elsewhere(
     check_sweep_with_one_failure(process, folder)
 
 
-def test_slurm_gets_an_array_of_jobs(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
-    record = tmp_path / "record"
-    record.mkdir()
+@pytest.fixture
+def slurm(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of a user of SLURM, whose programs run all on this machine and keep what they got in `record`."""
+    (tmp_path / "record").mkdir()
     path = f"{ROOT / 'tests' / 'slurm'}{os.pathsep}{environment['PATH']}"
-    train = command("train.py", {**environment, "PATH": path, "SLURM_RECORD": str(record)}, tmp_path)
+    return {**environment, "PATH": path, "SLURM_RECORD": str(tmp_path / "record")}
+
+
+def test_slurm_gets_an_array_of_jobs(own_files: list[str], slurm: dict[str, str], tmp_path: Path) -> None:
+    train, record = command("train.py", slurm, tmp_path), tmp_path / "record"
     resources = ["hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "hydra.launcher.timeout_min=600"]
     arguments = [*relative(own_files, tmp_path), *TINY, "lambda=0.01,-1,0.1", "hydra/launcher=submitit_slurm", *resources]
     process = train("-m", *arguments, expect=1)
@@ -129,8 +136,24 @@ def test_slurm_gets_an_array_of_jobs(own_files: list[str], environment: dict[str
     assert {path.read_text() for path in record.glob("*.state")} == {"COMPLETED\n"}
 
 
+def test_a_job_that_slurm_preempts_goes_on_where_it_was(own_files: list[str], slurm: dict[str, str], tmp_path: Path) -> None:
+    sizes = ["catalyzer.hidden=512", "batch_size=16", "trainer.max_epochs=4", "baselines=[]", "hydra.sweep.dir=s"]
+    arguments = [*own_files, *sizes, "lambda=0.01,0.1", "hydra/launcher=submitit_slurm"]
+    command_line = [sys.executable, str(ROOT / "src" / "train.py"), "-m", *arguments]
+    with subprocess.Popen(command_line, cwd=tmp_path, env=slurm, stdout=subprocess.PIPE, text=True) as process:
+        train_log = tmp_path / "s" / "0" / "train.log"
+        while not (train_log.exists() and "epoch 2/4" in train_log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "record" / "0.pid").read_text()), signal.SIGUSR2)
+        shown = process.communicate()[0]
+    assert process.returncode == 0, shown
+    assert re.search("going on after epoch [1234] of 4", train_log.read_text())
+    assert {row["job"] for row in csv_rows(tmp_path / "s") if row["test R@10"]} == {"0", "1"}
+
+
 def test_optuna_searches_by_validation_recall(train: Command, own_files: list[str], tmp_path: Path) -> None:
-    arguments = ["hydra.sweeper.n_trials=2", "hydra.sweeper.params.d_out='choice(16,24)'", "hydra.sweep.dir=search"]
+    arguments = ["hydra.sweeper.n_trials=2", "d_out=16,24", "hydra.sweep.dir=search"]
     process = train("experiment=search", *own_files, *TINY, *arguments)
     jobs = [tmp_path / "search" / name for name in "01"]
     for job in jobs:

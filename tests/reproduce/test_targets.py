@@ -242,6 +242,7 @@ def test_wrong_keys_get_one_sentence(key: str | None, override: str, message: st
     [
         (["table1", "table2"], "one target at a time, got table1 table2"),
         (["table1", "job=99"], "job=99: table1 has 2 trainings, numbered from 0"),
+        (["table1", "experiment=search"], "experiment=search is a sweep of src/train.py"),
     ],
 )
 def test_a_mistake_leaves_nothing(arguments: list[str], message: str, reproduce: Command, tmp_path: Path) -> None:
