@@ -18,11 +18,12 @@ register_resolvers()
 CONF = Path(__file__).parent.parent / "conf"
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
 # What each row of a table chooses itself.
-PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine")
+PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine", "split")
 TAKES_VALUE = (  # of Hydra's options
     "-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir",
 )  # fmt: skip
 MULTIRUN = {"-m", "--multirun"}
+SWEEPS = {"experiment=crossvalidate", "experiment=search"}  # which Hydra would make of the target, before we are asked
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="reproduce")
@@ -87,6 +88,9 @@ def main() -> None:
             raise InvalidInput(
                 f"one target at a time, got {' '.join(arguments[i] for i in words)}; or take all of them by: all"
             )
+    for text in SWEEPS & {*arguments}:
+        with one_sentence_errors():
+            raise InvalidInput(f"{text} is a sweep of src/train.py; the target that chooses λ for each dimension is table3")
     for i in words:
         arguments[i] = f"target={arguments[i]}"
     if MULTIRUN & {*arguments}:

@@ -104,6 +104,8 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (["refine=4", "decoder=mlp", "quantizer=sign"], "refine = 4 tries lattice points, got quantizer=sign; set refine=1"),
         (["refine=0"], "refine=0: input should be greater than 0"),
+        (["split=validation", "catalyzer=pca"], "split=validation compares runs by the epochs of their training"),
+        (["split=train"], "split=train: input should be 'validation' or 'test'"),
         (["rerank=-1"], "rerank=-1: input should be greater than or equal to 0"),
         (["loss.reconstruction=0"], "loss.reconstruction=0"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0"),

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from catalyzer.errors import InvalidInput
+from catalyzer.cache import write_atomically
+from catalyzer.errors import ERROR_FILE, InvalidInput
+
+log = logging.getLogger(__name__)
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -136,12 +140,10 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except InvalidInput as error:
-        message = str(error)
-    except OSError as error:
-        if error.errno is None or error.filename is None:
+    except (InvalidInput, OSError) as error:
+        message = _sentence(error)
+        if message is None:
             raise
-        message = f"{error.filename}: {error.strerror}"
     else:
         return
     sys.stderr.write(f"error: {message}\n")
@@ -149,6 +151,49 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
         with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
             output_folder.rmdir()
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def errors_kept_in(folder: Path) -> Iterator[None]:
+    """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep go on.
+
+    A launcher cannot be left to deal with it: on an exit, that of one machine ends with the job, that of several processes
+    stops them all or waits for ever. What is no user's mistake is logged with its traceback.
+    """
+    (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
+    try:
+        yield
+    except Exception as error:
+        message = _sentence(error)
+        if message is None:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            log.exception("the job failed")
+        else:
+            log.error("error: %s", message)
+        text = f"{message}\n".encode()
+        write_atomically(folder / ERROR_FILE, lambda file: file.write(text))
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user did wrong; None where the error is not of that kind."""
+    if isinstance(error, InvalidInput):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+class SweepFolder(Callback):
+    """A callback of Hydra's, by which a command learns the folder of the sweep that Hydra makes.
+
+    Hydra's own callback at a sweep's end would not do: it is left out where a launcher gives up, and can return no exit code.
+    """
+
+    latest: ClassVar[Path | None] = None
+    """None before a sweep has begun, and where there is none."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.latest = Path(config.hydra.sweep.dir)
 
 
 def settings_to_resume(folder: str, overrides: list[str]) -> Any:

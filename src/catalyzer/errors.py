@@ -1,5 +1,8 @@
 """The one exception for a user's mistake: its text is a sentence that says what was expected, what came, what to do."""
 
+ERROR_FILE = "error.txt"
+"""In the folder of a job of a sweep: why it failed."""
+
 
 class InvalidInput(ValueError):
     """Raised for wrong files, shapes, values or settings; the commands print its text and exit with code 2.

@@ -73,23 +73,33 @@ def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
 
 def print_table(results: Sequence[Result], title: str) -> None:
     """Print the table to standard output; the best recall of each column is bold."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     cells = table_cells(results)
     best = [max(row[i] for row in cells) for i in range(len(COLUMNS))]
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    rows = []
     for row in cells:
         texts = [str(row[0]), str(row[1])]
         for i, value in enumerate(row[2:], 2):
             text = _cell(COLUMNS[i], float(value))
             texts.append(f"[bold]{text}[/]" if COLUMNS[i].startswith("R@") and value == best[i] else text)
-        table.add_row(*texts)
+        rows.append(texts)
+    print_rows(COLUMNS, rows, title)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print texts to standard output as a table, in which rich's markup counts; the first column is flush left."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     # Piped into a file there is no terminal to fit, and a table of cut names would help nobody.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(title, style="italic", soft_wrap=True, highlight=False)  # as the table's own it would be cut to its width
+    console.print(table)
 
 
 def _cell(column: str, value: float) -> str:

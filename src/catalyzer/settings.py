@@ -250,6 +250,7 @@ class Settings(_Settings):
     k_neg: PositiveInt
     miner: Miner
     baselines: list[Literal["pq", "opq"]]
+    split: Literal["validation", "test"] = "test"  # runs of before this key were all measured on it
     seed: int = Field(ge=0)
     cache: str
 
@@ -284,6 +285,11 @@ class Settings(_Settings):
                 raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
         if self.refine > 1 and self.quantizer.name != "lattice":
             raise ValueError(f"refine = {self.refine} tries lattice points, got quantizer={self.quantizer.name}; set refine=1")
+        if self.split == "validation" and self.catalyzer.name != "mlp":
+            raise ValueError(
+                "split=validation compares runs by the epochs of their training, which only catalyzer=mlp has, got "
+                f"catalyzer={self.catalyzer.name}"
+            )
         if self.trainer.check_val_every_n_epoch > self.trainer.max_epochs:
             raise ValueError(
                 f"trainer.check_val_every_n_epoch = {self.trainer.check_val_every_n_epoch} is more than trainer.max_epochs = "
@@ -300,8 +306,9 @@ class Settings(_Settings):
         return self
 
     def decides_as(self, other: Self) -> bool:
-        """Whether both make the same run: where it is logged, and where intermediate results are kept, decide nothing."""
-        aside = {"logger", "cache"}
+        """Whether both make the same run: where it is logged, where intermediate results are kept, and what it is measured on
+        when it is trained, decide nothing."""
+        aside = {"logger", "cache", "split"}
         return self.model_dump(exclude=aside) == other.model_dump(exclude=aside)
 
     def save(self, path: Path) -> None:

@@ -15,8 +15,8 @@ from catalyzer import InvalidInput
 from catalyzer.commands import compose_config, register_resolvers, resolved
 from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target, tables
 from catalyzer.reproduce.lab import dataset_digest, training_digest
-from catalyzer.reproduce.tables import best_validation
 from catalyzer.settings import Settings
+from catalyzer.sweeps import validation_recall
 from tests.conftest import FAST, ROOT, Command
 
 
@@ -138,7 +138,7 @@ def test_table3_chooses_on_the_validation_split(lab: Lab, tmp_path: Path) -> Non
         assert best == ("0.01", "0.1")[int(np.argmax(found))]
         assert f"lambda={best}" in row.command
     first = lab.trained(TARGETS["table3"].jobs(lab)[0])
-    assert best_validation(first.folder) * 100 == pytest.approx(outcome.tables[0].rows[0].values[1])
+    assert validation_recall(first.folder)[10] * 100 == pytest.approx(outcome.tables[0].rows[0].values[1])
     assert not (first.folder / "results.json").exists()  # nothing was measured on the test split
 
 
@@ -242,6 +242,7 @@ def test_wrong_keys_get_one_sentence(key: str | None, override: str, message: st
     [
         (["table1", "table2"], "one target at a time, got table1 table2"),
         (["table1", "job=99"], "job=99: table1 has 2 trainings, numbered from 0"),
+        (["table1", "experiment=search"], "experiment=search is a sweep of src/train.py"),
     ],
 )
 def test_a_mistake_leaves_nothing(arguments: list[str], message: str, reproduce: Command, tmp_path: Path) -> None:

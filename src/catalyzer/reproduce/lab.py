@@ -107,7 +107,7 @@ class Lab:
     def key(self) -> str:
         """Of all that decides what a target makes."""
         common = self.common
-        settings = common.model_dump(mode="json", by_alias=True, exclude={"logger", "cache"})
+        settings = common.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "split"})
         return _digest([settings, dataset_digest(common), self.seeds, list(self.lambdas), catalyzer.__version__])
 
     @property
@@ -230,7 +230,7 @@ class Target:
 
 def training_digest(settings: Settings) -> str:
     """Names a training by all that decides it: settings and the learn file, not what it is tested on."""
-    decisive = settings.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "baselines", "dataset"})
+    decisive = settings.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "baselines", "dataset", "split"})
     dataset = settings.dataset.model_dump(exclude={"base", "queries", "groundtruth", "base_size"})
     return _digest([decisive, dataset, _files(settings, ["learn"])])
 

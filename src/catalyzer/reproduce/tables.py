@@ -1,8 +1,6 @@
 """Tables 1, 2 and 3 of the paper, and its large-scale experiment, as targets."""
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +10,7 @@ from catalyzer.report import line_style
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
 from catalyzer.settings import TABLE_3
+from catalyzer.sweeps import validation_recall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,7 +155,7 @@ def table3(lab: Lab) -> Made:
     """The λ of the best recall@10 on the validation split, for each dimension; the test split is not touched."""
     rows = []
     for d_out, paper in TABLE_3.items():
-        found = [best_validation(lab.trained(table3_overrides(d_out, value)).folder) for value in lab.lambdas]
+        found = [validation_recall(lab.trained(table3_overrides(d_out, value)).folder)[10] for value in lab.lambdas]
         best = lab.lambdas[int(np.argmax(found))]
         cells: list[Value] = [f"{best:g}", *(100 * recall for recall in found)]
         command = lab.command(table3_overrides(d_out, best))
@@ -170,12 +169,6 @@ def table3(lab: Lab) -> Made:
 def table3_jobs(lab: Lab) -> list[list[str]]:
     """The trainings of Table 3."""
     return [table3_overrides(d_out, value) for d_out in TABLE_3 for value in lab.lambdas]
-
-
-def best_validation(folder: Path) -> float:
-    """Recall@10 on the validation split in a run's best epoch."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return max(float(row["val/recall_at_10"]) for row in csv.DictReader(file) if row.get("val/recall_at_10"))
 
 
 # The large-scale experiment of section 5.3.
