@@ -1,5 +1,6 @@
 """Training: what is mined, the Lightning modules of the networks, and what surrounds them."""
 
+from catalyzer.training.budget import measure_epoch, seconds_of
 from catalyzer.training.data import TripletData
 from catalyzer.training.dimension import choose_dimension
 from catalyzer.training.fit import check_trainer, fit
@@ -18,4 +19,6 @@ __all__ = [
     "choose_dimension",
     "fit",
     "fit_quantizer",
+    "measure_epoch",
+    "seconds_of",
 ]
