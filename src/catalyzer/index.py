@@ -260,7 +260,8 @@ class CatalyzerIndex:
         contents = self._trained()
         rows = _rows(contents, ids)
         with _COMPUTING:
-            return contents.metric.restore(contents.codec.decode(np.asarray(contents.codes[rows])))
+            decoded = contents.codec.decode(np.asarray(contents.codes[rows]))
+        return contents.metric.restore(decoded) if len(rows) else np.empty((0, contents.d), np.float32)
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove the vectors of `(n,)` ids, which are not given out again.
