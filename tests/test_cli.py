@@ -248,7 +248,8 @@ def test_help_comes_at_once_with_examples(run: Run) -> None:
     assert "catalyzer search photos.catalyzer queries.fvecs -k 10" in run("--help")
     for name in ("fit", "add", "search", "info", "verify"):
         assert "INDEX" in run(f"{name} --help")
-    code = "import sys\ntry:\n import catalyzer.cli; catalyzer.cli.main(['--help'])\nfinally:\n print(*sys.modules, file=sys.stderr)"
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    code += "from catalyzer.cli import main; main(['--help'])"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.split()
     assert not {"torch", "numpy", "hydra"} & {*modules}
 

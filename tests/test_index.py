@@ -184,13 +184,13 @@ def test_fewer_than_k_and_none_at_all(index: CatalyzerIndex) -> None:
             index.search(QUERIES, k, rerank)
 
 
-def test_invalid_rows_are_refused_or_left_out(
-    fitted: Path, index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_rows_are_refused_or_left_out(fitted: Path, index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalyzer.index, "BLOCK", 100)
     x = BASE.astype(np.float32)
     x[250, 3], x[251], x[699, 0] = np.nan, np.inf, -np.inf
-    with pytest.raises(InvalidInput, match="row 250 holds NaN or infinity; remove such rows, or leave them out by skip_invalid"):
+    with pytest.raises(
+        InvalidInput, match="row 250 holds NaN or infinity; remove such rows, or leave them out by skip_invalid"
+    ):
         index.add(x)
     assert index.ntotal == 0  # nor the blocks before
     assert index.add(x, skip_invalid=True).tolist() == [250, 251, 699]
@@ -238,7 +238,13 @@ def test_what_was_handed_out_never_changes(filled: CatalyzerIndex) -> None:
 def test_an_untrained_index() -> None:
     index = CatalyzerIndex()
     assert (index.is_trained, index.ntotal) == (False, 0)
-    for use in (lambda: index.d, lambda: index.add(BASE), lambda: index.search(BASE), lambda: index.save("x"), lambda: index.codes):
+    for use in (
+        lambda: index.d,
+        lambda: index.add(BASE),
+        lambda: index.search(BASE),
+        lambda: index.save("x"),
+        lambda: index.codes,
+    ):
         with pytest.raises(InvalidInput, match="not trained; call fit"):
             use()
 

@@ -120,7 +120,7 @@ class CatalyzerIndex:
 
         Args:
             learn: `(n, d)`, at least 500 of them, like those that will be added.
-            epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/results.md.
+            epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
             budget: a duration such as "90s", "10min" or "2h" instead: it is measured here how long an epoch takes (positives
                 and dimension are settled first, a few steps are timed, and what they taught is thrown away), and as many are
                 trained as fit, at most 300. The learning rate rises and falls over exactly these.
