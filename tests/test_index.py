@@ -362,6 +362,9 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
     trainer = Settings.load(tmp_path / "run" / "config.yaml").trainer
     assert 1 <= trainer.max_epochs <= 300
     assert trainer.max_epochs % trainer.check_val_every_n_epoch == 0
+    # Whoever asks again goes on to where it was going, whatever the budget is now.
+    CatalyzerIndex(d_out=24, hidden=256).fit(clustered(4000, 32, 0), budget="1h", folder=tmp_path / "run")
+    assert Settings.load(tmp_path / "run" / "config.yaml").trainer == trainer
 
 
 def test_a_killed_fit_goes_on(tmp_path: Path) -> None:

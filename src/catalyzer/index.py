@@ -159,7 +159,9 @@ class CatalyzerIndex:
                     **self._options,  # type: ignore[arg-type]
                 )
             except OSError as error:
-                raise InvalidInput(f"the training cannot be kept in {folder}: {error.strerror}; give another folder") from None
+                raise InvalidInput(
+                    f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
+                ) from None
             self._metric = metric
             no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
             self._publish(Contents(codec, metric, int(self._options["bits"]), np.empty(0, np.int64), no_codes))
@@ -313,8 +315,9 @@ class CatalyzerIndex:
 
         Args:
             path: of the file.
-            mmap: leave ids and codes in the file, so that loading takes milliseconds and searches read what they need; the
-                first addition copies them. They are not compared with their checksums then, which `catalyzer verify` does.
+            mmap: leave ids and codes in the file, so that loading takes no longer for many vectors than for few, and processes
+                share the memory; the first addition copies them. They are not compared with their checksums then: run
+                `catalyzer verify` before what was added to such an index is saved, or damage would be saved with it.
 
         Raises:
             InvalidInput: no such file, not an index, of a later format, or damaged.

@@ -145,7 +145,7 @@ def write(path: Path, contents: Contents) -> None:
     try:
         write_atomically(path, write_sections)
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
+        raise InvalidInput(f"{path} cannot be written ({error.strerror or error}); what was there is unchanged") from None
 
 
 def read(path: Path, mmap: bool) -> Contents:
