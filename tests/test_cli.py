@@ -168,6 +168,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("add a.catalyzer note.txt", "expected a file ending in"),
         ("add missing.catalyzer base.fvecs", "missing.catalyzer: no such file; expected an index"),
         ("add nowhere/a.catalyzer base.fvecs", "nowhere/a.catalyzer.lock cannot be made (No such file or directory)"),
+        ("add . base.fvecs", ".: no such file; expected an index"),
         ("add base.fvecs base.fvecs", "base.fvecs is not an index"),
         ("search note.txt queries.fvecs", "note.txt is not an index"),
         ("info .", ".: no such file"),
@@ -197,6 +198,18 @@ def test_a_full_disk(folder: Path) -> None:
         assert sentence in outcome.stderr
         assert "Traceback" not in outcome.stderr
         assert files(folder) == before
+
+
+def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
+    search = process("search a.catalyzer queries.fvecs --output found", folder, full)
+    assert search.returncode == 2
+    assert search.stderr.endswith("error: found.ivecs cannot be written (File too large)\n")
+    lock = process("add a.catalyzer base.fvecs", folder, full)  # which has no room for its name in the lock either
+    assert lock.returncode == 2
+    assert lock.stderr.endswith("error: a.catalyzer cannot be written (File too large); what was there is unchanged\n")
+    assert {*files(folder)} == {"a.catalyzer", "learn.fvecs", "base.fvecs", "queries.fvecs"}
 
 
 def test_an_index_removed_underneath(folder: Path) -> None:

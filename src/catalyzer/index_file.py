@@ -4,13 +4,13 @@ Nothing that a file says is believed before it is checked: sizes have to add up 
 networks are those of their tensors, and nothing is unpickled.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,7 +188,7 @@ def weights_digest(codec: Codec) -> bytes:
     return _blake2b(_weights(codec))
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
 
@@ -197,33 +197,35 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         InvalidInput: another process holds it, or there is no folder to write to.
     """
+    beside = path.parent / f"{path.name}.lock"
+    try:
+        lock = _lock(path, beside)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(path: Path, beside: Path) -> int:
     import fcntl  # not there on Windows, where all but the command line works
 
-    beside = path.with_name(path.name + ".lock")
-    try:
-        while True:
-            with beside.open("a+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.seek(0)
-                    holder = file.read(200).strip() or "another process"
-                    raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
-                # Who held it before may have removed the file between our opening and locking it.
-                if os.fstat(file.fileno()).st_nlink == 0:
-                    continue
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                try:
-                    yield
-                finally:
-                    beside.unlink(missing_ok=True)
-                return
-    except OSError as error:
-        if error.filename != str(beside):
-            raise
-        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
+    while True:
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+            os.close(lock)
+            raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
+        if os.fstat(lock).st_nlink:
+            with contextlib.suppress(OSError):  # a full disk has no room for who holds it, and the lock holds without
+                os.truncate(lock, 0)
+                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return lock
+        os.close(lock)  # who held it before has removed the file between our opening and locking it
 
 
 def _offsets(weights: int, checksums: int, n: int) -> tuple[int, int, int, int]:
