@@ -93,3 +93,13 @@ def command(script: str, environment: dict[str, str], folder: Path) -> Command:
 
 FAST = ["catalyzer.hidden=64", "trainer.max_epochs=2", "batch_size=64"]
 """Overrides that make a training on `own_files` a matter of seconds."""
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an index that holds no vectors yet, fitted to those of `clustered` in 32 dimensions; not to be changed."""
+    from catalyzer import CatalyzerIndex
+
+    path = tmp_path_factory.mktemp("index") / "fitted.catalyzer"
+    CatalyzerIndex(d_out=24, hidden=64).fit(clustered(1500, 32, 0), epochs=4).save(path)
+    return path

@@ -12,6 +12,7 @@ _HOME = {
     "InvalidInput": "catalyzer.errors",
     "SphericalLattice": "catalyzer.lattice",
     "Catalyzer": "catalyzer.nn",
+    "CatalyzerIndex": "catalyzer.index",
     "Codec": "catalyzer.codec",
     "Decoder": "catalyzer.nn",
     "KoLeoLoss": "catalyzer.nn",
@@ -27,6 +28,7 @@ _HOME = {
 
 __all__ = [
     "Catalyzer",
+    "CatalyzerIndex",
     "Codec",
     "Decoder",
     "InvalidInput",

@@ -61,12 +61,12 @@ class Codec:
         """Whether there is a way back to the original space."""
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
 
-    def encode(self, vectors: Vectors, description: str = "encoding") -> np.ndarray:
+    def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
         """Map vectors and code them block by block, so that only the codes are ever held.
 
         Args:
             vectors: `(n, d_in)`, in memory or in a file.
-            description: what the progress display says.
+            description: what the progress display says; None shows none.
 
         Returns:
             `(n, code_size)` uint8.

@@ -175,8 +175,8 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, Produ
         raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
 
 
-def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:
-    """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
+def make_training(settings: Settings, codec: Codec) -> CatalyzerTraining:
+    """What trains catalyzer and decoder as the settings say."""
     optimization = Optimization(
         settings.optimizer,
         settings.learning_rate,
@@ -186,8 +186,13 @@ def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folde
     )
     loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss, settings.koleo.scope)
     sync_batchnorm = settings.trainer.sync_batchnorm
+    return CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank, sync_batchnorm)
+
+
+def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:
+    """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
     return fit(
-        CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank, sync_batchnorm),
+        make_training(settings, codec),
         TripletData(k_neg=settings.k_neg, **data_options(settings, benchmark)),
         folder,
         trainer_options=settings.trainer.options,

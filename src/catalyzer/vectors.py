@@ -7,9 +7,11 @@ The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from catalyzer.cache import write_atomically
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
 
@@ -28,6 +30,7 @@ class VectorFile:
     Args:
         path: a file whose extension is one of `EXTENSIONS`.
         limit: use only the first `limit` rows.
+        finite: refuse NaN and infinity; else they are for the caller to find.
 
     Raises:
         InvalidInput: a file that is missing, empty, truncated, of a wrong extension, or whose header disagrees with
@@ -41,8 +44,8 @@ class VectorFile:
     ((3, 3), array([[0., 1., 0.]], dtype=float32))
     """
 
-    def __init__(self, path: str | Path, limit: int | None = None) -> None:
-        self.path = Path(path).expanduser()
+    def __init__(self, path: str | Path, limit: int | None = None, finite: bool = True) -> None:
+        self.path, self.finite = Path(path).expanduser(), finite
         if self.path.suffix not in EXTENSIONS:
             raise InvalidInput(f"{self.path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
         if not self.path.is_file():
@@ -86,7 +89,7 @@ class VectorFile:
                     "all rows must agree"
                 )
         block = np.array(self._rows[start:stop], order="C")  # read now, once, and independent of the file from here on
-        if block.dtype.kind == "f":
+        if self.finite and block.dtype.kind == "f":
             check_finite(block, str(self.path), start)
         return block
 
@@ -151,7 +154,7 @@ def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
 
 
 def write_vecs(path: Path, blocks: Iterable[np.ndarray]) -> None:
-    """Write `(m, d)` blocks, one after another, as an fvecs, bvecs or ivecs file, whichever `path` ends in.
+    """Write `(m, d)` blocks, one after another, as a whole fvecs, bvecs or ivecs file, whichever `path` ends in.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "x.bvecs"
@@ -160,11 +163,14 @@ def write_vecs(path: Path, blocks: Iterable[np.ndarray]) -> None:
     [[0, 0, 0], [1, 1, 1]]
     """
     dtype = np.dtype(_VECS[path.suffix]).newbyteorder("<")
-    with path.open("wb") as file:
+
+    def write(file: BinaryIO) -> None:
         for block in blocks:
             rows = np.empty(len(block), [("dim", "<i4"), ("x", dtype, block.shape[1:])])
             rows["dim"], rows["x"] = block.shape[1], block
             file.write(rows.data)
+
+    write_atomically(path, write)
 
 
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:

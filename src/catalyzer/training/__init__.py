@@ -1,5 +1,6 @@
 """Training: what is mined, the Lightning modules of the networks, and what surrounds them."""
 
+from catalyzer.training.budget import measure_epoch, seconds_of
 from catalyzer.training.checkpoints import newest_checkpoint
 from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension
@@ -21,5 +22,7 @@ __all__ = [
     "fit",
     "fit_quantizer",
     "is_first",
+    "measure_epoch",
     "newest_checkpoint",
+    "seconds_of",
 ]

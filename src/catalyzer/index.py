@@ -1,0 +1,470 @@
+"""`CatalyzerIndex`: vectors of your own in 8 bytes each, from `fit` to `search`, and back from a file."""
+
+import tempfile
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import torch
+
+from catalyzer import index_file
+from catalyzer.codec import PAIRS
+from catalyzer.errors import InvalidInput
+from catalyzer.index_file import MAX_BITS, MAX_ID, Contents
+from catalyzer.metric import Metric, MetricName
+from catalyzer.progress import progress
+from catalyzer.vectors import BLOCK, VectorFile, Vectors, as_float32
+
+VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
+"""`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""
+
+RERANK = 500  # candidates of a search in two stages
+CHUNK = 1 << 10  # consecutive rows of a sample, since only whole slices are cheap to read from a file
+
+# One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
+# are switched between training and evaluation.
+_COMPUTING = threading.Lock()
+
+
+class CatalyzerIndex:
+    """Vectors coded by a trained catalyzer, found again by the codes.
+
+    Its methods may be called from several threads at once. Searches take turns, and see all of an addition or none of it.
+
+    Args:
+        bits: of a code, at most; 64 make 8 bytes.
+        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product, for which the longest vector learned from
+            must be as long as any that is added.
+        d_out: dimension of the sphere that vectors are mapped to; "auto" tries which suits the data.
+        hidden: width of the networks.
+        decoder: learn the way back from codes to vectors, for searches in two stages and for `reconstruct`.
+
+    Raises:
+        InvalidInput: values outside of these.
+
+    >>> random = np.random.default_rng(0)
+    >>> x = random.normal(size=(1000, 4)).astype(np.float32) @ random.normal(size=(4, 16)).astype(np.float32)
+    >>> index = CatalyzerIndex(bits=32, d_out=8, hidden=32).fit(x, epochs=2)
+    >>> skipped = index.add(x)
+    >>> D, I = index.search(x[:3], k=5)
+    >>> D.dtype, I.shape, index.ntotal, index.codes.shape
+    (dtype('float32'), (3, 5), 1000, (1000, 4))
+    """
+
+    def __init__(
+        self,
+        bits: int = 64,
+        metric: MetricName = "l2",
+        *,
+        d_out: int | Literal["auto"] = "auto",
+        hidden: int = 1024,
+        decoder: bool = True,
+    ) -> None:
+        if not 1 <= bits <= MAX_BITS:
+            raise InvalidInput(f"bits must be between 1 and {MAX_BITS}, got {bits}")
+        self._options = {"bits": bits, "d_out": d_out, "hidden": hidden, "decoder": decoder}
+        self._metric = Metric(metric)
+        # What readers see is one object that never changes; who writes puts another in its place.
+        self._contents: Contents | None = None
+        self._writing = threading.Lock()
+        # Ids and codes have room behind what is seen of them, so that additions do not copy what is there each time.
+        self._ids, self._codes = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `fit` has ended, or the index comes from a file."""
+        return self._contents is not None
+
+    @property
+    def metric(self) -> MetricName:
+        """How vectors are compared."""
+        return self._metric.name
+
+    @property
+    def d(self) -> int:
+        """Dimension of the vectors that were learned from."""
+        return self._trained().d
+
+    @property
+    def ntotal(self) -> int:
+        """How many vectors there are."""
+        return 0 if self._contents is None else len(self._contents.ids)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """`(ntotal, code_size)` uint8, read-only: row i is the code of the vector `ids[i]`."""
+        return _read_only(self._trained().codes)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """`(ntotal,)` int64, read-only."""
+        return _read_only(self._trained().ids)
+
+    def fit(
+        self,
+        learn: VectorSource,
+        *,
+        epochs: int | None = None,
+        budget: str | None = None,
+        folder: str | Path | None = None,
+        skip_invalid: bool = False,
+    ) -> Self:
+        """Train the networks: catalyzer and decoder together, then the one for queries.
+
+        At most half a million of the vectors are trained on, spread evenly over `learn`; some 5 to 20% are held out, and of the
+        epochs the one is kept that finds most among those. It seeds the random generators of torch, NumPy and Python, so that
+        the same call gives the same networks on the same machine. Searches of other threads wait until it has ended.
+
+        Args:
+            learn: `(n, d)`, at least 500 of them, like those that will be added.
+            epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
+            budget: a duration such as "90s", "10min" or "2h" instead: it is measured here how long an epoch takes (positives
+                and dimension are settled first, a few steps are timed, and what they taught is thrown away), and as many are
+                trained as fit, at most 300. The learning rate rises and falls over exactly these.
+            folder: where the training is kept as it goes, so that the same call goes on with one that was killed; it stays
+                there. By default it is a temporary folder, of which nothing is left.
+            skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
+
+        Returns:
+            The index itself.
+
+        Raises:
+            InvalidInput: too few vectors, invalid ones, both epochs and budget, a budget too small for one epoch, a folder of
+                another training, no room for files, or an index that holds vectors already, whose codes would become void.
+        """
+        from catalyzer.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
+        from catalyzer.training import seconds_of
+
+        if epochs is not None and budget is not None:
+            raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
+        if epochs is not None and epochs < 1:
+            raise InvalidInput(f"epochs must be at least 1, got {epochs}")
+        seconds = None if budget is None else seconds_of(budget)
+        with self._writing, _COMPUTING, ExitStack() as stack:
+            if self.ntotal:
+                raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
+            x = _sample(_vectors(learn), LEARN, self._metric, skip_invalid)
+            metric = self._metric.fit(x)
+            try:
+                if folder is None:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyzer-"))
+                codec = learn_codec(
+                    metric.base(x),
+                    epochs=None if budget else epochs or EPOCHS,
+                    seconds=seconds,
+                    folder=Path(folder),
+                    **self._options,  # type: ignore[arg-type]
+                )
+            except OSError as error:
+                raise InvalidInput(
+                    f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
+                ) from None
+            self._metric = metric
+            no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
+            self._publish(Contents(codec, metric, int(self._options["bits"]), np.empty(0, np.int64), no_codes))
+        return self
+
+    def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
+        """Code vectors and add them, block by block, so that any number can be added; where one is refused, none is added.
+
+        Args:
+            vectors: `(n, d)`; n may be 0.
+            ids: `(n,)` integers, distinct and not in the index yet; -1 is what stands for nothing found. By default they go on
+                from the largest that there has been: 0 to n - 1 at first.
+            skip_invalid: leave out vectors that hold NaN or infinity (for "cosine", nothing but zeros too), and their ids.
+
+        Returns:
+            Row numbers of those that were left out, int64.
+
+        Raises:
+            InvalidInput: not trained, another dimension, invalid vectors, ids that do not fit or are there already, or for
+                "ip" a vector that is longer than all that were learned from.
+        """
+        with self._writing:
+            old = self._trained()
+            source = _vectors(vectors, old.d)
+            wanted = _check_ids(ids, old, len(source))
+            n = len(old.ids)
+            self._reserve(old, n + len(source))
+            skipped = [np.empty(0, np.int64)]
+            with progress("adding", len(source), "vectors") as advance:
+                for first in range(0, len(source), BLOCK):
+                    block, invalid = _valid(source, first, BLOCK, old.metric, skip_invalid)
+                    if (longer := old.metric.too_long(block)).any():
+                        row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
+                        raise InvalidInput(
+                            f"{_name(source)}row {row:,} is longer than the longest vector that was learned from, of norm "
+                            f"{old.metric.max_norm:.6g}, which for inner products is the limit; fit an index to vectors that "
+                            "have the longest of the base among them"
+                        )
+                    with _COMPUTING:
+                        codes = old.codec.encode(old.metric.base(block), description=None)
+                    self._codes[n : n + len(codes)] = codes
+                    self._ids[n : n + len(codes)] = wanted[first : first + BLOCK][~invalid]
+                    n += len(codes)
+                    skipped.append(first + np.flatnonzero(invalid))
+                    advance(len(invalid))
+            last = max(old.last_id, int(wanted.max(initial=-1)))
+            self._publish(replace(old, ids=self._ids[:n], codes=self._codes[:n], last_id=last))
+        return np.concatenate(skipped)
+
+    def search(self, queries: VectorSource, k: int = 10, rerank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k vectors nearest to each query, by their codes.
+
+        Args:
+            queries: `(nq, d)`; beside the result only blocks of them are held.
+            k: how many for each.
+            rerank: so many candidates, found by distance on the catalyzer's sphere, are decoded and ranked anew by distance to
+                the decoded vectors; 0 leaves them as they are. By default 500, and 0 where there is no decoder.
+
+        Returns:
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first; where there are fewer than k vectors, -1 at the end.
+            For "l2", D are squared distances to the decoded vectors as `Codec.search` has them, and inf behind the end. For
+            "cosine" and "ip" they are similarities to them, and -inf. With rerank=0 all are those of the points on the sphere,
+            for "ip" cosines.
+
+        Raises:
+            InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, or an invalid query.
+        """
+        contents = self._trained()
+        source = _vectors(queries, contents.d)
+        if rerank is None:
+            rerank = RERANK if contents.codec.decodes else 0
+        if k < 1 or rerank < 0:
+            raise InvalidInput(f"k must be at least 1 and rerank at least 0; got k = {k}, rerank = {rerank}")
+        if rerank:
+            contents.codec.decode(contents.codes[:0])  # refuses without a decoder, however few vectors there are
+        found = min(k, len(contents.ids))
+        scores = np.full((len(source), k), contents.metric.worst, np.float32)
+        ids = np.full((len(source), k), -1, np.int64)
+        size = min(BLOCK, max(1, PAIRS // max(k, rerank)))
+        several = len(source) > size
+        with progress("queries" if several else None, len(source), "queries") as advance:
+            for first in range(0, len(source), size):
+                block, _ = _valid(source, first, size, contents.metric, skip=False)
+                if found:
+                    with _COMPUTING:
+                        distances, rows = contents.codec.search(contents.metric.queries(block), contents.codes, found, rerank)
+                    scores[first : first + size, :found] = contents.metric.scores(distances, block, on_sphere=not rerank)
+                    ids[first : first + size, :found] = contents.ids[rows]
+                advance(len(block))
+        return scores, ids
+
+    def reconstruct(self, ids: np.ndarray) -> np.ndarray:
+        """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.
+
+        Raises:
+            InvalidInput: an id that is not there, or no decoder.
+        """
+        contents = self._trained()
+        rows = _rows(contents, ids)
+        with _COMPUTING:
+            decoded = contents.codec.decode(np.asarray(contents.codes[rows]))
+        return contents.metric.restore(decoded) if len(rows) else np.empty((0, contents.d), np.float32)
+
+    def remove(self, ids: np.ndarray) -> None:
+        """Remove the vectors of `(n,)` ids, which are not given out again.
+
+        Raises:
+            InvalidInput: an id that is not there; nothing is removed then.
+        """
+        with self._writing:
+            contents = self._trained()
+            kept = np.ones(len(contents.ids), bool)
+            kept[_rows(contents, ids)] = False
+            # Arrays of their own, also where those before are mapped.
+            self._publish(replace(contents, ids=np.array(contents.ids[kept]), codes=np.array(contents.codes[kept])))
+
+    def merge(self, other: "CatalyzerIndex") -> None:
+        """Add all vectors of another index, with their ids; the other one stays as it is.
+
+        Raises:
+            InvalidInput: an index of another training, whose codes mean other vectors, or an id that both have.
+        """
+        added = other._trained()
+        with self._writing:
+            old = self._trained()
+            same = (old.metric, old.bits) == (added.metric, added.bits)
+            if not same or index_file.weights_digest(old.codec) != index_file.weights_digest(added.codec):
+                raise InvalidInput(
+                    "the two indexes come from different trainings, so their codes mean different vectors; "
+                    "load both from copies of one that is fitted, and add to these"
+                )
+            _check_new(added.ids, old)
+            n = len(old.ids)
+            self._reserve(old, n + len(added.ids))
+            self._ids[n : n + len(added.ids)], self._codes[n : n + len(added.ids)] = added.ids, added.codes
+            n += len(added.ids)
+            last = max(old.last_id, added.last_id)
+            self._publish(replace(old, ids=self._ids[:n], codes=self._codes[:n], last_id=last))
+
+    def save(self, path: str | Path) -> None:
+        """Write all into one file (docs/format.md), beside and renamed: there is the old one, or the new one.
+
+        Raises:
+            InvalidInput: not trained, or the file cannot be written, as on a full disk.
+        """
+        index_file.write(Path(path).expanduser(), self._trained())
+
+    @classmethod
+    def load(cls, path: str | Path, mmap: bool = False) -> Self:
+        """Read what `save` wrote; nothing in the file is unpickled or run.
+
+        Args:
+            path: of the file.
+            mmap: leave ids and codes in the file, so that loading takes no longer for many vectors than for few, and processes
+                share the memory; the first addition copies them. They are not compared with their checksums then: run
+                `catalyzer verify` before what was added to such an index is saved, or damage would be saved with it.
+
+        Raises:
+            InvalidInput: no such file, not an index, of a later format, or damaged.
+        """
+        contents = index_file.read(Path(path).expanduser(), mmap)
+        catalyzer = contents.codec.transform
+        index = cls(
+            contents.bits,
+            contents.metric.name,
+            d_out=catalyzer.d_out,  # type: ignore[arg-type]
+            hidden=catalyzer.hidden,  # type: ignore[arg-type]
+            decoder=contents.codec.decoder is not None,
+        )
+        index._metric = contents.metric
+        index._publish(contents)
+        return index
+
+    def _trained(self) -> Contents:
+        contents = self._contents
+        if contents is None:
+            raise InvalidInput("the index is not trained; call fit(learn) first, or load one from its file")
+        return contents
+
+    def _publish(self, contents: Contents) -> None:
+        self._contents = contents
+        if contents.ids.base is not self._ids:
+            self._ids, self._codes = contents.ids, contents.codes
+
+    def _reserve(self, contents: Contents, n: int) -> None:
+        # Rows behind those that are published are nobody's, so what is half added is overwritten by the next addition.
+        if n <= len(self._ids):
+            return
+        size, old = max(n, 2 * len(contents.ids)), len(contents.ids)
+        ids, codes = np.empty(size, np.int64), np.empty((size, contents.codec.quantizer.code_size), np.uint8)
+        ids[:old], codes[:old] = contents.ids, contents.codes
+        self._ids, self._codes = ids, codes
+
+
+def _vectors(source: VectorSource, d: int | None = None) -> Vectors:
+    """Vectors of which the dimension alone is checked; NaN and infinity are looked for where they are used."""
+    vectors: Vectors
+    if isinstance(source, VectorFile):
+        vectors = VectorFile(source.path, len(source), finite=False)
+    elif isinstance(source, str | Path):
+        vectors = VectorFile(source, finite=False)
+    elif isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        vectors = (source.float() if source.is_floating_point() else source).numpy()
+    else:
+        vectors = source
+    if not isinstance(vectors, np.ndarray | VectorFile):
+        raise InvalidInput(f"expected a NumPy array, a tensor or the path of a vector file, got {type(source).__name__}")
+    if len(vectors.shape) != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
+        raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {vectors.shape} of {vectors.dtype}")
+    if d is not None and vectors.shape[1] != d:
+        raise InvalidInput(f"{_name(vectors)}expected vectors of dimension {d}, as those learned from; got {vectors.shape[1]}")
+    return vectors
+
+
+def _name(vectors: Vectors) -> str:
+    return f"{vectors.path}: " if isinstance(vectors, VectorFile) else ""
+
+
+def _valid(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The valid ones among `size` rows from `first` on, `(m, d)` float32, and which are not, `(size,)` bool.
+
+    Raises:
+        InvalidInput: there are some that are not, and they are not to be skipped.
+    """
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        block = as_float32(vectors[first : first + size])
+    invalid = metric.invalid(block)
+    if not invalid.any():
+        return block, invalid
+    if not skip:
+        what = "NaN, infinity or nothing but zeros" if metric.name == "cosine" else "NaN or infinity"
+        row = first + int(np.argmax(invalid))
+        raise InvalidInput(f"{_name(vectors)}row {row:,} holds {what}; remove such rows, or leave them out by skip_invalid")
+    return block[~invalid], invalid
+
+
+def _sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> np.ndarray:
+    """At most so many of the vectors, evenly spread, in random order, `(m, d)` float32."""
+    n = len(vectors)
+    starts = np.arange(0, n, CHUNK)
+    if n > most:
+        starts = np.linspace(0, n - CHUNK, most // CHUNK).astype(int)
+    parts = [np.empty((0, vectors.shape[1]), np.float32)]
+    with progress("reading", min(n, len(starts) * CHUNK), "vectors") as advance:
+        for start in starts:
+            block, invalid = _valid(vectors, int(start), CHUNK, metric, skip_invalid)
+            parts.append(block)
+            advance(len(invalid))
+    x = np.concatenate(parts)
+    return x[np.random.default_rng(0).permutation(len(x))]
+
+
+def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:
+    if ids is None:
+        if contents.last_id >= MAX_ID - n:
+            raise InvalidInput(f"there are no {n:,} ids above {contents.last_id}, the largest so far; give ids")
+        return np.arange(contents.last_id + 1, contents.last_id + 1 + n)
+    ids = _int64(ids)
+    if len(ids) != n:
+        raise InvalidInput(f"expected an id for each of {n:,} vectors, got {len(ids):,}")
+    distinct, first = np.unique(ids, return_index=True)
+    if len(distinct) < n:
+        again = int(np.setdiff1d(np.arange(n), first)[0])
+        raise InvalidInput(f"row {again:,} has the id {ids[again]}, as a row before it; ids must be distinct")
+    if (ids == -1).any():
+        raise InvalidInput(f"row {int(np.argmax(ids == -1)):,} has the id -1, which stands for nothing found; give another")
+    _check_new(ids, contents)
+    return ids
+
+
+def _check_new(ids: np.ndarray, contents: Contents) -> None:
+    known = np.isin(ids, contents.ids)
+    if known.any():
+        raise InvalidInput(
+            f"{int(known.sum()):,} of the ids are in the index already, the first of them {ids[np.argmax(known)]}; "
+            "remove those from it, or give others"
+        )
+
+
+def _int64(ids: np.ndarray) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
+        raise InvalidInput(f"ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
+    return array.astype(np.int64)
+
+
+def _rows(contents: Contents, ids: np.ndarray) -> np.ndarray:
+    ids = _int64(ids)
+    order = np.argsort(contents.ids, kind="stable")
+    at = np.searchsorted(contents.ids, ids, sorter=order)
+    rows = order[np.minimum(at, len(order) - 1)] if len(order) else np.full(len(ids), -1)
+    missing = np.ones(len(ids), bool) if not len(order) else contents.ids[rows] != ids
+    if missing.any():
+        raise InvalidInput(
+            f"{int(missing.sum()):,} of the ids are not in the index, the first of them {ids[np.argmax(missing)]}"
+        )
+    return rows
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,76 @@
+"""How long an epoch will take here, measured in a few of its steps, so that a training can be made to fit a time."""
+
+import re
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Callback
+
+from catalyzer.errors import InvalidInput
+from catalyzer.training.callbacks import quiet_lightning
+from catalyzer.training.data import AnchorData
+from catalyzer.training.module import Training
+
+UNITS = {"s": 1, "min": 60, "h": 3600}
+FIRST_STEPS, STEPS = 10, 50  # the first, slower ones are not counted
+
+
+def seconds_of(duration: str) -> float:
+    """A duration as text, in seconds.
+
+    Raises:
+        InvalidInput: not a positive number and a unit.
+
+    >>> seconds_of("10min"), seconds_of("1.5h"), seconds_of("90 s")
+    (600.0, 5400.0, 90.0)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|min|h)", duration.strip())
+    if not match or float(match[1]) == 0:
+        raise InvalidInput(f"expected a duration such as 90s, 10min or 1.5h; got {duration!r}")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[str, Any]) -> tuple[float, float]:
+    """Seconds that an epoch will take, and those before the first: it is mined whole, and the rate of a few steps is taken for all.
+
+    Args:
+        training: which learns a little in it.
+        data: what it would be trained on.
+        trainer_options: arguments of `pytorch_lightning.Trainer`.
+    """
+    clock = _Clock()
+    quiet_lightning()
+    trainer = pl.Trainer(
+        **{**trainer_options, "max_epochs": 1, "check_val_every_n_epoch": 1},
+        limit_train_batches=FIRST_STEPS + STEPS,
+        limit_val_batches=0,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(training, datamodule=data)
+    steps = len(data.train) // data.batch_size
+    timed = clock.ends[FIRST_STEPS - 1 :] if len(clock.ends) > FIRST_STEPS else clock.ends
+    seconds_per_step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
+    return float(trainer.callback_metrics["epoch/mining_seconds"]) + steps * seconds_per_step, clock.before
+
+
+class _Clock(Callback):
+    def __init__(self) -> None:
+        self.made, self.before = time.perf_counter(), 0.0
+        self.ends: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
+        self.before = time.perf_counter() - self.made
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.ends:
+            self.ends.append(time.perf_counter())
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.ends.append(time.perf_counter())

@@ -1,0 +1,67 @@
+"""What the pages for engineers show runs as it stands there, in the order of the page."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from catalyzer.cli import main
+from catalyzer.vectors import write_vecs
+from tests.conftest import ROOT, clustered
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language, or none, and content of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(page: str) -> dict[str, object]:
+    """Run all blocks in this process; returns the names that Python's have made."""
+    names: dict[str, object] = {}
+    for language, content in blocks(page):
+        if language == "python":
+            exec(compile(content, page, "exec"), names)
+            continue
+        assert language == ""
+        for line in content.splitlines():
+            command, *arguments = shlex.split(line)
+            if command == "pip":
+                assert line == 'pip install -c constraints.txt ".[cpu]"'
+            else:
+                assert command == "catalyzer"
+                main(arguments)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for seed, (name, n) in enumerate((("learn", 600), ("base", 1500), ("queries", 20))):
+        write_vecs(Path(f"{name}.fvecs"), [clustered(n, 32, seed)])
+    return tmp_path
+
+
+def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catalyzer.recipe.EPOCHS", 2)
+    names = run("docs/index.md")
+    output = capsys.readouterr().out
+    assert "photos.catalyzer holds 1,500" in output
+    assert "is whole: 1,500 vectors" in output
+    assert "1499 32 (1499, 8)" in output
+    assert names["vectors"].shape == (10, 32)  # type: ignore[attr-defined]
+    assert {path.name for path in folder.iterdir()} == {
+        "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "found.ivecs", "found.fvecs",
+    }  # fmt: skip
+
+
+def test_the_format(folder: Path, fitted: Path) -> None:
+    from catalyzer import CatalyzerIndex
+
+    index = CatalyzerIndex.load(fitted)
+    index.add("base.fvecs")
+    index.save("photos.catalyzer")
+    names = run("docs/format.md")
+    assert (names["ids"] == index.ids).all()  # type: ignore[attr-defined]
+    assert (names["codes"] == index.codes).all()  # type: ignore[attr-defined]
+    assert names["points"].shape == (1000, 24)  # type: ignore[attr-defined]
