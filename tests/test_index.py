@@ -375,7 +375,7 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
         "CatalyzerIndex(d_out=24, hidden=64).fit('x.npy', epochs=40, folder='run').save('a.catalyzer')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "run/checkpoints/last.ckpt").exists():
+    while process.poll() is None and not list((tmp_path / "run/checkpoints").glob("step-*")):
         time.sleep(0.01)
     process.kill()
     process.wait()

@@ -33,7 +33,9 @@ def seconds_of(duration: str) -> float:
 
 
 def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[str, Any]) -> tuple[float, float]:
-    """Seconds that an epoch will take, and those before the first: it is mined whole, and the rate of a few steps is taken for all.
+    """Seconds that an epoch will take, and those before the first.
+
+    It is mined whole, and the rate of a few steps is taken for all.
 
     Args:
         training: which learns a little in it.
