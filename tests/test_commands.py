@@ -17,7 +17,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from catalyzer import TrainedRun, knn, recall_at
-from tests.conftest import FAST, ROOT, Command, clustered
+from tests.conftest import FAST, ROOT, Command, clustered, command
 from tests.test_vectors import write
 
 
@@ -277,6 +277,19 @@ def test_wandb_offline_has_config_metrics_and_table(train: Command, own_files: l
     assert history["results/nrows"] == 1
     (table,) = file.parent.glob("files/media/table/results_*.table.json")
     assert json.loads(table.read_text())["columns"][0] == "method"
+
+
+def test_wandb_without_a_network_and_tensorboard(
+    train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A key, and a server that does not answer: the run is logged offline, under one id when it is resumed."""
+    server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    online = command("train.py", environment | server, tmp_path)
+    process = online(*own_files, *FAST, "logger=wandb", "logger.tensorboard=true", "baselines=[]", "hydra.run.dir=run")
+    assert "W&B: the server cannot be reached" in process.stderr
+    identity = (tmp_path / "run" / "wandb_id").read_text()
+    assert [path.name.endswith(identity) for path in (tmp_path / "run" / "wandb").glob("offline-run-*")] == [True]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
 
 
 QUANTIZERS = "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign"

@@ -79,15 +79,14 @@ def _wandb(chosen: WandB, folder: Path) -> WandbLogger:
         "save_dir": folder,
         "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
     }
-    if wandb.login(prompt=False):
-        logger = WandbLogger(**options)
-        try:
-            _ = logger.experiment  # connects
-        except wandb.errors.Error as error:
-            log.warning("W&B: the server did not answer (%s)", str(error).split("\n")[0])
-        else:
+    try:
+        if wandb.login(prompt=False):  # asks the server too
+            logger = WandbLogger(**options)
+            _ = logger.experiment
             log.info("W&B: project %s", chosen.project)
             return logger
+    except wandb.errors.Error as error:
+        log.warning("W&B: the server cannot be reached (%s)", str(error).split("\n")[0])
     log.info("W&B: offline, no API key found or no server; later: wandb sync %s/wandb/offline-*", folder)
     return WandbLogger(**options, offline=True, mode="offline")  # Lightning's own flag leaves W&B asking for a login
 
