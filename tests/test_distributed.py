@@ -62,6 +62,17 @@ def test_two_processes_train_as_one_with_the_joined_batch(
     assert abs(koleo - other) > 1e-2  # the nearest of half as many points is farther away
 
 
+def test_a_sweep_of_two_jobs_of_two_processes_each(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    """The first fails, in both of its processes, and the second has its folder and its end."""
+    arguments = [*own_files, *FAST, *TWO, "baselines=[]", "trainer.max_epochs=1", "hydra.sweep.dir=sweep"]
+    process = train("-m", *arguments, "learning_rate=1e20,0.1", expect=1)
+    assert "no longer a finite number" in (tmp_path / "sweep" / "0" / "error.txt").read_text()
+    assert rows(tmp_path / "sweep" / "1")["catalyzer + lattice"]["recall"]["100"] > 0.2
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
+    assert "Traceback" not in process.stderr
+
+
 def started(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "src" / "train.py"), *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)

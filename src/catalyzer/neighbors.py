@@ -108,7 +108,7 @@ def knn_graph(
     x: np.ndarray,
     k: int,
     method: str = "auto",
-    nprobe: int = 40,
+    nprobe: int = 48,
     description: str = "mining",
     rows: slice = slice(None),
 ) -> np.ndarray:
@@ -120,7 +120,7 @@ def knn_graph(
     Args:
         x: `(n, d)`.
         k: neighbours a row; at most n - 1.
-        method: `"exact"`, `"ivf"` (an inverted file of `6 sqrt(n)` lists, approximate), `"hnsw"` (a navigable graph,
+        method: `"exact"`, `"ivf"` (an inverted file of `3 sqrt(n)` lists, approximate), `"hnsw"` (a navigable graph,
             approximate) or `"auto"`: exact on a GPU and up to `EXACT_LIMIT` rows, inverted file beyond.
         nprobe: lists that `"ivf"` visits for each row: more is closer to exact, and slower. `"hnsw"` keeps four times as many
             candidates, and no fewer than k.
@@ -184,7 +184,7 @@ def _approximate_graph(x: np.ndarray, k: int, method: str, nprobe: int, descript
     n, dim = x.shape
     # Bytes are kept as bytes: distances are as exact as in float32, and 10M SIFT vectors take 1.3 GB instead of 5.
     storage = "SQ8_direct" if x.dtype == np.uint8 else "Flat"
-    lists = max(1, int(6 * math.sqrt(n)))
+    lists = max(1, int(3 * math.sqrt(n)))
     index: Any = faiss.index_factory(dim, f"IVF{lists},{storage}" if method == "ivf" else f"HNSW16,{storage}")
     if method == "ivf":
         index.by_residual = False
@@ -201,12 +201,18 @@ def _approximate_graph(x: np.ndarray, k: int, method: str, nprobe: int, descript
         for block in float_blocks(x, None):
             index.add(block)
             advance(len(block))
+    # List by list, since rows of one list probe much the same lists, which are then in the processor's cache: twice as fast.
+    order = np.arange(first, last)
+    if method == "ivf":
+        kept, sizes = index.invlists, map(index.invlists.list_size, range(lists))
+        order = np.concatenate([faiss.rev_swig_ptr(kept.get_ids(i), size) for i, size in enumerate(sizes) if size])
+        order = order[(order >= first) & (order < last)]
     ids = np.empty((last - first, k), dtype=np.int64)
     with progress(description, last - first, "vectors") as advance:
-        for start in range(first, last, BLOCK):
-            block = as_float32(x[start : min(start + BLOCK, last)])
-            ids[start - first : start - first + len(block)] = index.search(block, k)[1]
-            advance(len(block))
+        for start in range(0, len(order), BLOCK):
+            rows = order[start : start + BLOCK]
+            ids[rows - first] = index.search(as_float32(x[rows]), k)[1]
+            advance(len(rows))
     # Rows that found fewer than k in the lists probed are few; they are searched exactly.
     short = np.flatnonzero(ids[:, -1] < 0)
     if len(short):
