@@ -59,7 +59,7 @@ def test_two_stages(lab: Lab, tmp_path: Path) -> None:
     outcome, paths = make_target("two_stages", lab, tmp_path)
     rows = values(outcome)
     assert [path.stem for path in paths[::2]][:4] == [f"{cost}_recall{k}" for cost in ("encoding", "search") for k in (1, 10)]
-    plain, trained = rows["catalyzer + lattice"], rows["catalyzer + lattice, trained with a decoder"]
+    plain, trained = rows["catalyzer + lattice"], rows["catalyzer + lattice (rerank 0)"]
     assert plain[-1] is None
     assert trained[1:4] != plain[1:4]
     errors = {rows[f"catalyzer + lattice (rerank {n})"][-1] for n in (100, 500, 1000)} | {trained[-1]}

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
 from catalyzer.reproduce.pareto import Point, draw_pareto
-from catalyzer.reproduce.tables import BITS_COLUMN, ENCODING, LATTICE, LSQ_BASE, RAW, RECALLS, published, recalls
+from catalyzer.reproduce.tables import BITS_COLUMN, ENCODING, LATTICE, RAW, RECALLS, published, recalls
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINES = {"PQ": "pq", "OPQ": "opq", "RQ": "rq", "LSQ": "lsq", "ITQ": "itq"}
 DECODER = [*LATTICE, "decoder=mlp"]
-RERANKED, REFINED = (100, 500, 1000), (4, 16)
+RERANKED, REFINED = (0, 100, 500, 1000), (4, 16)
 # Morozov and Babenko, ICCV 2019: what they publish, under COLUMNS, for BigANN1M at 64 bits.
 UNQ: list[Value] = [64, None, 82.8, 99.0, None, None, None]
 
@@ -33,22 +33,16 @@ def two_stages(lab: Lab) -> Made:
     methods: list[tuple[str, list[str], list[str] | None]] = [
         *((label, [RAW, f"quantizer={name}"], None) for label, name in BASELINES.items()),
         ("catalyzer + lattice", LATTICE, None),
-        ("catalyzer + lattice, trained with a decoder", [*DECODER, "rerank=0"], DECODER),
         *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER) for n in RERANKED),
         *((f"catalyzer + lattice (rerank 500, refine {n})", [*DECODER, f"refine={n}"], DECODER) for n in REFINED),
     ]
     for label, overrides, on in methods:
-        aside = label == "LSQ" and base > LSQ_BASE
-        if aside:
-            overrides, label = [*overrides, *lab.first(LSQ_BASE)], f"LSQ (first {LSQ_BASE:,} base vectors)"
         if label == "ITQ" and lab.common.bits > lab.base_shape[1]:
             continue
         result = lab.result(overrides, on)
-        encoding = result.encoding / (LSQ_BASE if aside else base) * 1e6
-        search = None if aside else result.search / lab.queries * 1e3
+        encoding, search = result.encoding / base * 1e6, result.search / lab.queries * 1e3
         values: list[Value] = [result.bits, *recalls(result), encoding, search, result.error]
-        note = "it encodes slowly, hence the smaller base, in which recall is higher" if aside else ""
-        rows.append(Row(label, values, command=lab.command(overrides, on), note=note, aside=aside))
+        rows.append(Row(label, values, command=lab.command(overrides, on)))
     if published(lab, UNQ, [], bits=64):
         note = "learned codebooks and a decoder, as its authors publish it; not measured here"
         rows.append(Row("UNQ", [None] * len(COLUMNS), UNQ, note=note))
@@ -63,7 +57,9 @@ def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
     for cost, words in (("encoding", "time to encode a vector"), ("search", "time to search, a query")):
         column = table.columns[names.index(cost)]
         for k in (1, 10):
-            rows = ((row.label, row.values[names.index(cost)], row.values[names.index(f"R@{k}")]) for row in table.rows)
+            rows = (
+                (_series(row.label), row.values[names.index(cost)], row.values[names.index(f"R@{k}")]) for row in table.rows
+            )
             points = [
                 Point(label, time, recall)
                 for label, time, recall in rows
@@ -73,6 +69,13 @@ def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
             figures[figure] = draw_pareto(points, f"{cost} ({column.unit})", 10, f"recall@{k}")
             captions[figure] = f"Recall@{k} against {words}. In grey the Pareto front, from cheap to accurate."
     return figures, captions
+
+
+def _series(label: str) -> str:
+    """The line of a figure that a row is on: what differs only in a number is one."""
+    if "refine" in label:
+        return f"catalyzer + lattice (refine {' and '.join(map(str, REFINED))})"
+    return f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})" if "rerank" in label else label
 
 
 TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda _: [LATTICE, DECODER])
