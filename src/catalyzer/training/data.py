@@ -99,9 +99,9 @@ class AnchorData(LightningDataModule, ABC):
         batch_size: int,
         k_pos: int,
         k_neg: int,
-        miner: Miner,
         seed: int,
         cache: ArrayCache,
+        miner: Miner = Miner(),
     ) -> None:
         super().__init__()
         needed = max(k_pos + 1, k_neg + 1, batch_size)
