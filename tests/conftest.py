@@ -41,7 +41,9 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a new user: no cache yet, no W&B account, no data folder."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "CATALYZER", "HYDRA"))}
+    # With PYTHONDONTWRITEBYTECODE each of a hundred processes would compile all modules again.
+    left_out = ("WANDB", "CATALYZER", "HYDRA", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     home = tmp_path_factory.mktemp("home")
     return {**kept, "HOME": str(home), "CATALYZER_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,10 +53,19 @@ def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) ->
     assert [row["bits"] for row in results["rows"]] == [64, 64, 64]
 
 
+@pytest.fixture(scope="module")
+def trained_once(own_files: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    command("train.py", environment, folder)(*own_files, *FAST, "baselines=[]")
+    return only_run(folder)
+
+
 @pytest.fixture
-def trained(train: Command, own_files: list[str], tmp_path: Path) -> Path:
-    train(*own_files, *FAST, "baselines=[]")
-    return only_run(tmp_path)
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """The folder of a finished run, each test's own."""
+    folder = tmp_path / "outputs" / trained_once.name
+    shutil.copytree(trained_once, folder)
+    return folder
 
 
 def test_the_catalyzer_learns(train: Command, own_files: list[str], tmp_path: Path) -> None:

@@ -32,32 +32,32 @@ def same_end(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(weights[0][name], weights[1][name])
     recalls = [[row["recall"] for row in rows(folder).values()] for folder in (one, other)]
     assert recalls[0] == recalls[1]
-    timeless = []
+    logged = []
     for folder in (one, other):
         with (folder / "metrics.csv").open() as file:
-            lines = [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
-        timeless.append([line for line in lines if any(v for k, v in line.items() if k not in ("step", "epoch"))])
-    assert timeless[0] == timeless[1]
+            # By step: in which row of it a value stands depends on where the run was stopped.
+            values = ((row["step"], key, value) for row in csv.DictReader(file) for key, value in row.items() if value)
+            logged.append({v for v in values if v[1].startswith(("train/", "val/", "epoch/")) and "second" not in v[1]})
+    assert logged[0] == logged[1]
 
 
 @pytest.mark.parametrize("decoder", ["none", "mlp"])
 def test_two_processes_train_as_one_with_the_joined_batch(
     train: Command, own_files: list[str], tmp_path: Path, decoder: str
 ) -> None:
-    shared = [*own_files, *EXACT, "catalyzer.hidden=64", "trainer.max_epochs=2", "optimizer=adamw", "learning_rate=0.001"]
+    shared = [*own_files, *EXACT, "catalyzer.hidden=64", "trainer.max_epochs=1", "optimizer=adamw", "learning_rate=0.001"]
     shared += [f"decoder={decoder}", *(["decoder.hidden=64"] if decoder == "mlp" else [])]
     train(*shared, "batch_size=128", "hydra.run.dir=one")
     joined = ["koleo.scope=global", "trainer.sync_batchnorm=true"]
     train(*shared, *TWO, *joined, "batch_size=64", "hydra.run.dir=two")
     for column in ("train/loss", "train/koleo", "train/rank"):
         one, two = (metrics(tmp_path / name, column) for name in ("one", "two"))
-        steps = 4800 // 128
-        assert len(one) == len(two) == 2 * steps
-        np.testing.assert_allclose(two[:steps], one[:steps], rtol=1e-3, atol=1e-4)
-        # What is mined for the second epoch depends on who is nearer by a hair, and the sums were not rounded alike.
-        assert two[steps:].mean() == pytest.approx(one[steps:].mean(), rel=0.05)
+        assert len(one) == len(two) == 4800 // 128
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4)
+    if decoder == "mlp":
+        return
     separate = ["koleo.scope=local", "trainer.sync_batchnorm=false"]
-    train(*shared, *TWO, *separate, "batch_size=64", "hydra.run.dir=separate", "trainer.max_epochs=1")
+    train(*shared, *TWO, *separate, "batch_size=64", "hydra.run.dir=separate")
     koleo, other = (metrics(tmp_path / name, "train/koleo")[0] for name in ("one", "separate"))
     assert abs(koleo - other) > 1e-2  # the nearest of half as many points is farther away
 
@@ -89,17 +89,17 @@ def wait_for(process: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"{words!r} never came:\n{read}")
 
 
-@pytest.mark.parametrize("recipe", [[], ["decoder=mlp", "decoder.hidden=64", "query=mlp"]], ids=["plain", "decoder"])
 def test_a_run_that_is_stopped_and_killed_again_and_again_comes_to_the_same_end(
-    train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path, recipe: list[str]
+    train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
+    recipe = ["decoder=mlp", "decoder.hidden=64", "query=mlp"]
     arguments = [*own_files, *recipe, "catalyzer.hidden=256", "batch_size=16", "trainer.max_epochs=4", "baselines=[]"]
     start = time.monotonic()
     train(*arguments, "hydra.run.dir=whole")
     seconds = time.monotonic() - start
 
     random = np.random.default_rng()
-    for attempt in range(5):
+    for attempt in range(4):
         process = started([*arguments, "hydra.run.dir=stopped"] if attempt == 0 else ["resume=stopped"], environment, tmp_path)
         if attempt < 2:
             wait_for(process, "training on")
@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_the_run(train: Command, own_files: list[
 
 
 def test_torchrun(environment: dict[str, str], own_files: list[str], tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     arguments = [
         str(ROOT / "src" / "train.py"),
         *own_files,

@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the umask allows
         Path(beside).replace(path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a full disk says which file it was that did not fit
         Path(beside).unlink(missing_ok=True)
         raise

@@ -87,10 +87,11 @@ class Checkpoints(Callback):
         self._told: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # In place of Lightning's handlers, which are set before and with several processes wait for the others from within.
         if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signals
             told = [signal.SIGTERM, signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM]
-            self._handlers = {number: signal.signal(number, self._notice) for number in told}  # in place of Lightning's
+            self._handlers = {number: signal.signal(number, self._notice) for number in told}
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._told = signal.Signals(number)
