@@ -344,6 +344,38 @@ class Evaluation(_Settings):
     refine: PositiveInt | None
 
 
+class _OnEngine(_Settings):
+    engine: Literal["local", "ray"]
+    address: str | None
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> Self:
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address={self.address} is that of a Ray cluster; add engine=ray")
+        return self
+
+
+class Encode(_OnEngine):
+    """The keys of `src/encode.py`; `conf/encode.yaml` says what each means."""
+
+    run: str
+    input: str
+    output: str
+    shard_size: PositiveInt
+
+
+class Search(_OnEngine):
+    """The keys of `src/search.py`; `conf/search.yaml` says what each means."""
+
+    codes: str
+    queries: str
+    k: PositiveInt
+    rerank: Annotated[int, Field(ge=0)] | None
+    run: str | None
+    output: str
+    format: Literal["vecs", "npy"]
+
+
 class PreparePhotosift(_Settings):
     """What decides the photosift that is made; `conf/prepare/photosift.yaml` says what each key means."""
 
