@@ -52,12 +52,12 @@ def queries() -> np.ndarray:
 
 
 @pytest.fixture
-def encode(environment: dict[str, str], tmp_path: Path) -> Command:
+def encode_command(environment: dict[str, str], tmp_path: Path) -> Command:
     """`python src/encode.py OVERRIDES` in an empty folder."""
     return command("encode.py", environment, tmp_path)
 
 
 @pytest.fixture
-def search(environment: dict[str, str], tmp_path: Path) -> Command:
+def search_command(environment: dict[str, str], tmp_path: Path) -> Command:
     """The same for `src/search.py`."""
     return command("search.py", environment, tmp_path)

@@ -1,6 +1,7 @@
 """Who does the work: this process, or the workers of a Ray cluster. Results are the same; only their order is the engine's."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from catalyzer.errors import InvalidInput
@@ -59,7 +60,7 @@ class RayEngine:
         while True:
             # Results wait in memory until they are taken, so there are only as many tasks as keep all cores busy.
             room = 2 * int(ray.cluster_resources().get("CPU", 1)) - len(running)
-            running |= {task.remote(shared, item): item for item, _ in zip(waiting, range(room), strict=False)}
+            running |= {task.remote(shared, item): item for item in islice(waiting, max(0, room))}
             if not running:
                 return
             (done,), _ = ray.wait([*running])
