@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from catalyzer.cache import write_atomically
-from catalyzer.datasets import make_photosift
+from catalyzer.datasets import fetch_published, make_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.quantizers import (
     AdditiveQuantizer,
@@ -395,6 +395,29 @@ class PreparePhotosift(_Settings):
             queries_size=self.queries_size,
             seed=self.seed,
             skip_unreadable=self.skip_unreadable,
+        )
+
+
+class PreparePublished(_Settings):
+    """What is fetched from where; `conf/prepare/bigann.yaml` says what each key means."""
+
+    dataset: Published
+    source: str
+    learn: str
+    base: str
+    queries: str
+
+    def prepare(self) -> None:
+        dataset = self.dataset
+        fetch_published(
+            dataset.name,
+            Path(dataset.root),
+            self.source,
+            self.learn,
+            self.base,
+            self.queries,
+            learn_size=dataset.train_size + dataset.validation_base_size + dataset.validation_queries_size,
+            base_size=dataset.base_size,
         )
 
 
