@@ -159,7 +159,12 @@ def _search_one(
 
 
 def _search_torch(
-    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, device: torch.device, description: str | None
+    lattice: SphericalLattice,
+    queries: np.ndarray,
+    codes: np.ndarray,
+    k: int,
+    device: torch.device,
+    description: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 

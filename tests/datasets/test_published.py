@@ -1,5 +1,6 @@
 """Fetching from a server of our own on this machine that cuts connections, knows no ranges, lies about sizes, or is away."""
 
+import contextlib
 import gzip
 import re
 import subprocess
@@ -22,6 +23,7 @@ LEARN, BASE, QUERIES = clustered(4000, 32, 0), clustered(3000, 32, 1), clustered
 
 
 def u8bin(x: np.ndarray) -> bytes:
+    """Also fbin, of float32."""
     return np.array(x.shape, "<i4").tobytes() + x.tobytes()
 
 
@@ -87,15 +89,21 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
     with Server() as server:
-        server.files = {"learn.u8bin": u8bin(LEARN), "base.u8bin": u8bin(BASE), "q.u8bin": u8bin(QUERIES)}
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        server.files = {"learn.u8bin": u8bin(LEARN), "base.u8bin": u8bin(BASE), "q.u8bin": u8bin(QUERIES)}
+        yield server
 
 
 @pytest.fixture(autouse=True)

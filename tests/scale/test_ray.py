@@ -1,6 +1,8 @@
 """The same two jobs over a real Ray of two workers, one of which is killed in the middle."""
 
 import os
+import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -12,11 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
-from catalyzer import scale
+from catalyzer import InvalidInput, scale
 from catalyzer.scale import CodeShards
-from tests.conftest import ROOT, clustered, command
+from catalyzer.vectors import open_vectors
+from tests.conftest import ROOT, clustered
+from tests.datasets.test_published import serving
+from tests.datasets.test_published import u8bin as binary
 from tests.scale.conftest import DIM
+from tests.test_docs import blocks
 from tests.test_vectors import write
 
 if not Path("/proc").is_dir():
@@ -49,6 +56,7 @@ def cluster(ray_environment: dict[str, str]) -> Iterator[tuple[str, int]]:
         env=ray_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     yield f"127.0.0.1:{port}", process.pid
+    ray.shutdown()  # of this process, which has joined it
     process.terminate()
     process.wait()
     shutil.rmtree(folder, ignore_errors=True)
@@ -103,14 +111,62 @@ def test_a_killed_worker_costs_time_only(
     assert there.manifest == here.manifest  # and with it all checksums
     assert {path.name for path in there.folder.iterdir()} == {path.name for path in here.folder.iterdir()}
 
-    search = command("search.py", ray_environment, tmp_path)
-    search("codes=codes", "queries=q.fvecs", "k=10", "output=found", "engine=ray", f"address={address}")
-    scale.write_neighbours(tmp_path / "expected", *scale.search(here, tmp_path / "q.fvecs", 10), "vecs")
-    for suffix in (".ivecs", ".fvecs"):
-        assert (tmp_path / f"found{suffix}").read_bytes() == (tmp_path / f"expected{suffix}").read_bytes()
+    engine, q = scale.RayEngine(address), tmp_path / "q.fvecs"
+    for rerank in (0, 50):
+        for found, expected in zip(
+            scale.search(there, q, 10, rerank, engine=engine), scale.search(here, q, 10, rerank), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
 
     # What is wrong in a worker is said as if it had been wrong here.
     (there.folder / "000003.npy").unlink()
-    process_ = search("codes=codes", "queries=q.fvecs", "output=x", "engine=ray", f"address={address}", expect=2)
-    assert f"error: {there.folder}/000003.npy is missing; src/encode.py, started as before, makes it again\n" in process_.stderr
-    assert "Traceback" not in process_.stderr
+    with pytest.raises(InvalidInput, match=r"codes/000003.npy is missing; src/encode.py, started as before, makes it again$"):
+        scale.search(there, q, 10, engine=engine)
+
+
+def page_commands(kind: str) -> list[str]:
+    return [line for language, content in blocks("docs/scale.md") if language == kind for line in content.splitlines()]
+
+
+def test_the_page_does_what_it_says(
+    run: Path, cluster: tuple[str, int], base: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command of docs/scale.md, in its order, on tiny files and with a server of our own."""
+    ray.shutdown()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("CATALYZER_DATA", str(tmp_path / "data"))
+    Path("outputs").mkdir()
+    Path("outputs/RUN").symlink_to(run)
+    write(tmp_path / "base.u8bin", base)
+    write(tmp_path / "q.fvecs", clustered(40, DIM, 2).astype(np.float32))
+    results = []
+    with serving() as server:
+        for dtype, (learn, base_, queries) in {
+            np.uint8: ("learn.100M.u8bin", "base.1B.u8bin", "query.public.10K.u8bin"),
+            np.float32: ("learn.350M.fbin", "base.1B.fbin", "query.public.10K.fbin"),
+        }.items():
+            for name, n in ((learn, 2000), (base_, 1500), (queries, 20)):
+                server.files[name] = binary(clustered(n, DIM, 3).astype(dtype))
+        tiny = ["dataset.base_size=1_000", "dataset.train_size=1000", f"source={server.url}"]
+        tiny += ["dataset.validation_base_size=500", "dataset.validation_queries_size=100"]
+        for line in page_commands(""):
+            python, script, *arguments = shlex.split(line.replace("HOST:6379", cluster[0]))
+            assert python == "python"
+            if script == "src/prepare.py":
+                arguments += tiny
+            elif script == "benchmarks/scale.py":
+                arguments += ["--n", "3000", "--queries", "20"]
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if ray.is_initialized() and "address" in line:
+                ray.shutdown()
+            if script == "src/search.py" and "rerank=500" in line:
+                results.append(Path("found.ivecs").read_bytes() + Path("found.fvecs").read_bytes())
+    assert len(results) == 2
+    assert results[0] == results[1]  # of both engines
+    assert len(open_vectors("data/bigann/bigann_base.bvecs")) == 1000
+    assert len(open_vectors("data/deep1b/base.fvecs")) == 1000
+    names: dict[str, np.ndarray] = {}
+    exec("\n".join(page_commands("python")), names)
+    np.testing.assert_array_equal(names["I"], open_vectors("found.ivecs")[:])

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, TrainedRun, open_vectors
 from catalyzer.index_file import locked
-from catalyzer.scale import CodeShards, encode, search
+from catalyzer.scale import CodeShards, encode, search, write_neighbours
 from catalyzer.settings import Encode
 from catalyzer.vectors import EXTENSIONS
 from tests.conftest import ROOT, Command, clustered
@@ -96,18 +97,12 @@ def test_a_kill_costs_a_shard_and_no_more(
     np.testing.assert_array_equal(all_codes(codes), expected)
 
 
-def test_results_as_files(search_command: Command, codes: Path, queries: np.ndarray, tmp_path: Path) -> None:
-    np.save(tmp_path / "q.npy", queries)
-    assert "found: 40 rows of 7 ids" in search_command("codes=codes", "queries=q.npy", "k=7", "output=found").stderr
-    search_command("codes=codes/", "queries=q.npy", "k=7", "rerank=0", "output=there/found", "format=npy")
-    codec = TrainedRun.load(CodeShards.open(codes).manifest.run)
-    for rerank, (ids, distances) in {
-        50: ("found.ivecs", "found.fvecs"),
-        0: ("there/found.ids.npy", "there/found.distances.npy"),
-    }.items():
-        expected = codec.search(queries, all_codes(codes), 7, rerank)
-        np.testing.assert_array_equal(open_vectors(tmp_path / distances)[:], expected[0])
-        np.testing.assert_array_equal(open_vectors(tmp_path / ids)[:], expected[1])
+@pytest.mark.parametrize(("file_format", "suffixes"), [("vecs", (".ivecs", ".fvecs")), ("npy", (".ids.npy", ".distances.npy"))])
+def test_results_as_files(file_format: Literal["vecs", "npy"], suffixes: tuple[str, str], tmp_path: Path) -> None:
+    found = (np.array([[0.0, 2.5]], np.float32), np.array([[7, 3]]))
+    write_neighbours(tmp_path / "there" / "found.1", *found, file_format)
+    for suffix, array in zip(suffixes, reversed(found), strict=True):
+        np.testing.assert_array_equal(open_vectors(tmp_path / "there" / f"found.1{suffix}")[:], array)
 
 
 def damage(path: Path) -> None:
@@ -162,7 +157,7 @@ def test_a_folder_of_something_else_is_left_alone(
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["photograph.jpg"]
 
 
-def test_mistakes_of_a_search(search_command: Command, codes: Path, tmp_path: Path) -> None:
+def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "q.npy", clustered(3, DIM, 2))
     np.save(tmp_path / "wide.npy", clustered(3, DIM + 1, 2))
     other_run, shards = make_run(tmp_path / "other", seed=1), CodeShards.open(codes)
@@ -173,10 +168,8 @@ def test_mistakes_of_a_search(search_command: Command, codes: Path, tmp_path: Pa
     ):
         with pytest.raises(InvalidInput, match=words):
             search(shards, tmp_path / arguments[0], *arguments[1:])
-    refused(
-        search_command("codes=nowhere", "queries=q.npy", "output=found", expect=2),
-        "nowhere has no manifest.json; expected a folder that src/encode.py made",
-    )
+    with pytest.raises(InvalidInput, match=r"nowhere has no manifest.json; expected a folder that src/encode.py made"):
+        CodeShards.open(tmp_path / "nowhere")
     manifest = json.loads((codes / "manifest.json").read_text())
     for change, words in (
         ({"shards": {}}, "is not finished: 40 of its 40 shards are not made yet"),
