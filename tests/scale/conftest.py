@@ -55,9 +55,3 @@ def queries() -> np.ndarray:
 def encode_command(environment: dict[str, str], tmp_path: Path) -> Command:
     """`python src/encode.py OVERRIDES` in an empty folder."""
     return command("encode.py", environment, tmp_path)
-
-
-@pytest.fixture
-def search_command(environment: dict[str, str], tmp_path: Path) -> Command:
-    """The same for `src/search.py`."""
-    return command("search.py", environment, tmp_path)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from catalyzer import InvalidInput, TrainedRun, open_vectors
+from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
 from catalyzer.index_file import locked
-from catalyzer.scale import CodeShards, encode, search, write_neighbours
+from catalyzer.scale import CodeShards, encode, search, searching, write_neighbours
 from catalyzer.settings import Encode
 from catalyzer.vectors import EXTENSIONS
 from tests.conftest import ROOT, Command, clustered
@@ -58,6 +59,28 @@ def test_shards_are_searched_as_all_at_once(
     np.testing.assert_array_equal(distances, expected[0])
     assert distances.dtype == np.float32
     assert ids.dtype == np.int64
+
+
+def test_more_queries_than_are_searched_together(
+    codes: Path, run: Path, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "PAIRS", 1000)
+    monkeypatch.setattr(searching, "ROWS", 7)
+    monkeypatch.setattr(codec, "PAIRS", 1000)
+    np.save(tmp_path / "q.npy", queries)
+    expected = TrainedRun.load(run).search(queries, all_codes(codes), 10, 60)
+    for found, at_once in zip(search(CodeShards.open(codes), tmp_path / "q.npy", 10, 60), expected, strict=True):
+        np.testing.assert_array_equal(found, at_once)
+
+
+def test_a_run_that_was_moved(run: Path, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shards = encode(tmp_path / "run", source, tmp_path / "codes")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(InvalidInput, match="is gone; say where it is by run=FOLDER"):
+        search(shards, source, 10)
+    np.testing.assert_array_equal(search(shards, source, 1, 0, tmp_path / "moved")[0], search(shards, source, 1, 0, run)[0])
+    assert len(encode(tmp_path / "moved", source, tmp_path / "codes").manifest.shards) == 1
 
 
 @pytest.fixture

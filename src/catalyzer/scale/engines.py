@@ -59,7 +59,7 @@ class RayEngine:
         waiting, running = iter(items), dict[Any, Item]()
         while True:
             # Results wait in memory until they are taken, so there are only as many tasks as keep all cores busy.
-            room = 2 * int(ray.cluster_resources().get("CPU", 1)) - len(running)
+            room = max(1, 2 * int(ray.cluster_resources().get("CPU", 0))) - len(running)
             running |= {task.remote(shared, item): item for item in islice(waiting, max(0, room))}
             if not running:
                 return

@@ -55,6 +55,8 @@ def search(
     """
     shards.check_complete()
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
+    if run is None and not folder.is_dir():
+        raise InvalidInput(f"{folder}, the run that made the codes in {shards.folder}, is gone; say where it is by run=FOLDER")
     trained, vectors = TrainedRun.load(folder), open_vectors(queries)
     codec = trained.own_codec
     if (weights_digest(codec).hex(), trained.settings.quantizer.model_dump()) != (manifest.weights, manifest.quantizer):
