@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -71,6 +72,22 @@ def test_more_queries_than_are_searched_together(
     expected = TrainedRun.load(run).search(queries, all_codes(codes), 10, 60)
     for found, at_once in zip(search(CodeShards.open(codes), tmp_path / "q.npy", 10, 60), expected, strict=True):
         np.testing.assert_array_equal(found, at_once)
+
+
+def test_memory_does_not_grow_with_the_file(run: Path, queries: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "q.npy", queries)
+    peaks = []
+    for n in (1_000, 4_000, 60_000):  # the first is for what is loaded once
+        source = write(tmp_path / f"{n}.u8bin", clustered(n, DIM, 1))
+        tracemalloc.start()
+        shards = encode(run, source, tmp_path / str(n), shard_size=2_000)
+        encoding = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        search(shards, tmp_path / "q.npy", 10, 50)
+        peaks.append((encoding, tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+    for few, many in zip(*peaks[1:], strict=True):
+        assert many < 1.2 * few + 100_000  # the vectors are 2 MB, their codes 480 kB
 
 
 def test_a_run_that_was_moved(run: Path, source: Path, tmp_path: Path) -> None:

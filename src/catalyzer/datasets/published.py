@@ -70,7 +70,7 @@ def fetch_published(
         if target.is_file() and (size is None or len(VectorFile(target)) >= size):
             log.info("%s is there", target)
             continue
-        part = _Part(f"{source.rstrip('/')}/{published}", root / UNFINISHED / published, size)
+        part = _Part(f"{source.rstrip('/')}/{published}", root / UNFINISHED / Path(published).name, size)
         part.fetch()
         write_vecs(target, part.blocks())
         part.remove()
