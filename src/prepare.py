@@ -11,9 +11,11 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import PreparePhotosift
+        from catalyzer.settings import PreparePhotosift, PreparePublished
 
-        PreparePhotosift.check(resolved(config)).prepare()
+        values = resolved(config)
+        kind = PreparePhotosift if values["dataset"]["name"] == "photosift" else PreparePublished
+        kind.check(values).prepare()
 
 
 if __name__ == "__main__":

@@ -307,7 +307,13 @@ QUANTIZERS = "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign"
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("train.py", QUANTIZERS), ("evaluate.py", QUANTIZERS), ("prepare.py", "dataset=OPTION, one of: photosift")],
+    [
+        ("train.py", QUANTIZERS),
+        ("evaluate.py", QUANTIZERS),
+        ("prepare.py", "dataset=OPTION, one of: photosift, bigann, deep1b"),
+        ("encode.py", "engine: local"),
+        ("search.py", "format: vecs"),
+    ],
 )
 def test_help_reads_well_and_comes_at_once(script: str, words: str, environment: dict[str, str]) -> None:
     code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path({str(ROOT / 'src' / script)!r}, run_name='__main__')"

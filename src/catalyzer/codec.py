@@ -125,22 +125,38 @@ class Codec:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
         """
         original = as_float32(queries[:])
-        latent = embed(self.query or self.transform, original)
+        latent = self.map_queries(original)
         if not rerank:
             return self.quantizer.search(latent, codes, k)
         self.decode(codes[:0])  # refuses before the search and not after it
         on_sphere, candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))
         block = max(1, PAIRS // candidates.shape[1])
         parts = [
-            self._rerank(original[rows], codes, on_sphere[rows], candidates[rows], k)
+            self.rerank(original[rows], codes, on_sphere[rows], candidates[rows], k)
             for rows in (slice(first, first + block) for first in range(0, max(1, len(original)), block))
         ]
         distances, ids = zip(*parts, strict=True)
         return np.concatenate(distances), np.concatenate(ids)
 
-    def _rerank(
+    def map_queries(self, queries: Vectors) -> np.ndarray:
+        """`(nq, d_in)` queries as they are compared with codes: `(nq, dim)` float32, by their own network if they have one."""
+        return embed(self.query or self.transform, queries)
+
+    def rerank(
         self, queries: np.ndarray, codes: np.ndarray, on_sphere: np.ndarray, ids: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
+        """The second stage alone: the best k of each query's candidates, as `search` ranks them.
+
+        Args:
+            queries: `(nq, d_in)` float32.
+            codes: `(n, code_size)` uint8.
+            on_sphere: `(nq, m)` float32 squared distances of the candidates in the first stage.
+            ids: `(nq, m)` int64, the candidates' rows of `codes`.
+            k: at most m.
+
+        Returns:
+            `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id.
+        """
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
         distinct, place = np.unique(ids, return_inverse=True)
         place = place.reshape(-1)

@@ -44,6 +44,22 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
     >>> D.round(3).tolist(), I.tolist()
     ([[0.0, 0.0, 1.0]], [[0, 2, 1]])
     """
+    distances, ids = search_part(lattice, queries, codes, k, "searching")
+    return distances.astype(np.float32), ids
+
+
+def search_part(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` with the distances as they are compared, float64: what parts of the codes have found is merged by these.
+
+    Rounded to float32, some that differ would be equal, and a merge could not tell which comes first.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.eye(3, dtype=np.float32))
+    >>> search_part(lattice, np.ones((1, 3), np.float32) / 3**0.5, codes, k=1)[0].dtype
+    dtype('float64')
+    """
     check_search(queries, codes, k, lattice.dim, lattice.code_size)
     queries = np.ascontiguousarray(queries, np.float32)
     refused = ~np.isfinite(queries).all(axis=1)
@@ -52,12 +68,12 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
     import torch
 
     if torch.cuda.is_available():
-        distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"))
+        distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"), description)
     elif len(queries) == 1 and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide:
-        distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k))
+        distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
     else:
-        distances, ids = _search_many(lattice, queries, codes, k)
-    return distances.astype(np.float32), ids.astype(np.int64)
+        distances, ids = _search_many(lattice, queries, codes, k, description)
+    return distances, ids.astype(np.int64)
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
@@ -75,7 +91,9 @@ def _rounding(queries: np.ndarray) -> np.ndarray:
     return (queries.shape[1] + 16) * 2.0**-23 * (np.linalg.norm(queries.astype(np.float64), axis=1) + 1)
 
 
-def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search_many(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     from numba import get_num_threads
 
     from catalyzer.lattice.scan_kernels import CODES, decode_columns, scan_many
@@ -88,7 +106,7 @@ def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarr
     squares = (queries.astype(np.float64) ** 2).sum(axis=1)
     # Enough tasks to share out evenly, each with enough queries that bringing codes into the cache costs little.
     task_size = min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
-    with progress("searching", len(codes), "codes") as advance:
+    with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
             low, high = lattice.words(codes[first : first + BLOCK], first)
             decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
@@ -101,7 +119,9 @@ def _search_many(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarr
     return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
 
-def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _search_one(
+    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.lattice.kernels import decode
     from catalyzer.lattice.scan_kernels import exact_distances, leaf_products, scan_one
 
@@ -120,7 +140,7 @@ def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray,
 
     distances, ids = np.full(k, np.inf), np.full(k, -1)
     first, size = 0, max(FIRST_ROUND, k)
-    with progress("searching", len(codes), "codes") as advance:
+    with progress(description, len(codes), "codes") as advance:
         # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
         while first < len(codes):
             low, _ = lattice.words(codes[first : first + size], first)
@@ -139,7 +159,12 @@ def _search_one(lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray,
 
 
 def _search_torch(
-    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, device: torch.device
+    lattice: SphericalLattice,
+    queries: np.ndarray,
+    codes: np.ndarray,
+    k: int,
+    device: torch.device,
+    description: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
@@ -147,7 +172,7 @@ def _search_torch(
     squares, r = q.square().sum(dim=1, keepdim=True), lattice.radius_sq**0.5
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
-    with progress("searching", len(codes), "codes") as advance:
+    with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
             lattice.words(codes[first : first + BLOCK], first)  # checked here, where the row's number is known
             block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK])).to(device)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from catalyzer.cache import write_atomically
-from catalyzer.datasets import make_photosift
+from catalyzer.datasets import fetch_published, make_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.quantizers import (
     AdditiveQuantizer,
@@ -344,6 +344,38 @@ class Evaluation(_Settings):
     refine: PositiveInt | None
 
 
+class _OnEngine(_Settings):
+    engine: Literal["local", "ray"]
+    address: str | None
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> Self:
+        if self.address is not None and self.engine != "ray":
+            raise ValueError(f"address={self.address} is that of a Ray cluster; add engine=ray")
+        return self
+
+
+class Encode(_OnEngine):
+    """The keys of `src/encode.py`; `conf/encode.yaml` says what each means."""
+
+    run: str
+    input: str
+    output: str
+    shard_size: PositiveInt
+
+
+class Search(_OnEngine):
+    """The keys of `src/search.py`; `conf/search.yaml` says what each means."""
+
+    codes: str
+    queries: str
+    k: PositiveInt
+    rerank: Annotated[int, Field(ge=0)] | None
+    run: str | None
+    output: str
+    format: Literal["vecs", "npy"]
+
+
 class PreparePhotosift(_Settings):
     """What decides the photosift that is made; `conf/prepare/photosift.yaml` says what each key means."""
 
@@ -363,6 +395,29 @@ class PreparePhotosift(_Settings):
             queries_size=self.queries_size,
             seed=self.seed,
             skip_unreadable=self.skip_unreadable,
+        )
+
+
+class PreparePublished(_Settings):
+    """What is fetched from where; `conf/prepare/bigann.yaml` says what each key means."""
+
+    dataset: Published
+    source: str
+    learn: str
+    base: str
+    queries: str
+
+    def prepare(self) -> None:
+        dataset = self.dataset
+        fetch_published(
+            dataset.name,
+            Path(dataset.root),
+            self.source,
+            self.learn,
+            self.base,
+            self.queries,
+            learn_size=dataset.train_size + dataset.validation_base_size + dataset.validation_queries_size,
+            base_size=dataset.base_size,
         )
 
 

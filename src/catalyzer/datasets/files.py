@@ -34,6 +34,15 @@ def bigann_layout(base_size: int) -> Layout:
     return Layout("bigann_learn.bvecs", "bigann_base.bvecs", "bigann_query.bvecs", truth)
 
 
+def deep1b_layout(base_size: int) -> Layout:
+    """Deep1B's files; those of the ground truth abbreviate the size of the base.
+
+    >>> deep1b_layout(1_000_000).groundtruth
+    'deep1M_groundtruth.ivecs'
+    """
+    return Layout("learn.fvecs", "base.fvecs", "deep1B_queries.fvecs", f"deep{_abbreviated(base_size)}_groundtruth.ivecs")
+
+
 def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
     """BigANN (SIFT1B): `bigann_{learn,base,query}.bvecs` and `gnd/idx_<n>M.ivecs` under `root`.
 
@@ -46,7 +55,9 @@ def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: in
     Raises:
         InvalidInput: a missing file (the message lists all that are expected), or one that `VectorFile` refuses.
     """
-    source = "from http://corpus-texmex.irisa.fr (ANN_SIFT1B; gunzip the files)"
+    source = (
+        "fetched by: python src/prepare.py dataset=bigann, or from http://corpus-texmex.irisa.fr (ANN_SIFT1B; gunzip the files)"
+    )
     return _load("bigann", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
 
 
@@ -66,10 +77,11 @@ def load_deep1b(root: str | Path, base_size: int, cache: ArrayCache, **sizes: in
 
     See `load_bigann` for arguments and errors.
     """
-    truth = f"deep{_abbreviated(base_size)}_groundtruth.ivecs"
-    layout = Layout("learn.fvecs", "base.fvecs", "deep1B_queries.fvecs", truth)
-    source = "from https://github.com/arbabenko/GNOIMI (Deep1B; concatenate the parts of base and learn)"
-    return _load("deep1b", Path(root), layout, base_size, source, cache, sizes)
+    source = (
+        "fetched by: python src/prepare.py dataset=deep1b, "
+        "or from https://github.com/arbabenko/GNOIMI (Deep1B; concatenate the parts of base and learn)"
+    )
+    return _load("deep1b", Path(root), deep1b_layout(base_size), base_size, source, cache, sizes)
 
 
 def load_files(

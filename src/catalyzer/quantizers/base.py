@@ -85,6 +85,10 @@ class Quantizer(ABC):
 
         return knn_of_blocks(queries, decoded(), k)
 
+    def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`search`, with distances as precise as they were compared: what it finds in parts of the codes is merged by them."""
+        return self.search(queries, codes, k)
+
     def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
         """Raise `InvalidInput` unless shapes and k fit together."""
         check_search(queries, codes, k, self.dim, self.code_size)

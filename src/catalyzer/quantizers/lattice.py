@@ -48,3 +48,6 @@ class LatticeQuantizer(Quantizer):
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return scan.search(self.lattice, queries, codes, k)
+
+    def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return scan.search_part(self.lattice, queries, codes, k)
