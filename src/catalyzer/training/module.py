@@ -142,7 +142,8 @@ class Training(LightningModule):
         values = values.detach()
         self._sum += values
         self._broken = torch.where((self._broken < 0) & ~values[0].isfinite(), self.global_step, self._broken)
-        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # when Lightning writes it  # type: ignore[attr-defined]
+        # In the steps in which Lightning writes: what was logged before would be lost if the run were stopped in between.
+        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logged:
             named = {f"train/{name}": value for name, value in zip(self.metrics, values, strict=True)}
             self.log_dict(named, sync_dist=True)
