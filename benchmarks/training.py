@@ -143,7 +143,7 @@ def compare(data: tuple[np.ndarray, np.ndarray, np.ndarray], epochs: int, cache:
     console = Console(width=100)
     console.print(table)
     print(f"ours takes {totals[1] / totals[0]:.2f} of the plain loop's time (aim: at most 0.5)")
-    rate = len(triplets.batches) * 128 * 3 * operations(own) / statistics.median(ours.steps)
+    rate = triplets.steps * 128 * 3 * operations(own) / statistics.median(ours.steps)
     peak = peak_rate()
     print(f"arithmetic: {rate / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s that a large product reaches, {rate / peak:.0%}")
     bare = bare_steps(training, triplets)
@@ -203,10 +203,10 @@ def make_trainer(clock: Clock, epochs: int) -> pl.Trainer:
 def bare_steps(training: CatalyzerTraining, data: TripletData) -> float:
     """Seconds that the steps of the last epoch take again in a loop of our own, with the same losses, optimizer and data."""
     f = training.catalyzer.train()
-    optimizer, schedule = OURS.build(f.parameters(), len(data.batches))
+    optimizer, schedule = OURS.build(f.parameters(), data.steps)
     rank_loss, koleo = RankLoss(), KoLeoLoss()
     start = time.perf_counter()
-    for number in data.batches:
+    for number in data.train_dataloader():
         triplets: Tensor = data.batch(data.anchors(number))
         with torch.autocast("cpu", torch.bfloat16, enabled=NATIVE != "32-true"):
             anchor, near, far = f(triplets.flatten(0, 1)).chunk(3)

@@ -5,6 +5,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -164,7 +165,8 @@ class Lab:
                 settings.save(folder / "config.yaml")
             return replace(found, settings=settings)
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
-        with loggers(settings, folder) as made:
+        with ExitStack() as stack:
+            made = stack.enter_context(loggers(settings, folder)) if settings.catalyzer.name == "mlp" else []
             run = train(settings, self.benchmark(settings), folder, made)
         if run is None:
             raise SystemExit  # a process that was spawned for training only

@@ -56,10 +56,9 @@ def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[st
         use_distributed_sampler=False,
     )
     trainer.fit(training, datamodule=data)
-    steps = len(data.train) // data.batch_size
     timed = clock.ends[FIRST_STEPS - 1 :] if len(clock.ends) > FIRST_STEPS else clock.ends
     seconds_per_step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
-    return float(trainer.callback_metrics["epoch/mining_seconds"]) + steps * seconds_per_step, clock.before
+    return float(trainer.callback_metrics["epoch/mining_seconds"]) + data.steps * seconds_per_step, clock.before
 
 
 class _Clock(Callback):

@@ -136,7 +136,7 @@ class AnchorData(LightningDataModule, ABC):
         Raises:
             InvalidInput: fewer training vectors than a batch of all processes has.
         """
-        if not len(self.batches):
+        if not self.steps:
             world = self.processes[1]
             raise InvalidInput(
                 f"{len(self.train):,} training vectors are too few for a batch of batch_size = {self.batch_size} on each of "
@@ -198,13 +198,13 @@ class AnchorData(LightningDataModule, ABC):
         """What `training_step` gets for the anchors of these row numbers."""
 
     @property
-    def batches(self) -> Batches:
-        """Of an epoch; incomplete ones are left out."""
-        return Batches(len(self.train) // (self.batch_size * self.processes[1]))
+    def steps(self) -> int:
+        """Batches of an epoch; an incomplete one is left out."""
+        return len(self.train) // (self.batch_size * self.processes[1])
 
     def train_dataloader(self) -> Batches:
         """Numbers of batches, which `on_after_batch_transfer` turns into what they are made of."""
-        return self.batches
+        return Batches(self.steps)
 
     def val_dataloader(self) -> DataLoader:
         """All validation queries in one batch."""

@@ -154,12 +154,12 @@ class Training(LightningModule):
         """Raise `InvalidInput` where the loss is no longer a finite number."""
         if (step := int(self._broken)) < 0:
             return
-        epoch, batch = divmod(step, len(self.data.batches))
+        epoch, batch = divmod(step, self.data.steps)
         anchors = ", ".join(str(row) for row in self.data.anchors(batch)[:5].tolist())
         files = checkpoint_files(Path(self.trainer.default_root_dir))
         raise InvalidInput(
             f"the loss is no longer a finite number from step {step:,} on (epoch {epoch + 1}, batch {batch + 1:,} of "
-            f"{len(self.data.batches):,}, whose first anchors are training vectors {anchors}); the last good checkpoint is "
+            f"{self.data.steps:,}, whose first anchors are training vectors {anchors}); the last good checkpoint is "
             f"{files[0] if files else 'not there yet'}; lower learning_rate, or look at these vectors"
         )
 
@@ -185,7 +185,7 @@ class Training(LightningModule):
 
     def configure_optimizers(self) -> Any:
         # Not Lightning's estimate, which would make the loader before a checkpoint can say where it stopped.
-        total = len(self.data.batches) * int(self.trainer.max_epochs or 1)
+        total = self.data.steps * int(self.trainer.max_epochs or 1)
         optimizer, schedule = self.optimization.build(self.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
