@@ -8,11 +8,11 @@ import numpy as np
 
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.experiment import TrainedRun
 from catalyzer.index_file import locked, weights_digest
 from catalyzer.progress import progress
 from catalyzer.scale.engines import Engine, local
 from catalyzer.scale.shards import MANIFEST, CodeShards, Input, Manifest, Shard
+from catalyzer.trained_run import TrainedRun
 from catalyzer.vectors import BLOCK, open_vectors
 
 log = logging.getLogger(__name__)
