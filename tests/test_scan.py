@@ -123,3 +123,55 @@ def test_bad_input_is_refused() -> None:
     ]:
         with pytest.raises(InvalidInput, match=message):
             scan.search(lattice, queries, of, k)
+
+
+def in_lists(random: np.random.Generator, n: int, lists: int) -> np.ndarray:
+    """Offsets of so many lists, some of them empty, over n codes."""
+    return np.concatenate([[0], np.sort(random.integers(0, n + 1, lists - 1)), [n]])
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 2_000), nq=st.integers(0, 9), lists=st.integers(1, 30), seed=st.integers(0, 1000), data=st.data())
+def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists: int, seed: int, data: st.DataObject) -> None:
+    random = np.random.default_rng(seed)
+    lattice = SphericalLattice(*data.draw(st.sampled_from([(8, 10), (24, 79), (5, 7), (24, 200)])))
+    few = lattice.encode(sphere(random, data.draw(st.sampled_from([5, n])), lattice.dim))
+    codes, queries = few[random.integers(0, len(few), n)], sphere(random, nq, lattice.dim)  # many ties, or hardly any
+    k, nprobe = data.draw(st.integers(1, n)), data.draw(st.integers(1, lists))
+    offsets = in_lists(random, n, lists)
+    probed = random.permuted(np.tile(np.arange(lists), (nq, 1)), axis=1)[:, :nprobe]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "BLOCK", data.draw(st.sampled_from([256, 512, 1 << 16])))
+        distances, ids = scan.search_lists(lattice, queries, codes, offsets, probed, k)
+    assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (nq, k))
+    for row in range(nq):
+        among = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in np.sort(probed[row])])
+        found = min(k, len(among))
+        assert (ids[row, found:] == -1).all()
+        assert (distances[row, found:] == np.inf).all()
+        if found:
+            alone = scan.search(lattice, queries[row : row + 1], codes[among], found)
+            np.testing.assert_array_equal(distances[row, :found], alone[0][0])
+            np.testing.assert_array_equal(ids[row, :found], among[alone[1][0]])
+
+
+def test_all_lists_are_the_search_without(random: np.random.Generator) -> None:
+    lattice = SphericalLattice(24, 79)
+    codes, queries = lattice.encode(sphere(random, 9_000, 24)), sphere(random, 40, 24)
+    probed = np.tile(np.arange(50), (40, 1))
+    found = scan.search_lists(lattice, queries, codes, in_lists(random, 9_000, 50), probed, 30)
+    for ours, theirs in zip(found, scan.search(lattice, queries, codes, 30), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_only_the_lists_probed_are_read(random: np.random.Generator) -> None:
+    lattice = SphericalLattice(24, 79)
+    codes, queries = lattice.encode(sphere(random, 900, 24)), sphere(random, 3, 24)
+    codes[700] = 255
+    offsets, probed = np.array([0, 300, 600, 900]), np.array([[0, 1]] * 3)
+    assert scan.search_lists(lattice, queries, codes, offsets, probed, 5)[1].max() < 600
+    probed[1, 1] = 2
+    with pytest.raises(InvalidInput, match="row 700 holds the code 18446744073709551615"):
+        scan.search_lists(lattice, queries, codes, offsets, probed, 5)
+    with pytest.raises(InvalidInput, match="query 2 contains NaN"):
+        scan.search_lists(lattice, np.where(np.arange(3)[:, None] == 2, np.nan, queries), codes, offsets, probed, 5)

@@ -60,11 +60,7 @@ def search_part(
     >>> search_part(lattice, np.ones((1, 3), np.float32) / 3**0.5, codes, k=1)[0].dtype
     dtype('float64')
     """
-    check_search(queries, codes, k, lattice.dim, lattice.code_size)
-    queries = np.ascontiguousarray(queries, np.float32)
-    refused = ~np.isfinite(queries).all(axis=1)
-    if refused.any():
-        raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
+    queries = _checked_queries(lattice, queries, codes, k)
     import torch
 
     if torch.cuda.is_available():
@@ -74,6 +70,75 @@ def search_part(
     else:
         distances, ids = _search_many(lattice, queries, codes, k, description)
     return distances, ids.astype(np.int64)
+
+
+def search_lists(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` in some lists of codes for each query: exact in these, and the others are not read.
+
+    List by list, so that its codes are decoded once for all queries that probe it. It runs on the CPU.
+
+    Args:
+        lattice: whose codes they are.
+        queries: `(nq, dim)` float32.
+        codes: `(n, code_size)` uint8, in memory or memory-mapped, list by list.
+        offsets: `(lists + 1,)` int64: list l are rows `offsets[l]` to `offsets[l + 1]`.
+        probed: `(nq, nprobe)` int64, the lists of each query, distinct.
+        k: neighbours a query; at most n.
+
+    Returns:
+        As `search`; where a query's lists hold fewer than k codes, inf and -1 at the end.
+
+    Raises:
+        InvalidInput: as for `search`.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
+    >>> query = np.array([[1, 1, 0]], np.float32) / 2**0.5
+    >>> D, I = search_lists(lattice, query, codes, offsets=np.array([0, 2, 3]), probed=np.array([[1]]), k=2)
+    >>> D.round(3).tolist(), I.tolist()
+    ([[0.0, inf]], [[2, -1]])
+    """
+    from catalyzer.lattice.scan_kernels import CODES, decode_tiles, queries_by_list, scan_lists
+
+    queries = _checked_queries(lattice, queries, codes, k)
+    starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
+    queries_by_list(probed, starts, probing)
+    # Each list that somebody probes is cut into tiles, the last of which is not full.
+    lists = np.flatnonzero((np.diff(starts) > 0) & (np.diff(offsets) > 0))
+    tiles_of = -(-np.diff(offsets)[lists] // CODES)
+    lists = np.repeat(lists, tiles_of)
+    firsts = offsets[lists] + CODES * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
+    sizes = np.minimum(CODES, offsets[lists + 1] - firsts)
+
+    padded, distances, ids = _heaps(queries, k)
+    squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
+    block = BLOCK // CODES
+    tiles = np.zeros((min(block, len(lists)), padded.shape[1], CODES), np.float32)
+    scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
+    for rows in (slice(first, first + block) for first in range(0, len(lists), block)):
+        low, high = _words(lattice, codes, firsts[rows], sizes[rows])
+        decode_tiles(low, high, np.append(0, np.cumsum(sizes[rows])), lattice.tables, scale, tiles)
+        scan_lists(
+            *(tiles, firsts[rows], sizes[rows], lists[rows], starts, probing, lattice.dim, lattice.radius_sq**0.5),
+            *(padded, squares, slacks, task_size, distances, ids),
+        )
+    distances, ids = _sorted(distances, ids)
+    return distances.astype(np.float32), ids
+
+
+def _words(
+    lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`SphericalLattice.words` of several runs of rows, one behind the other."""
+    runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+    try:
+        return lattice.words(np.concatenate(runs))
+    except InvalidInput:
+        for first, run in zip(firsts.tolist(), runs, strict=True):
+            lattice.words(run, first)  # which says the row where it stands
+        raise
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
@@ -86,6 +151,15 @@ def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_
         raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
 
 
+def _checked_queries(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
+    check_search(queries, codes, k, lattice.dim, lattice.code_size)
+    queries = np.ascontiguousarray(queries, np.float32)
+    refused = ~np.isfinite(queries).all(axis=1)
+    if refused.any():
+        raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
+    return queries
+
+
 def _rounding(queries: np.ndarray) -> np.ndarray:
     """What single precision may be off by in the dot product of each query with a point of norm 1; float64."""
     return (queries.shape[1] + 16) * 2.0**-23 * (np.linalg.norm(queries.astype(np.float64), axis=1) + 1)
@@ -94,18 +168,12 @@ def _rounding(queries: np.ndarray) -> np.ndarray:
 def _search_many(
     lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    from numba import get_num_threads
-
     from catalyzer.lattice.scan_kernels import CODES, decode_columns, scan_many
 
-    nq, depth = len(queries), -(-lattice.dim // 8) * 8
-    padded = np.zeros((nq + nq % 2, depth), np.float32)
-    padded[:nq, : lattice.dim] = queries
-    distances, ids = np.full((nq, k), np.inf), np.full((nq, k), -1)
-    columns = np.zeros((depth, -(-min(BLOCK, len(codes)) // CODES) * CODES), np.float32)
+    padded, distances, ids = _heaps(queries, k)
+    columns = np.zeros((padded.shape[1], -(-min(BLOCK, len(codes)) // CODES) * CODES), np.float32)
     squares = (queries.astype(np.float64) ** 2).sum(axis=1)
-    # Enough tasks to share out evenly, each with enough queries that bringing codes into the cache costs little.
-    task_size = min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
+    task_size = _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK):
             low, high = lattice.words(codes[first : first + BLOCK], first)
@@ -115,6 +183,26 @@ def _search_many(
                 *(padded, squares, _rounding(queries), task_size, distances, ids),
             )
             advance(len(low))
+    return _sorted(distances, ids)
+
+
+def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries padded for the loops to an even number and a multiple of 8 dimensions, and empty heaps for their k best."""
+    nq, dim = queries.shape
+    padded = np.zeros((nq + nq % 2, -(-dim // 8) * 8), np.float32)
+    padded[:nq, :dim] = queries
+    return padded, np.full((nq, k), np.inf), np.full((nq, k), -1)
+
+
+def _task_size(nq: int) -> int:
+    """Queries of a task: enough tasks to share out evenly, each with enough queries that bringing codes into the cache costs
+    little."""
+    from numba import get_num_threads
+
+    return min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
+
+
+def _sorted(distances: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((ids, distances), axis=1)
     return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 

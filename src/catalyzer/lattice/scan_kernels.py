@@ -32,6 +32,16 @@ def exact_distances(query, vectors, square, r):
     return distances
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _to_columns(coordinates, rows, tables, scale, columns, at):
+    """Write decoded `coordinates`, `(at least rows, 4 · leaves)` int8, into the columns from `at` on."""
+    for leaf in range(U(tables.leaves)):
+        width = U(tables.width if leaf < U(tables.leaves - 1) else tables.last_width)
+        for j in range(width):
+            for row in range(rows):
+                columns[leaf * U(tables.width) + j, at + row] = F(coordinates[row, U(4) * leaf + j]) * scale
+
+
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
 def decode_columns(codes, codes_high, tables, scale, columns):
     """`kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
@@ -42,11 +52,19 @@ def decode_columns(codes, codes_high, tables, scale, columns):
         for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
             rows = U(min(TILE, n - first))
             _decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
-            for leaf in range(U(tables.leaves)):
-                width = U(tables.width if leaf < U(tables.leaves - 1) else tables.last_width)
-                for j in range(width):
-                    for row in range(rows):
-                        columns[leaf * U(tables.width) + j, U(first) + row] = F(coordinates[row, U(4) * leaf + j]) * scale
+            _to_columns(coordinates, rows, tables, scale, columns, U(first))
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def decode_tiles(codes, codes_high, starts, tables, scale, tiles):
+    """Decode codes `starts[t]` to `starts[t + 1]`, at most CODES, into the columns of `tiles[t]`, `(at least dim, CODES)`."""
+    for t in prange(len(starts) - 1):
+        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+        coordinates = packed.view(np.int8)
+        for first in range(starts[t], starts[t + 1], TILE):
+            rows = U(min(TILE, starts[t + 1] - first))
+            _decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
+            _to_columns(coordinates, rows, tables, scale, tiles[t], U(first - starts[t]))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -70,10 +88,9 @@ def _replace_root(distances, ids, distance, name):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def _products(queries, i, tile, dots):
-    """Dot products of queries i and i + 1 with the columns of `tile`, whose rows are a multiple of 8."""
+def _products(queries, i, j, tile, dots):
+    """Dot products of queries i and j with the CODES columns of `tile`, whose rows are a multiple of 8."""
     dots[:] = F(0)
-    j = i + U(1)
     for k in range(U(0), U(len(tile)), U(8)):
         # Eight coordinates of two queries a turn: enough arithmetic for each load, few enough operands to vectorize.
         k1, k2, k3, k4, k5, k6, k7 = k + U(1), k + U(2), k + U(3), k + U(4), k + U(5), k + U(6), k + U(7)
@@ -88,6 +105,23 @@ def _products(queries, i, tile, dots):
             b = dots[1, c] + (((b0 * x0 + b1 * x1) + (b2 * x2 + b3 * x3)) + ((b4 * x4 + b5 * x5) + (b6 * x6 + b7 * x7)))
             dots[0, c] = a
             dots[1, c] = b
+
+
+# Inlined by numba itself: as a call it would make the scan an eighth slower.
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, r):
+    """Put those of the first n columns of `tile` into a query's heap that are nearer than its root, by their dot products."""
+    limit = F((square + 1.0 - heap[0]) / 2 - slack)
+    hits = 0
+    for c in range(U(CODES)):
+        hits += dots[c] >= limit
+    if hits:
+        for c in range(U(n)):
+            if dots[c] >= limit:
+                distance = exact_distance(query, tile.ravel()[c:], U(tile.shape[1]), U(dim), square, r)
+                if distance < heap[0]:
+                    _replace_root(heap, heap_ids, distance, np.int64(first_id) + np.int64(c))
+                    limit = F((square + 1.0 - heap[0]) / 2 - slack)
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
@@ -115,23 +149,67 @@ def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size,
                 for c in range(U(CODES)):
                     tile[k, c] = columns[k, first + c]
             for i in range(U(task * task_size), U(min(nq, (task + 1) * task_size)), U(2)):
-                _products(queries, i, tile, dots)
+                _products(queries, i, i + U(1), tile, dots)
                 for j in range(U(2)):
-                    if i + j >= U(nq):
-                        break
-                    heap, heap_ids = distances[i + j], ids[i + j]
-                    limit = F((squares[i + j] + 1.0 - heap[0]) / 2 - slacks[i + j])
-                    hits = 0
-                    for c in range(U(CODES)):
-                        hits += dots[j, c] >= limit
-                    if hits:
-                        for c in range(U(min(CODES, n - np.int64(first)))):
-                            if dots[j, c] >= limit:
-                                point = tile.ravel()[c:]
-                                distance = exact_distance(queries[i + j], point, U(CODES), U(dim), squares[i + j], r)
-                                if distance < heap[0]:
-                                    _replace_root(heap, heap_ids, distance, np.int64(first_id) + np.int64(first + c))
-                                    limit = F((squares[i + j] + 1.0 - heap[0]) / 2 - slacks[i + j])
+                    if i + j < U(nq):
+                        left, name = min(CODES, n - np.int64(first)), first_id + np.int64(first)
+                        q, square, slack = queries[i + j], squares[i + j], slacks[i + j]
+                        _update(distances[i + j], ids[i + j], dots[j], left, name, q, tile, dim, square, slack, r)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def queries_by_list(probed, starts, queries):
+    """Which queries probe each list: those of list l are `queries[starts[l] : starts[l + 1]]`, ascending.
+
+    Args:
+        probed: `(nq, nprobe)` int64, the lists of each query.
+        starts: `(lists + 1,)` int64 zeros, to be filled in.
+        queries: `(nq · nprobe,)` int64, to be filled in.
+    """
+    for place in probed.ravel():
+        starts[place + 1] += 1
+    for place in range(1, len(starts)):
+        starts[place] += starts[place - 1]
+    at = starts.copy()
+    for query in range(len(probed)):
+        for place in probed[query]:
+            queries[at[place]] = query
+            at[place] += 1
+
+
+@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, squares, slacks, task_size, distances, ids):
+    """Update the heaps of the k best of each query with the tiles of the lists that it probes.
+
+    Args:
+        tiles: `(at least t, dim padded to a multiple of 8, CODES)` float32, decoded codes of one list each.
+        firsts: `(t,)` int64, id of the first code of each, ascending.
+        sizes: `(t,)` int64, codes of each.
+        lists: `(t,)` int64, whose codes these are.
+        starts: as `queries_by_list` makes them; `probing` are its queries.
+        dim: dimension.
+        r: the points' norm.
+        queries: `(nq, padded dim)` float32.
+        squares: `(nq,)` float64 squared norms of the queries.
+        slacks: `(nq,)` float64 bounds for the error of single precision.
+        task_size: queries of one parallel task.
+        distances: `(nq, k)` float64 heaps, the farthest first.
+        ids: `(nq, k)` int64, theirs.
+    """
+    nq = len(squares)
+    for task in prange((nq + task_size - 1) // task_size):
+        dots = np.empty((2, CODES), F)
+        for t in range(len(firsts)):
+            tile = tiles[t]
+            among = probing[starts[lists[t]] : starts[lists[t] + 1]]
+            last = np.searchsorted(among, min(nq, (task + 1) * task_size))
+            for at in range(np.searchsorted(among, task * task_size), last, 2):
+                # The last one goes together with itself where there is no other.
+                _products(queries, U(among[at]), U(among[min(at + 1, last - 1)]), tile, dots)
+                for j in range(min(2, last - at)):
+                    i = among[at + j]
+                    q, square, slack = queries[i], squares[i], slacks[i]
+                    _update(distances[i], ids[i], dots[j], sizes[t], firsts[t], q, tile, dim, square, slack, r)
 
 
 @njit(cache=True, nogil=True, parallel=True, error_model="numpy")
