@@ -105,3 +105,17 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("index") / "fitted.catalyzer"
     CatalyzerIndex(d_out=24, hidden=64).fit(clustered(1500, 32, 0), epochs=4).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def listed(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 20 lists."""
+    from dataclasses import replace
+
+    from catalyzer.index_file import read, write
+    from catalyzer.inverted_lists import InvertedLists
+
+    path, contents = tmp_path_factory.mktemp("index") / "listed.catalyzer", read(fitted, mmap=False)
+    lists = InvertedLists.fit(contents.codec, clustered(1500, 32, 0).astype(np.float32), 20)
+    write(path, replace(contents, lists=lists))
+    return path

@@ -19,6 +19,8 @@ EXAMPLES = """examples:
   catalyzer fit photos.catalyzer learn.fvecs --budget 10min  for as many epochs as ten minutes allow
   catalyzer add photos.catalyzer base.fvecs                  code vectors, 8 bytes each
   catalyzer search photos.catalyzer queries.fvecs -k 10      a table; --json, or --output NAME for NAME.ivecs and NAME.fvecs
+  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       codes in 4096 lists, for millions of vectors
+  catalyzer search large.catalyzer queries.fvecs --nprobe 32 look at 32 of them for each query
   catalyzer info photos.catalyzer                            what is in it
   catalyzer verify photos.catalyzer                          compare all of it with its checksums
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--d-out", type=dimension, default="auto", help="dimension of the sphere (auto: what suits the data)")
     fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (1024)")
     fit.add_argument("--no-decoder", action="store_true", help="learn no way back: no searches in two stages")
+    fit.add_argument("--ivf", type=int, default=0, help="put codes into so many lists, for searches in a few of them (0: none)")
     length = fit.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (20)")
     length.add_argument("--budget", help="instead of epochs, the time that training may take: 90s, 10min, 1.5h")
@@ -90,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
     search.add_argument("-k", type=int, default=10, help="how many for each query (10)")
     search.add_argument("--rerank", type=int, help="candidates that are decoded and ranked anew (500; 0 without a decoder)")
+    search.add_argument("--nprobe", type=int, help="of an index with lists: how many are searched for each query (16)")
     output = search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
@@ -117,7 +121,12 @@ def _fit(options: argparse.Namespace) -> None:
         if options.index.exists():
             raise InvalidInput(f"{options.index} is there already; remove it, or choose another name")
         index = CatalyzerIndex(
-            options.bits, options.metric, d_out=options.d_out, hidden=options.hidden, decoder=not options.no_decoder
+            options.bits,
+            options.metric,
+            d_out=options.d_out,
+            hidden=options.hidden,
+            decoder=not options.no_decoder,
+            ivf=options.ivf,
         )
         index.fit(
             options.learn,
@@ -165,7 +174,7 @@ def _search(options: argparse.Namespace) -> None:
     from catalyzer.index import CatalyzerIndex
 
     index = CatalyzerIndex.load(options.index, mmap=True)
-    distances, ids = index.search(options.queries, options.k, options.rerank)
+    distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe)
     if options.output is not None:
         _write_files(options.output, distances, ids)
         return
@@ -227,6 +236,8 @@ def _facts(path: Path) -> dict[str, Any]:
         "code_size": contents.lattice.code_size,
         "lattice": repr(contents.lattice),
         "decoder": contents.codec.decoder is not None,
+        "lists": 0 if contents.lists is None else len(contents.lists),
+        **({} if contents.lists is None else {"longest": int(contents.lists.sizes.max())}),
     }
 
 

@@ -85,10 +85,13 @@ class Codec:
             size = max(1, BLOCK // self.refine)
             for first in range(0, len(vectors), size):
                 block = vectors[first : first + size]
-                latent = embed(self.transform, block)
-                codes[first : first + size] = self.quantizer.encode(self._refined(latent, block) if self.refine > 1 else latent)
+                codes[first : first + size] = self.encode_mapped(embed(self.transform, block), block)
                 advance(len(block))
         return codes
+
+    def encode_mapped(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """`encode` for vectors of which `(n, dim)` float32 `latent` is what the transform makes."""
+        return self.quantizer.encode(self._refined(latent, vectors) if self.refine > 1 else latent)
 
     def _refined(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         points = self.quantizer.nearest(latent, self.refine)
@@ -157,31 +160,37 @@ class Codec:
             queries: `(nq, d_in)` float32.
             codes: `(n, code_size)` uint8.
             on_sphere: `(nq, m)` float32 squared distances of the candidates in the first stage.
-            ids: `(nq, m)` int64, the candidates' rows of `codes`.
+            ids: `(nq, m)` int64, the candidates' rows of `codes`; -1 where a query has fewer than m.
             k: at most m.
 
         Returns:
-            `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id.
+            `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id. Where a query has fewer than k
+            candidates, inf and -1 at the end.
         """
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
-        distinct, place = np.unique(ids, return_inverse=True)
-        place = place.reshape(-1)
+        missing = ids < 0
+        there = np.flatnonzero(~missing)
+        distinct, place = np.unique(ids.reshape(-1)[there], return_inverse=True)
         order = np.argsort(place, kind="stable")
         starts = np.searchsorted(place[order], np.arange(0, len(distinct) + DECODED, DECODED))
-        distances = np.empty(ids.size, np.float32)
-        queries_, place_, order_ = (torch.from_numpy(array) for array in (queries, place, order))
+        distances = np.zeros(ids.size, np.float32)
+        queries_, place_, there_, order_ = (torch.from_numpy(array) for array in (queries, place, there, order))
         with progress("reranking", len(distinct), "codes") as advance:
             for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
                 rows = distinct[first : first + DECODED]
                 decoded = torch.from_numpy(self.decode(codes[rows]))
                 for pairs in order_[start:end].split(CHUNK):
-                    difference = queries_[pairs // ids.shape[1]] - decoded[place_[pairs] - first]
-                    distances[pairs.numpy()] = difference.square().sum(1).numpy()
+                    at = there_[pairs]
+                    difference = queries_[at // ids.shape[1]] - decoded[place_[pairs] - first]
+                    distances[at.numpy()] = difference.square().sum(1).numpy()
                 advance(len(rows))
         table = distances.reshape(ids.shape)
         if self.latent_share:
-            mean, mean_on_sphere = (stage.mean(axis=1, keepdims=True) for stage in (table, on_sphere))
+            on_sphere = np.where(missing, 0, on_sphere)
+            count = np.maximum((~missing).sum(axis=1, keepdims=True), 1).astype(np.float32)
+            mean, mean_on_sphere = (stage.sum(axis=1, keepdims=True) / count for stage in (table, on_sphere))
             scale = mean / np.where(mean_on_sphere == 0, 1, mean_on_sphere)  # 0 where all are the query's own code
             table = (1 - self.latent_share) * table + self.latent_share * scale * on_sphere
+        table[missing] = np.inf
         best = np.lexsort((ids, table), axis=1)[:, :k]
         return np.take_along_axis(table, best, 1), np.take_along_axis(ids, best, 1)

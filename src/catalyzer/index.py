@@ -14,7 +14,9 @@ from catalyzer import index_file
 from catalyzer.codec import PAIRS
 from catalyzer.errors import InvalidInput
 from catalyzer.index_file import MAX_BITS, MAX_ID, Contents
+from catalyzer.inverted_lists import InvertedLists, check_learn
 from catalyzer.metric import Metric, MetricName
+from catalyzer.nn import embed
 from catalyzer.progress import progress
 from catalyzer.vectors import BLOCK, VectorFile, Vectors, as_float32
 
@@ -22,6 +24,7 @@ VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
 """`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""
 
 RERANK = 500  # candidates of a search in two stages
+NPROBE = 16  # lists of a search, where there are so many
 CHUNK = 1 << 10  # consecutive rows of a sample, since only whole slices are cheap to read from a file
 
 # One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
@@ -41,6 +44,8 @@ class CatalyzerIndex:
         d_out: dimension of the sphere that vectors are mapped to; "auto" tries which suits the data.
         hidden: width of the networks.
         decoder: learn the way back from codes to vectors, for searches in two stages and for `reconstruct`.
+        ivf: partition the sphere into so many lists, of which a search looks at those near the query; 0 makes none, and each
+            search looks at all codes. Some 4 to 16 times the square root of the number of vectors is a good number.
 
     Raises:
         InvalidInput: values outside of these.
@@ -62,9 +67,13 @@ class CatalyzerIndex:
         d_out: int | Literal["auto"] = "auto",
         hidden: int = 1024,
         decoder: bool = True,
+        ivf: int = 0,
     ) -> None:
         if not 1 <= bits <= MAX_BITS:
             raise InvalidInput(f"bits must be between 1 and {MAX_BITS}, got {bits}")
+        if ivf < 0:
+            raise InvalidInput(f"ivf must be a number of lists, or 0 for none; got {ivf}")
+        self._ivf = ivf
         self._options = {"bits": bits, "d_out": d_out, "hidden": hidden, "decoder": decoder}
         self._metric = Metric(metric)
         # What readers see is one object that never changes; who writes puts another in its place.
@@ -94,6 +103,11 @@ class CatalyzerIndex:
         return 0 if self._contents is None else len(self._contents.ids)
 
     @property
+    def ivf(self) -> int:
+        """How many lists the codes are in; 0 where there are none."""
+        return self._ivf
+
+    @property
     def codes(self) -> np.ndarray:
         """`(ntotal, code_size)` uint8, read-only: row i is the code of the vector `ids[i]`."""
         return _read_only(self._trained().codes)
@@ -112,7 +126,7 @@ class CatalyzerIndex:
         folder: str | Path | None = None,
         skip_invalid: bool = False,
     ) -> Self:
-        """Train the networks: catalyzer and decoder together, then the one for queries.
+        """Train the networks: catalyzer and decoder together, then the one for queries; then find the lists.
 
         At most half a million of the vectors are trained on, spread evenly over `learn`; some 5 to 20% are held out, and of the
         epochs the one is kept that finds most among those. It seeds the random generators of torch, NumPy and Python, so that
@@ -132,8 +146,9 @@ class CatalyzerIndex:
             The index itself.
 
         Raises:
-            InvalidInput: too few vectors, invalid ones, both epochs and budget, a budget too small for one epoch, a folder of
-                another training, no room for files, or an index that holds vectors already, whose codes would become void.
+            InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
+                one epoch, a folder of another training, no room for files, or an index that holds vectors already, whose codes
+                would become void.
         """
         from catalyzer.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
         from catalyzer.training import seconds_of
@@ -147,6 +162,7 @@ class CatalyzerIndex:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
             x = _sample(_vectors(learn), LEARN, self._metric, skip_invalid)
+            check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
             try:
                 if folder is None:
@@ -163,8 +179,10 @@ class CatalyzerIndex:
                     f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
                 ) from None
             self._metric = metric
+            lists = InvertedLists.fit(codec, metric.base(x), self._ivf) if self._ivf else None
             no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
-            self._publish(Contents(codec, metric, int(self._options["bits"]), np.empty(0, np.int64), no_codes))
+            bits = int(self._options["bits"])
+            self._publish(Contents(codec, metric, bits, np.empty(0, np.int64), no_codes, lists=lists))
         return self
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
@@ -187,8 +205,9 @@ class CatalyzerIndex:
             old = self._trained()
             source = _vectors(vectors, old.d)
             wanted = _check_ids(ids, old, len(source))
-            n = len(old.ids)
-            self._reserve(old, n + len(source))
+            new_ids, new_codes = self._room(old, len(source))
+            in_lists = np.empty(0 if old.lists is None else len(source), np.int32)
+            n = 0
             skipped = [np.empty(0, np.int64)]
             with progress("adding", len(source), "vectors") as advance:
                 for first in range(0, len(source), BLOCK):
@@ -200,18 +219,22 @@ class CatalyzerIndex:
                             f"{old.metric.max_norm:.6g}, which for inner products is the limit; fit an index to vectors that "
                             "have the longest of the base among them"
                         )
+                    base, rows = old.metric.base(block), slice(n, n + len(block))
                     with _COMPUTING:
-                        codes = old.codec.encode(old.metric.base(block), description=None)
-                    self._codes[n : n + len(codes)] = codes
-                    self._ids[n : n + len(codes)] = wanted[first : first + BLOCK][~invalid]
-                    n += len(codes)
+                        latent = embed(old.codec.transform, base)
+                        new_codes[rows] = old.codec.encode_mapped(latent, base)
+                        if old.lists is not None:
+                            in_lists[rows] = old.lists.nearest(latent)[:, 0]
+                    new_ids[rows] = wanted[first : first + BLOCK][~invalid]
+                    n += len(block)
                     skipped.append(first + np.flatnonzero(invalid))
                     advance(len(invalid))
-            last = max(old.last_id, int(wanted.max(initial=-1)))
-            self._publish(replace(old, ids=self._ids[:n], codes=self._codes[:n], last_id=last))
+            self._append(old, new_ids[:n], new_codes[:n], in_lists[:n], int(wanted.max(initial=-1)))
         return np.concatenate(skipped)
 
-    def search(self, queries: VectorSource, k: int = 10, rerank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: VectorSource, k: int = 10, rerank: int | None = None, nprobe: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The k vectors nearest to each query, by their codes.
 
         Args:
@@ -219,18 +242,23 @@ class CatalyzerIndex:
             k: how many for each.
             rerank: so many candidates, found by distance on the catalyzer's sphere, are decoded and ranked anew by distance to
                 the decoded vectors; 0 leaves them as they are. By default 500, and 0 where there is no decoder.
+            nprobe: look at the codes of so many lists, those nearest to the query; of an index with lists, where it is 16 by
+                default. As many as there are give what an index without lists would.
 
         Returns:
-            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first; where there are fewer than k vectors, -1 at the end.
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first; where there are fewer than k vectors, or fewer in the
+            lists, -1 at the end.
             For "l2", D are squared distances to the decoded vectors as `Codec.search` has them, and inf behind the end. For
             "cosine" and "ip" they are similarities to them, and -inf. With rerank=0 all are those of the points on the sphere,
             for "ip" cosines.
 
         Raises:
-            InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, or an invalid query.
+            InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, nprobe without lists or beyond
+                their number, or an invalid query.
         """
         contents = self._trained()
         source = _vectors(queries, contents.d)
+        nprobe = _check_nprobe(nprobe, contents.lists)
         if rerank is None:
             rerank = RERANK if contents.codec.decodes else 0
         if k < 1 or rerank < 0:
@@ -240,16 +268,24 @@ class CatalyzerIndex:
         found = min(k, len(contents.ids))
         scores = np.full((len(source), k), contents.metric.worst, np.float32)
         ids = np.full((len(source), k), -1, np.int64)
-        size = min(BLOCK, max(1, PAIRS // max(k, rerank)))
+        size = min(BLOCK, max(1, PAIRS // max(k, rerank, nprobe)))
         several = len(source) > size
         with progress("queries" if several else None, len(source), "queries") as advance:
             for first in range(0, len(source), size):
                 block, _ = _valid(source, first, size, contents.metric, skip=False)
                 if found:
+                    mapped = contents.metric.queries(block)
                     with _COMPUTING:
-                        distances, rows = contents.codec.search(contents.metric.queries(block), contents.codes, found, rerank)
-                    scores[first : first + size, :found] = contents.metric.scores(distances, block, on_sphere=not rerank)
-                    ids[first : first + size, :found] = contents.ids[rows]
+                        if contents.lists is None:
+                            distances, rows = contents.codec.search(mapped, contents.codes, found, rerank)
+                        else:
+                            distances, rows = contents.lists.search(
+                                contents.codec, mapped, contents.codes, found, rerank, nprobe
+                            )
+                    there = rows >= 0
+                    told = contents.metric.scores(np.where(there, distances, 0), block, on_sphere=not rerank)
+                    scores[first : first + size, :found] = np.where(there, told, contents.metric.worst)
+                    ids[first : first + size, :found] = np.where(there, contents.ids[rows], -1)
                 advance(len(block))
         return scores, ids
 
@@ -275,8 +311,10 @@ class CatalyzerIndex:
             contents = self._trained()
             kept = np.ones(len(contents.ids), bool)
             kept[_rows(contents, ids)] = False
+            lists = None if contents.lists is None else contents.lists.keep(kept)
             # Arrays of their own, also where those before are mapped.
-            self._publish(replace(contents, ids=np.array(contents.ids[kept]), codes=np.array(contents.codes[kept])))
+            ids, codes = np.array(contents.ids[kept]), np.array(contents.codes[kept])
+            self._publish(replace(contents, ids=ids, codes=codes, lists=lists))
 
     def merge(self, other: "CatalyzerIndex") -> None:
         """Add all vectors of another index, with their ids; the other one stays as it is.
@@ -287,19 +325,17 @@ class CatalyzerIndex:
         added = other._trained()
         with self._writing:
             old = self._trained()
-            same = (old.metric, old.bits) == (added.metric, added.bits)
+            same = (old.metric, old.bits) == (added.metric, added.bits) and np.array_equal(_centroids(old), _centroids(added))
             if not same or index_file.weights_digest(old.codec) != index_file.weights_digest(added.codec):
                 raise InvalidInput(
                     "the two indexes come from different trainings, so their codes mean different vectors; "
                     "load both from copies of one that is fitted, and add to these"
                 )
             _check_new(added.ids, old)
-            n = len(old.ids)
-            self._reserve(old, n + len(added.ids))
-            self._ids[n : n + len(added.ids)], self._codes[n : n + len(added.ids)] = added.ids, added.codes
-            n += len(added.ids)
-            last = max(old.last_id, added.last_id)
-            self._publish(replace(old, ids=self._ids[:n], codes=self._codes[:n], last_id=last))
+            new_ids, new_codes = self._room(old, len(added.ids))
+            new_ids[:], new_codes[:] = added.ids, added.codes
+            lists = np.empty(0, int) if added.lists is None else np.repeat(np.arange(len(added.lists)), added.lists.sizes)
+            self._append(old, new_ids, new_codes, lists, added.last_id)
 
     def save(self, path: str | Path) -> None:
         """Write all into one file (docs/format.md), beside and renamed: there is the old one, or the new one.
@@ -330,6 +366,7 @@ class CatalyzerIndex:
             d_out=catalyzer.d_out,  # type: ignore[arg-type]
             hidden=catalyzer.hidden,  # type: ignore[arg-type]
             decoder=contents.codec.decoder is not None,
+            ivf=0 if contents.lists is None else len(contents.lists),
         )
         index._metric = contents.metric
         index._publish(contents)
@@ -346,14 +383,29 @@ class CatalyzerIndex:
         if contents.ids.base is not self._ids:
             self._ids, self._codes = contents.ids, contents.codes
 
-    def _reserve(self, contents: Contents, n: int) -> None:
-        # Rows behind those that are published are nobody's, so what is half added is overwritten by the next addition.
-        if n <= len(self._ids):
-            return
-        size, old = max(n, 2 * len(contents.ids)), len(contents.ids)
-        ids, codes = np.empty(size, np.int64), np.empty((size, contents.codec.quantizer.code_size), np.uint8)
-        ids[:old], codes[:old] = contents.ids, contents.codes
-        self._ids, self._codes = ids, codes
+    def _room(self, contents: Contents, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where to write ids and codes of m more vectors: behind those that are there, or, if they go into lists, aside.
+
+        Rows behind those that are published are nobody's, so what is half added is overwritten by the next addition.
+        """
+        code_size, n = contents.codec.quantizer.code_size, len(contents.ids)
+        if contents.lists is not None:
+            return np.empty(m, np.int64), np.empty((m, code_size), np.uint8)
+        if n + m > len(self._ids):
+            size = max(n + m, 2 * n)
+            ids, codes = np.empty(size, np.int64), np.empty((size, code_size), np.uint8)
+            ids[:n], codes[:n] = contents.ids, contents.codes
+            self._ids, self._codes = ids, codes
+        return self._ids[n : n + m], self._codes[n : n + m]
+
+    def _append(self, old: Contents, ids: np.ndarray, codes: np.ndarray, in_lists: np.ndarray, last_id: int) -> None:
+        """Publish the old vectors with new ones, `(m,)` ids and codes that are written where `_room` has said."""
+        lists, n = old.lists, len(old.ids) + len(ids)
+        if lists is None:
+            ids, codes = self._ids[:n], self._codes[:n]
+        else:
+            lists, ids, codes = lists.insert(old.ids, old.codes, in_lists, ids, codes)
+        self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
 
 
 def _vectors(source: VectorSource, d: int | None = None) -> Vectors:
@@ -449,6 +501,24 @@ def _int64(ids: np.ndarray) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
         raise InvalidInput(f"ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
     return array.astype(np.int64)
+
+
+def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
+    if lists is None:
+        if nprobe is not None:
+            raise InvalidInput(
+                f"nprobe = {nprobe} is for an index with lists, and this has none; fit one with ivf, or leave it out"
+            )
+        return 0
+    if nprobe is None:
+        return min(NPROBE, len(lists))
+    if not 1 <= nprobe <= len(lists):
+        raise InvalidInput(f"nprobe must be between 1 and the number of lists, {len(lists):,}; got {nprobe}")
+    return nprobe
+
+
+def _centroids(contents: Contents) -> np.ndarray:
+    return np.empty(0) if contents.lists is None else contents.lists.centroids
 
 
 def _rows(contents: Contents, ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The file of an index, format 1: docs/format.md has it byte by byte.
+"""The file of an index, formats 1 and 2: docs/format.md has them byte by byte. Format 2 is that of an index with lists.
 
 Nothing that a file says is believed before it is checked: sizes have to add up to the size of the file, the shapes of the
 networks are those of their tensors, and nothing is unpickled.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from catalyzer.cache import write_atomically
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.inverted_lists import InvertedLists
 from catalyzer.lattice import SphericalLattice
 from catalyzer.metric import Metric, MetricName
 from catalyzer.nn import Catalyzer, Decoder
@@ -30,7 +31,7 @@ from catalyzer.progress import progress
 from catalyzer.quantizers import LatticeQuantizer
 
 MAGIC = b"CATALYZR"
-FORMAT = 1
+FORMAT = 2  # the latest; an index is written in the earliest that can hold it
 HEADER_SIZE = 4096
 ALIGNMENT = 64  # of each section, so that mapped arrays are aligned for any vector instruction
 BLOCK_ROWS = 1 << 16  # ids and codes that one checksum is of
@@ -51,6 +52,7 @@ class Contents:
         ids: `(n,)` int64, distinct.
         codes: `(n, code_size)` uint8; row i is that of `ids[i]`.
         last_id: the largest id that there is or has been, and no less than -1.
+        lists: that ids and codes are sorted by, if there are any.
     """
 
     codec: Codec
@@ -59,6 +61,7 @@ class Contents:
     ids: np.ndarray
     codes: np.ndarray
     last_id: int = -1
+    lists: InvertedLists | None = None
 
     @property
     def lattice(self) -> SphericalLattice:
@@ -82,6 +85,10 @@ class _Checked(_Part):
     blake2b: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class _Lists(_Checked):
+    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
 class _Ids(_Part):
     offset: int
     shape: tuple[Annotated[int, Field(ge=0)]]
@@ -103,8 +110,21 @@ class _Header(_Part):
     last_id: int = Field(ge=-1, le=MAX_ID)
     weights: _Checked
     checksums: _Checked
+    lists: _Lists | None = None
     ids: _Ids
     codes: _Codes
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the sections before the codes, in bytes."""
+        lists = 0 if self.lists is None else self.lists.size
+        return self.weights.size, self.checksums.size, lists, 8 * self.ids.shape[0]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where the header says that the sections begin; lists that are not there begin where they would."""
+        lists = self.ids.offset if self.lists is None else self.lists.offset
+        return self.weights.offset, self.checksums.offset, lists, self.ids.offset, self.codes.offset
 
 
 def write(path: Path, contents: Contents) -> None:
@@ -113,9 +133,12 @@ def write(path: Path, contents: Contents) -> None:
     Raises:
         InvalidInput: the file cannot be written, as on a full disk; what was at `path` is still there then.
     """
-    weights = _weights(contents.codec)
+    weights, lists = _weights(contents.codec), b""
     checksums = b"".join(_digest(contents, first) for first in range(0, len(contents.ids), BLOCK_ROWS))
-    offsets = _offsets(len(weights), len(checksums), len(contents.ids))
+    if contents.lists is not None:
+        arrays = contents.lists.offsets.astype("<i8"), contents.lists.centroids.astype("<f4")
+        lists = b"".join(array.tobytes() for array in arrays)
+    offsets = _offsets(len(weights), len(checksums), len(lists), 8 * len(contents.ids))
     header = _Header(
         metric=contents.metric.name,
         max_norm=contents.metric.max_norm,
@@ -127,17 +150,20 @@ def write(path: Path, contents: Contents) -> None:
         last_id=contents.last_id,
         weights=_Checked(offset=offsets[0], size=len(weights), blake2b=_blake2b(weights).hex()),
         checksums=_Checked(offset=offsets[1], size=len(checksums), blake2b=_blake2b(checksums).hex()),
-        ids=_Ids(offset=offsets[2], shape=contents.ids.shape),
-        codes=_Codes(offset=offsets[3], shape=contents.codes.shape),
+        lists=None
+        if contents.lists is None
+        else _Lists(offset=offsets[2], size=len(lists), blake2b=_blake2b(lists).hex(), shape=contents.lists.centroids.shape),
+        ids=_Ids(offset=offsets[3], shape=contents.ids.shape),
+        codes=_Codes(offset=offsets[4], shape=contents.codes.shape),
     )
-    head = MAGIC + struct.pack("<II", FORMAT, 0) + json.dumps(header.model_dump(), indent=1).encode()
-    head = head.ljust(HEADER_SIZE - DIGEST_SIZE)
+    version = 1 if contents.lists is None else 2
+    text = json.dumps(header.model_dump(exclude={"lists"} if version == 1 else None), indent=1)
+    head = (MAGIC + struct.pack("<II", version, 0) + text.encode()).ljust(HEADER_SIZE - DIGEST_SIZE)
+    sections = [weights], [checksums], [lists], _blocks(contents.ids), _blocks(contents.codes)
 
     def write_sections(file: Any) -> None:
         file.write(head + _blake2b(head))
-        for offset, section in zip(
-            offsets, ([weights], [checksums], _blocks(contents.ids), _blocks(contents.codes)), strict=True
-        ):
+        for offset, section in zip(offsets, sections, strict=True):
             file.write(bytes(offset - file.tell()))
             for part in section:
                 file.write(part)
@@ -228,12 +254,12 @@ def _lock(path: Path, beside: Path) -> int:
         os.close(lock)  # who held it before has removed the file between our opening and locking it
 
 
-def _offsets(weights: int, checksums: int, n: int) -> tuple[int, int, int, int]:
-    """Where weights, checksums, ids and codes begin."""
+def _offsets(*sizes: int) -> tuple[int, ...]:
+    """Where sections begin that are of these sizes, and where the one behind them does."""
     offsets = [HEADER_SIZE]
-    for size in (weights, checksums, 8 * n):
+    for size in sizes:
         offsets.append(-(-(offsets[-1] + size) // ALIGNMENT) * ALIGNMENT)
-    return tuple(offsets)  # type: ignore[return-value]
+    return tuple(offsets)
 
 
 def _open(path: Path, mmap: bool) -> tuple[Contents, bytes]:
@@ -244,29 +270,41 @@ def _open(path: Path, mmap: bool) -> tuple[Contents, bytes]:
             size = os.fstat(file.fileno()).st_size
             header = _read_header(path, file.read(HEADER_SIZE))
             (n,) = header.ids.shape
-            offsets = _offsets(header.weights.size, header.checksums.size, n)
             if (
-                (header.weights.offset, header.checksums.offset, header.ids.offset, header.codes.offset) != offsets
+                header.offsets != _offsets(*header.sizes)
                 or header.checksums.size != DIGEST_SIZE * -(-n // BLOCK_ROWS)
                 or header.codes.shape[0] != n
             ):
                 raise _damaged(path, "its header contradicts itself")
-            expected = offsets[3] + n * header.codes.shape[1]
+            expected = header.codes.offset + n * header.codes.shape[1]
             if size != expected:
                 raise _damaged(path, f"its header makes {expected:,} bytes, but it has {size:,}")
 
             weights = _read_section(path, file, header.weights, "weights")
             checksums = _read_section(path, file, header.checksums, "checksums")
-            ends = (header.weights.offset + len(weights), header.checksums.offset + len(checksums), offsets[2] + 8 * n)
-            for end, offset in zip(ends, offsets[1:], strict=True):
-                file.seek(end)
-                if any(file.read(offset - end)):
+            lists = None if header.lists is None else _read_lists(path, file, header.lists, n)
+            for start, length, offset in zip(header.offsets, header.sizes, header.offsets[1:], strict=False):
+                file.seek(start + length)
+                if any(file.read(offset - start - length)):
                     raise _damaged(path, "there is something between its sections")
             networks = _networks(path, weights)
-            contents = _build(path, header, networks, *_arrays(path, file, header, mmap))
+            contents = _build(path, header, networks, lists, *_arrays(path, file, header, mmap))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     return contents, checksums
+
+
+def _read_lists(path: Path, file: Any, section: _Lists, n: int) -> InvertedLists:
+    content = _read_section(path, file, section, "lists")
+    ivf, dim = section.shape
+    if len(content) != 8 * (ivf + 1) + 4 * ivf * dim:
+        raise _damaged(path, f"{ivf:,} lists are not what its {len(content):,} bytes of lists hold")
+    offsets = np.frombuffer(content, "<i8", ivf + 1).astype(np.int64)
+    centroids = np.frombuffer(content, "<f4", ivf * dim, 8 * (ivf + 1)).astype(np.float32).reshape(ivf, dim)
+    # Compared and not subtracted, which could overflow.
+    if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any() or not np.isfinite(centroids).all():
+        raise _damaged(path, f"its lists are not a partition of {n:,} vectors")
+    return InvertedLists(centroids, offsets)
 
 
 def _read_header(path: Path, head: bytes) -> _Header:
@@ -277,14 +315,17 @@ def _read_header(path: Path, head: bytes) -> _Header:
     version, zero = struct.unpack_from("<II", head, len(MAGIC))
     if version > FORMAT:
         raise InvalidInput(f"{path} has format {version:,}, and this catalyzer reads up to {FORMAT}; install a newer one")
-    if version < FORMAT or zero or _blake2b(head[:-DIGEST_SIZE]) != head[-DIGEST_SIZE:]:
+    if version < 1 or zero or _blake2b(head[:-DIGEST_SIZE]) != head[-DIGEST_SIZE:]:
         raise _damaged(path, "its header differs from its checksum")
     try:
-        return _Header.model_validate_json(head[len(MAGIC) + 8 : -DIGEST_SIZE])
+        header = _Header.model_validate_json(head[len(MAGIC) + 8 : -DIGEST_SIZE])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "JSON"
-        raise _damaged(path, f"its header is not of format {FORMAT} ({place}: {first['msg']})") from None
+        raise _damaged(path, f"its header is not of format {version} ({place}: {first['msg']})") from None
+    if ("lists" in header.model_fields_set) != (version == 2) or (header.lists is None) != (version == 1):
+        raise _damaged(path, f"its header is not of format {version}, which {'has' if version == 2 else 'knows no'} lists")
+    return header
 
 
 def _read_section(path: Path, file: Any, section: _Checked, name: str) -> bytes:
@@ -341,7 +382,14 @@ def _networks(path: Path, weights: bytes) -> dict[str, nn.Module]:
     return networks
 
 
-def _build(path: Path, header: _Header, networks: dict[str, nn.Module], ids: np.ndarray, codes: np.ndarray) -> Contents:
+def _build(
+    path: Path,
+    header: _Header,
+    networks: dict[str, nn.Module],
+    lists: InvertedLists | None,
+    ids: np.ndarray,
+    codes: np.ndarray,
+) -> Contents:
     catalyzer, decoder, query = networks["catalyzer"], networks.get("decoder"), networks.get("query")
     assert isinstance(catalyzer, Catalyzer)
     assert decoder is None or isinstance(decoder, Decoder)
@@ -357,6 +405,7 @@ def _build(path: Path, header: _Header, networks: dict[str, nn.Module], ids: np.
         ids,
         codes,
         header.last_id,
+        lists,
     )
     fits = (
         quantizer.lattice.radius_sq == header.radius_sq
@@ -365,6 +414,7 @@ def _build(path: Path, header: _Header, networks: dict[str, nn.Module], ids: np.
         and contents.d == header.d >= 1
         and (header.max_norm is not None) == (header.metric == "ip")
         and (decoder is None or (decoder.d_in, decoder.d_out) == (catalyzer.d_out, catalyzer.d_in))
+        and (lists is None or lists.centroids.shape[1] == catalyzer.d_out)
         and (query is None or (query.d_in, query.d_out) == (catalyzer.d_in, catalyzer.d_out))
     )
     if not fits:

@@ -233,7 +233,7 @@ def embed(transform: nn.Module, vectors: Vectors, description: str | None = None
         out[first : first + len(mapped)] = mapped
         first += len(mapped)
     transform.train(was_training)
-    return out if out is not None else np.empty((0, 0), np.float32)
+    return out if out is not None else np.empty((0, int(transform.d_out)), np.float32)  # type: ignore[arg-type]
 
 
 _KINDS: dict[str, Callable[..., nn.Module]] = {"mlp": Catalyzer, "pca": PCA, "identity": Identity, "decoder": Decoder}

@@ -1,0 +1,151 @@
+"""Inverted lists: codes partitioned by where their vectors lie on the sphere, so that a search looks at a few lists only.
+
+The partition is a k-means of mapped vectors. Queries, mapped, probe the lists of the nearest centroids; within these the search
+is exact. docs/index.md compares it with partitions of other spaces.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+
+from catalyzer._faiss import faiss
+from catalyzer.codec import Codec
+from catalyzer.errors import InvalidInput
+from catalyzer.nn import embed
+from catalyzer.progress import progress
+from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.scan import search_lists
+
+log = logging.getLogger(__name__)
+
+LEAST = 8  # learn vectors a list: with fewer, centroids are little more than some of the vectors
+MOST = 64  # with more, k-means takes longer and the lists are no better
+ITERATIONS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class InvertedLists:
+    """A partition of the sphere, and which rows of the codes are in which part.
+
+    Attributes:
+        centroids: `(ivf, dim)` float32; list l has what is nearest to centroid l.
+        offsets: `(ivf + 1,)` int64, ascending from 0: list l are rows `offsets[l]` to `offsets[l + 1]` of ids and codes.
+
+    >>> centroids = np.array([[1, 0], [0, 1]], np.float32)
+    >>> lists = InvertedLists(centroids, offsets=np.zeros(3, np.int64))
+    >>> lists.nearest(np.array([[0.8, 0.6], [0.6, 0.8]], np.float32), nprobe=2).tolist()
+    [[0, 1], [1, 0]]
+    """
+
+    centroids: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def fit(cls, codec: Codec, learn: np.ndarray, ivf: int) -> Self:
+        """The partition by k-means, with nothing in it.
+
+        Args:
+            codec: that vectors are mapped by.
+            learn: `(n, d_in)` float32, in random order.
+            ivf: how many lists.
+
+        Raises:
+            InvalidInput: fewer than LEAST vectors a list.
+        """
+        check_learn(ivf, len(learn))
+        points = embed(codec.transform, learn[: MOST * ivf])
+        log.info("partitioning the sphere into %s lists by %s vectors", f"{ivf:,}", f"{len(points):,}")
+        centroids = None
+        with progress("k-means", ITERATIONS, "iterations") as advance:
+            for _ in range(ITERATIONS):
+                kmeans = faiss.Kmeans(
+                    points.shape[1], ivf, niter=1, seed=0, min_points_per_centroid=1, max_points_per_centroid=MOST
+                )
+                kmeans.train(points, init_centroids=centroids)
+                centroids = kmeans.centroids
+                advance(1)
+        assert centroids is not None
+        return cls(centroids, np.zeros(ivf + 1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """`(ivf,)` int64: how many codes each list has."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def _index(self) -> Any:
+        index = faiss.IndexFlatL2(self.centroids.shape[1])
+        index.add(self.centroids)
+        return index
+
+    def nearest(self, points: np.ndarray, nprobe: int = 1) -> np.ndarray:
+        """The lists of the nprobe centroids nearest to `(n, dim)` float32 points, nearest first: `(n, nprobe)` int64."""
+        return self._index.search(points, nprobe)[1]
+
+    def insert(
+        self, ids: np.ndarray, codes: np.ndarray, added: np.ndarray, added_ids: np.ndarray, added_codes: np.ndarray
+    ) -> tuple[Self, np.ndarray, np.ndarray]:
+        """Put vectors into their lists, behind those that are there.
+
+        Args:
+            ids: `(n,)` int64, list by list.
+            codes: `(n, code_size)` uint8, theirs.
+            added: `(m,)` int64, the lists of what is added.
+            added_ids: `(m,)` int64.
+            added_codes: `(m, code_size)` uint8.
+
+        Returns:
+            The lists, ids and codes with both, all new.
+        """
+        order = np.argsort(added, kind="stable")
+        before = self.offsets[1:][added[order]]
+        offsets = self.offsets + np.append(0, np.cumsum(np.bincount(added, minlength=len(self))))
+        return (
+            replace(self, offsets=offsets),
+            np.insert(ids, before, added_ids[order]),
+            np.insert(codes, before, added_codes[order], axis=0),
+        )
+
+    def keep(self, kept: np.ndarray) -> Self:
+        """The lists without the rows where `(n,)` bool is false."""
+        return replace(self, offsets=np.append(0, np.cumsum(kept))[self.offsets])
+
+    def search(
+        self, codec: Codec, queries: np.ndarray, codes: np.ndarray, k: int, rerank: int, nprobe: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`Codec.search` in the nprobe lists nearest to each query.
+
+        Args:
+            codec: that the codes are of; its quantizer is a lattice.
+            queries: `(nq, d_in)` float32, not more than are searched at once.
+            codes: `(n, code_size)` uint8, list by list.
+            k: at most n.
+            rerank: see `Codec.search`.
+            nprobe: from 1 to ivf.
+
+        Returns:
+            As `Codec.search`; where the lists of a query hold fewer than k codes, inf and -1 at the end.
+        """
+        assert isinstance(codec.quantizer, LatticeQuantizer)
+        candidates = min(max(k, rerank), len(codes))
+        if nprobe == len(self):
+            return codec.search(queries, codes, k, rerank)
+        latent = codec.map_queries(queries)
+        probed = self.nearest(latent, nprobe)
+        distances, rows = search_lists(codec.quantizer.lattice, latent, codes, self.offsets, probed, candidates)
+        return codec.rerank(queries, codes, distances, rows, k) if rerank else (distances, rows)
+
+
+def check_learn(ivf: int, n: int) -> None:
+    """Raise `InvalidInput` unless n vectors are enough to learn so many lists from."""
+    if n < LEAST * ivf:
+        raise InvalidInput(
+            f"ivf = {ivf:,} lists need at least {LEAST * ivf:,} vectors to learn from, {LEAST} a list; "
+            f"got {n:,}: give more vectors, or an ivf of at most {n // LEAST:,}"
+        )
