@@ -132,6 +132,7 @@ def _words(
     lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """`SphericalLattice.words` of several runs of rows, one behind the other."""
+    codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
     try:
         return lattice.words(np.concatenate(runs))

@@ -6,6 +6,7 @@ training vectors what needs no gradient. They are saved as safetensors beside a 
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -186,6 +187,7 @@ def _sample(x: Vectors) -> np.ndarray:
     return as_float32(np.concatenate([x[start : start + size] for start in starts]))
 
 
+@cache
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16, which then is about twice as fast as float32; emulated it would be slower.
 
@@ -219,7 +221,8 @@ def embed(transform: nn.Module, vectors: Vectors, description: str | None = None
     [[1.0, 0.0], [0.0, 1.0]]
     """
     was_training = transform.training
-    transform.eval()
+    if was_training:  # asked first, since it takes longer than a single vector's way through the network
+        transform.eval()
     tensors = [*transform.parameters(), *transform.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
     out: np.ndarray | None = None
@@ -232,7 +235,8 @@ def embed(transform: nn.Module, vectors: Vectors, description: str | None = None
             out = np.empty((len(vectors), mapped.shape[1]), np.float32)
         out[first : first + len(mapped)] = mapped
         first += len(mapped)
-    transform.train(was_training)
+    if was_training:
+        transform.train()
     return out if out is not None else np.empty((0, int(transform.d_out)), np.float32)  # type: ignore[arg-type]
 
 
