@@ -95,7 +95,7 @@ def test_info_and_verify(run: Run) -> None:
     facts = json.loads(run("info a.catalyzer --json"))
     assert facts == {
         "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
-        "code_size": 8, "lattice": "SphericalLattice(dim=24, radius_sq=79)", "decoder": True,
+        "code_size": 8, "lattice": "SphericalLattice(dim=24, radius_sq=79)", "decoder": True, "lists": 0,
     }  # fmt: skip
     assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
     content = bytearray(Path("a.catalyzer").read_bytes())
@@ -105,6 +105,33 @@ def test_info_and_verify(run: Run) -> None:
     for line in ("verify a.catalyzer", "add a.catalyzer base.fvecs"):
         assert "vectors 0 to 299 differ from their checksum" in run(line, expect=2)
     assert Path("a.catalyzer").read_bytes() == content
+
+
+def test_lists(run: Run) -> None:
+    assert "lists  12" in run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
+    assert run("add b.catalyzer base.fvecs").endswith("holds 300\n")
+    assert run("add b.catalyzer queries.fvecs").endswith("holds 320\n")
+    index = CatalyzerIndex.load("b.catalyzer")
+    assert sorted(index.ids.tolist()) == list(range(320))
+    for options, kept in (("--nprobe 2 --rerank 20", (20, 2)), ("--nprobe 12", (None, 12)), ("", (None, None))):
+        lines = [
+            json.loads(line)["ids"] for line in run(f"search b.catalyzer queries.fvecs -k 3 --json {options}").splitlines()
+        ]
+        assert lines == index.search(QUERIES, 3, *kept)[1].tolist()
+    index.remove(np.arange(100))
+    index.save("b.catalyzer")
+    assert run("verify b.catalyzer") == "b.catalyzer is whole: 220 vectors\n"
+    facts = json.loads(run("info b.catalyzer --json"))
+    assert (facts["vectors"], facts["lists"]) == (220, 12)
+    assert 220 / 12 < facts["longest"] <= 220
+    assert "longest" in run("info b.catalyzer")
+    for line, sentence in (
+        ("search b.catalyzer queries.fvecs --nprobe 13", "nprobe must be between 1 and the number of lists, 12; got 13"),
+        ("search a.catalyzer queries.fvecs --nprobe 3", "nprobe = 3 is for an index with lists, and this has none"),
+        ("fit c.catalyzer learn.fvecs --ivf 76", "ivf = 76 lists need at least 608 vectors to learn from, 8 a list; got 600"),
+        ("fit c.catalyzer learn.fvecs --ivf -1", "ivf must be a number of lists, or 0 for none; got -1"),
+    ):
+        assert sentence in run(line, expect=2)
 
 
 def test_ids_and_k_beyond_what_there_is(run: Run) -> None:

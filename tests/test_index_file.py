@@ -26,15 +26,26 @@ from catalyzer.index_file import BLOCK_ROWS, DIGEST_SIZE, HEADER_SIZE, MAGIC, Co
 from tests.conftest import ROOT, clustered
 
 COMMITTED = ROOT / "tests" / "index-format-1.catalyzer"
-FUZZING = settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COMMITTED_2 = ROOT / "tests" / "index-format-2.catalyzer"
+FUZZING = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module", params=["format 1", "format 2"])
+def path(request: pytest.FixtureRequest, fitted: Path, listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 200 vectors, without lists and with; not to be changed."""
+    path = tmp_path_factory.mktemp("file") / "a.catalyzer"
+    index = CatalyzerIndex.load(fitted if request.param == "format 1" else listed)
+    index.add(clustered(200, 32, 1), ids=np.arange(200) * 7)
+    index.save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def path(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of 200 vectors; not to be changed."""
+def with_20_lists(listed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of 200 vectors in 20 lists; not to be changed."""
     path = tmp_path_factory.mktemp("file") / "a.catalyzer"
-    index = CatalyzerIndex.load(fitted)
-    index.add(clustered(200, 32, 1), ids=np.arange(200) * 7)
+    index = CatalyzerIndex.load(listed)
+    index.add(clustered(200, 32, 1))
     index.save(path)
     return path
 
@@ -88,7 +99,7 @@ def with_weights(content: bytes, weights: bytes) -> bytes:
     shift = -(-end // 64) * 64 - fields["checksums"]["offset"]
     rest = content[fields["checksums"]["offset"] :]
     fields["weights"] |= {"size": len(weights), "blake2b": hashlib.blake2b(weights, digest_size=DIGEST_SIZE).hexdigest()}
-    for name in ("checksums", "ids", "codes"):
+    for name in fields.keys() & {"checksums", "lists", "ids", "codes"}:
         fields[name]["offset"] += shift
     return with_header(content, fields)[:HEADER_SIZE] + weights + bytes(-end % 64) + rest
 
@@ -98,6 +109,9 @@ def same(a: Contents, b: Contents) -> bool:
         (a.metric, a.bits, a.last_id) == (b.metric, b.bits, b.last_id)
         and np.array_equal(a.ids, b.ids)
         and np.array_equal(a.codes, b.codes)
+        and (a.lists is None) == (b.lists is None)
+        and (a.lists is None or b.lists is None or np.array_equal(a.lists.offsets, b.lists.offsets))
+        and (a.lists is None or b.lists is None or np.array_equal(a.lists.centroids, b.lists.centroids))
     )
 
 
@@ -105,7 +119,7 @@ def same(a: Contents, b: Contents) -> bool:
 def test_a_file_is_read_as_it_was_written(path: Path, tmp_path: Path, mmap: bool) -> None:
     contents = read(path, mmap)
     assert isinstance(contents.codes, np.memmap) == isinstance(contents.ids, np.memmap) == mmap
-    assert contents.ids.tolist() == list(range(0, 1400, 7))
+    assert sorted(contents.ids.tolist()) == list(range(0, 1400, 7))
     write(tmp_path / "b.catalyzer", contents)
     assert (tmp_path / "b.catalyzer").read_bytes() == path.read_bytes()
     write(path.with_name("b.catalyzer"), contents)  # its own codes are mapped while it is replaced
@@ -150,6 +164,71 @@ def test_format_1_stays_readable(tmp_path: Path) -> None:
     assert (tmp_path / "b.catalyzer").read_bytes() == COMMITTED.read_bytes()
 
 
+def test_format_2_stays_readable(tmp_path: Path) -> None:
+    contents = verify(COMMITTED_2)
+    assert contents.lists is not None
+    assert contents.lists.offsets.tolist() == [0, 2, 2, 3]
+    assert contents.lists.centroids.shape == (3, 8)
+    assert contents.lists.centroids[1].tolist() == [0.5] + [0.0] * 7
+    assert contents.ids.tolist() == [5, 2**40, 3]
+    write(tmp_path / "b.catalyzer", contents)
+    assert (tmp_path / "b.catalyzer").read_bytes() == COMMITTED_2.read_bytes()
+
+
+def with_lists(content: bytes, lists: bytes, **changed: Any) -> bytes:
+    """The file with other bytes for its lists, as many, and their checksum right."""
+    fields = header(content)
+    at = fields["lists"]["offset"]
+    fields["lists"] |= {"blake2b": hashlib.blake2b(lists, digest_size=DIGEST_SIZE).hexdigest(), **changed}
+    return with_header(content[:at] + lists + content[at + len(lists) :], fields)
+
+
+@FUZZING
+@given(data=st.data())
+def test_hostile_lists(with_20_lists: Path, tmp_path: Path, data: st.DataObject) -> None:
+    whole = with_20_lists.read_bytes()
+    place = header(whole)["lists"]
+    lists = bytearray(whole[place["offset"] : place["offset"] + place["size"]])
+    numbers = st.sampled_from([0, 1, -1, 199, 200, 201, 2**31, 2**62, 2**63 - 1, -(2**63)]) | st.integers(0, 200)
+    for _ in range(data.draw(st.integers(1, 4))):
+        if data.draw(st.booleans()):
+            struct.pack_into("<q", lists, 8 * data.draw(st.integers(0, 20)), data.draw(numbers))
+        else:
+            value = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 3e38]))
+            struct.pack_into("<f", lists, 8 * 21 + 4 * data.draw(st.integers(0, 20 * 24 - 1)), value)
+    file = tmp_path / "hostile.catalyzer"
+    file.write_bytes(with_lists(whole, bytes(lists)))
+    with bounded_memory(), one_sentence_or_none():
+        index = CatalyzerIndex.load(file, mmap=True)
+        found = index.search(clustered(3, 32, 2), 200, rerank=0, nprobe=data.draw(st.integers(1, 20)))[1]
+        assert all(len(set(row[row >= 0].tolist())) == (row >= 0).sum() for row in found)
+
+
+def test_hostile_lists_that_come_to_mind(with_20_lists: Path, tmp_path: Path) -> None:
+    whole, file = with_20_lists.read_bytes(), tmp_path / "hostile.catalyzer"
+    place = header(whole)["lists"]
+    lists = whole[place["offset"] : place["offset"] + place["size"]]
+    offsets, centroids = np.frombuffer(lists, "<i8", 21), lists[8 * 21 :]
+    for changed in (
+        offsets + 1, offsets[::-1], np.where(np.arange(21) == 5, 2**63 - 1, offsets),
+        np.where(np.arange(21) == 5, -(2**63), offsets), np.where(np.arange(21) == 20, 199, offsets),
+    ):  # fmt: skip
+        file.write_bytes(with_lists(whole, changed.astype("<i8").tobytes() + centroids))
+        refused(file, "its lists are not a partition of 200 vectors")
+    for value in (np.nan, np.inf):
+        file.write_bytes(with_lists(whole, lists[:-4] + struct.pack("<f", value)))
+        refused(file, "its lists are not a partition of 200 vectors")
+    for shape in ([19, 24], [20, 23], [2**40, 24], [0, 24], [20], [20, 24, 1]):
+        file.write_bytes(with_lists(whole, lists, shape=shape))
+        refused(file, "is damaged")
+    file.write_bytes(with_header(whole[:8] + struct.pack("<I", 1) + whole[12:], header(whole)))
+    refused(file, "its header is not of format 1, which knows no lists")
+    contents = read(with_20_lists, mmap=False)
+    assert contents.lists is not None
+    write(file, replace(contents, lists=replace(contents.lists, centroids=contents.lists.centroids[:, :23].copy())))
+    refused(file, "its header and its networks do not belong together")
+
+
 @FUZZING
 @given(data=st.data())
 def test_whatever_happens_to_a_file_is_noticed(path: Path, tmp_path: Path, data: st.DataObject) -> None:
@@ -188,7 +267,7 @@ def test_whatever_happens_to_a_file_is_noticed(path: Path, tmp_path: Path, data:
 def test_thousands_of_flipped_bytes(path: Path, tmp_path: Path) -> None:
     whole, file, random = path.read_bytes(), tmp_path / "damaged.catalyzer", np.random.default_rng(0)
     file.write_bytes(whole)
-    places = [*range(200), *random.integers(len(whole), size=2800)]
+    places = [*range(200), *random.integers(len(whole), size=1300)]
     with file.open("r+b") as handle:
         for place in places:
             handle.seek(place)
@@ -234,8 +313,8 @@ def test_a_hostile_header(path: Path, tmp_path: Path, data: st.DataObject) -> No
         assert np.array_equal(read(file, mmap=True).codes, read(path, mmap=True).codes)
 
 
-def test_hostile_headers_that_come_to_mind(path: Path, tmp_path: Path) -> None:
-    whole, file = path.read_bytes(), tmp_path / "hostile.catalyzer"
+def test_hostile_headers_that_come_to_mind(with_20_lists: Path, tmp_path: Path) -> None:
+    whole, file = with_20_lists.read_bytes(), tmp_path / "hostile.catalyzer"
     fields = header(whole)
 
     def changed(**parts: Any) -> dict[str, Any]:
@@ -247,7 +326,7 @@ def test_hostile_headers_that_come_to_mind(path: Path, tmp_path: Path) -> None:
         changed(d=31), changed(metric="ip"), changed(metric="ip", max_norm=1.0), changed(max_norm=1.0), changed(numbering=2),
         changed(ids={"shape": [2**40]}, codes={"shape": [2**40, 8]}), changed(codes={"shape": [200, 9]}),
         changed(ids={"shape": [0]}, codes={"shape": [0, 8]}), changed(codes={"shape": [-1, 8]}),
-        changed(ids={"shape": [200, 1]}),
+        changed(ids={"shape": [200, 1]}), changed(lists=None), {**fields, "lists": fields["checksums"]},
         changed(weights={"size": 2**60}), changed(weights={"size": 10**30}), changed(weights={"size": 0}),
         changed(checksums={"size": 64}), changed(ids={"offset": 0}), changed(codes={"offset": -64}), changed(last_id=2**63),
         changed(latent_share=2), changed(latent_share=float("nan")),
@@ -294,8 +373,8 @@ def test_hostile_weights(path: Path, tmp_path: Path, data: st.DataObject) -> Non
         CatalyzerIndex.load(file).search(clustered(2, 32, 2))
 
 
-def test_networks_that_do_not_belong_together(path: Path, fitted: Path, tmp_path: Path) -> None:
-    contents = read(path, mmap=False)
+def test_networks_that_do_not_belong_together(fitted: Path, tmp_path: Path) -> None:
+    contents = read(fitted, mmap=False)
     other = CatalyzerIndex(bits=32, d_out=8, hidden=16).fit(clustered(600, 16, 0), epochs=1)
     other.save(tmp_path / "other.catalyzer")
     stranger = read(tmp_path / "other.catalyzer", mmap=False).codec
@@ -311,8 +390,8 @@ def test_networks_that_do_not_belong_together(path: Path, fitted: Path, tmp_path
 
 def test_a_later_format(path: Path, tmp_path: Path) -> None:
     whole, file = path.read_bytes(), tmp_path / "b.catalyzer"
-    file.write_bytes(whole[:8] + struct.pack("<I", 2) + b"what a later version has there" + bytes(5000))
-    refused(file, "has format 2, and this catalyzer reads up to 1; install a newer one")
+    file.write_bytes(whole[:8] + struct.pack("<I", 3) + b"what a later version has there" + bytes(5000))
+    refused(file, "has format 3, and this catalyzer reads up to 2; install a newer one")
 
 
 class Evil:
@@ -341,8 +420,8 @@ def test_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "evil").exists()
 
 
-def test_verify_says_which_vectors_are_damaged(path: Path, tmp_path: Path) -> None:
-    contents, n = read(path, mmap=False), 2 * BLOCK_ROWS + 5
+def test_verify_says_which_vectors_are_damaged(fitted: Path, tmp_path: Path) -> None:
+    contents, n = read(fitted, mmap=False), 2 * BLOCK_ROWS + 5
     codes = contents.lattice.encode(np.random.default_rng(0).normal(size=(n, 24)))
     file = tmp_path / "b.catalyzer"
     write(file, replace(contents, ids=np.arange(n), codes=codes, last_id=n - 1))
@@ -359,7 +438,7 @@ def test_verify_says_which_vectors_are_damaged(path: Path, tmp_path: Path) -> No
     write(file, replace(contents, ids=np.arange(n), codes=codes))
     with pytest.raises(InvalidInput, match="row 7 holds the code"):
         verify(file)
-    write(file, replace(contents, ids=np.zeros(200, np.int64)))
+    write(file, replace(contents, ids=np.zeros(200, np.int64), codes=codes[8:208]))
     with pytest.raises(InvalidInput, match="it has an id twice"):
         verify(file)
 
