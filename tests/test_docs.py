@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from catalyzer.cli import main
+from catalyzer.recipe import learn_codec
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
 
@@ -44,14 +45,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalyzer.recipe.EPOCHS", 2)
+    # Two trainings of the default width would be most of the time.
+    monkeypatch.setattr("catalyzer.recipe.learn_codec", lambda x, **options: learn_codec(x, **options | {"hidden": 64}))
     names = run("docs/index.md")
     output = capsys.readouterr().out
     assert "photos.catalyzer holds 1,500" in output
     assert "is whole: 1,500 vectors" in output
     assert "1499 32 (1499, 8)" in output
+    assert "lists  64" in output
     assert names["vectors"].shape == (10, 32)  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
-        "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "found.ivecs", "found.fvecs",
+        "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
+        "found.ivecs", "found.fvecs",
     }  # fmt: skip
 
 

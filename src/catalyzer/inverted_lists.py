@@ -1,7 +1,7 @@
 """Inverted lists: codes partitioned by where their vectors lie on the sphere, so that a search looks at a few lists only.
 
 The partition is a k-means of mapped vectors. Queries, mapped, probe the lists of the nearest centroids; within these the search
-is exact. docs/index.md compares it with partitions of other spaces.
+is exact. docs/results.md compares it with partitions of other spaces.
 """
 
 import logging
