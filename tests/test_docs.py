@@ -45,8 +45,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalyzer.recipe.EPOCHS", 2)
-    # Two trainings of the default width would be most of the time.
-    monkeypatch.setattr("catalyzer.recipe.learn_codec", lambda x, **options: learn_codec(x, **options | {"hidden": 64}))
+    # The dimension is named, and networks are small: three trainings by default would take a minute.
+    small = {"d_out": 24, "hidden": 64}
+    monkeypatch.setattr("catalyzer.recipe.learn_codec", lambda x, **options: learn_codec(x, **options | small))
     names = run("docs/index.md")
     output = capsys.readouterr().out
     assert "photos.catalyzer holds 1,500" in output

@@ -194,7 +194,7 @@ def test_hostile_lists(with_20_lists: Path, tmp_path: Path, data: st.DataObject)
         if data.draw(st.booleans()):
             struct.pack_into("<q", lists, 8 * data.draw(st.integers(0, 20)), data.draw(numbers))
         else:
-            value = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 3e38]))
+            value = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, 2.0, -1.5, 3e38]))
             struct.pack_into("<f", lists, 8 * 21 + 4 * data.draw(st.integers(0, 20 * 24 - 1)), value)
     file = tmp_path / "hostile.catalyzer"
     file.write_bytes(with_lists(whole, bytes(lists)))
@@ -215,7 +215,7 @@ def test_hostile_lists_that_come_to_mind(with_20_lists: Path, tmp_path: Path) ->
     ):  # fmt: skip
         file.write_bytes(with_lists(whole, changed.astype("<i8").tobytes() + centroids))
         refused(file, "its lists are not a partition of 200 vectors")
-    for value in (np.nan, np.inf):
+    for value in (np.nan, np.inf, 2.1, 3e38):
         file.write_bytes(with_lists(whole, lists[:-4] + struct.pack("<f", value)))
         refused(file, "its lists are not a partition of 200 vectors")
     for shape in ([19, 24], [20, 23], [2**40, 24], [0, 24], [20], [20, 24, 1]):

@@ -175,3 +175,6 @@ def test_only_the_lists_probed_are_read(random: np.random.Generator) -> None:
         scan.search_lists(lattice, queries, codes, offsets, probed, 5)
     with pytest.raises(InvalidInput, match="query 2 contains NaN"):
         scan.search_lists(lattice, np.where(np.arange(3)[:, None] == 2, np.nan, queries), codes, offsets, probed, 5)
+    for lists in (np.array([[0, 3]] * 3), np.array([[-1, 0]] * 3), np.array([[0]]), np.array([0, 1, 2])):
+        with pytest.raises(InvalidInput, match=r"probed must be \(nq, nprobe\) lists from 0 to 2"):
+            scan.search_lists(lattice, queries, codes, offsets, lists, 5)

@@ -301,8 +301,9 @@ def _read_lists(path: Path, file: Any, section: _Lists, n: int) -> InvertedLists
         raise _damaged(path, f"{ivf:,} lists are not what its {len(content):,} bytes of lists hold")
     offsets = np.frombuffer(content, "<i8", ivf + 1).astype(np.int64)
     centroids = np.frombuffer(content, "<f4", ivf * dim, 8 * (ivf + 1)).astype(np.float32).reshape(ivf, dim)
-    # Compared and not subtracted, which could overflow.
-    if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any() or not np.isfinite(centroids).all():
+    # Offsets are compared and not subtracted, which could overflow. Centroids are means of points of norm 1; beyond 2 there
+    # is damage, and NaN is not within.
+    if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any() or not (np.abs(centroids) <= 2).all():
         raise _damaged(path, f"its lists are not a partition of {n:,} vectors")
     return InvertedLists(centroids, offsets)
 

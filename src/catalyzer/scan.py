@@ -91,7 +91,7 @@ def search_lists(
         As `search`; where a query's lists hold fewer than k codes, inf and -1 at the end.
 
     Raises:
-        InvalidInput: as for `search`.
+        InvalidInput: as for `search`, or lists that are not there.
 
     >>> lattice = SphericalLattice(dim=3, radius_sq=2)
     >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
@@ -103,6 +103,9 @@ def search_lists(
     from catalyzer.lattice.scan_kernels import CODES, decode_tiles, queries_by_list, scan_lists
 
     queries = _checked_queries(lattice, queries, codes, k)
+    last = len(offsets) - 2
+    if probed.ndim != 2 or len(probed) != len(queries) or probed.min(initial=0) < 0 or probed.max(initial=0) > last:
+        raise InvalidInput(f"probed must be (nq, nprobe) lists from 0 to {last:,}, got shape {probed.shape} of {probed.dtype}")
     starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
     queries_by_list(probed, starts, probing)
     # Each list that somebody probes is cut into tiles, the last of which is not full.
