@@ -110,8 +110,8 @@ def dimension(text: str) -> int | str:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from catalyzer.cache import locked
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index_file import locked
 
     with locked(options.index):
         if options.index.exists():
@@ -131,8 +131,8 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
+    from catalyzer.cache import locked
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index_file import locked
 
     with locked(options.index):
         # All is read and compared with its checksums, which are about to be made anew.

@@ -4,11 +4,9 @@ Nothing that a file says is believed before it is checked: sizes have to add up 
 networks are those of their tensors, and nothing is unpickled.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -186,46 +184,6 @@ def verify(path: Path) -> Contents:
 def weights_digest(codec: Codec) -> bytes:
     """BLAKE2b-256 of the networks: equal where vectors have the same codes."""
     return _blake2b(_weights(codec))
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
-
-    The lock is on a file beside, `<name>.lock`, that says who holds it and is removed at the end.
-
-    Raises:
-        InvalidInput: another process holds it, or there is no folder to write to.
-    """
-    beside = path.parent / f"{path.name}.lock"
-    try:
-        lock = _lock(path, beside)
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
-    try:
-        yield
-    finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _lock(path: Path, beside: Path) -> int:
-    import fcntl  # not there on Windows, where all but the command line works
-
-    while True:
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-            os.close(lock)
-            raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
-        if os.fstat(lock).st_nlink:
-            with contextlib.suppress(OSError):  # a full disk has no room for who holds it, and the lock holds without
-                os.truncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return lock
-        os.close(lock)  # who held it before has removed the file between our opening and locking it
 
 
 def _offsets(weights: int, checksums: int, n: int) -> tuple[int, int, int, int]:

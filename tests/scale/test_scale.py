@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
-from catalyzer.index_file import locked
+from catalyzer.cache import locked
 from catalyzer.scale import CodeShards, encode, search, searching, write_neighbours
 from catalyzer.settings import Encode
 from catalyzer.vectors import EXTENSIONS
