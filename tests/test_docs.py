@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from catalyzer import CatalyzerIndex
 from catalyzer.cli import main
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
@@ -27,7 +28,7 @@ def run(page: str) -> dict[str, object]:
         for line in content.splitlines():
             command, *arguments = shlex.split(line)
             if command == "pip":
-                assert line == 'pip install -c constraints.txt ".[cpu]"'
+                assert re.fullmatch(r'pip install -c constraints.txt "\.\[cpu(,onnx)?\]"', line)
             else:
                 assert command == "catalyzer"
                 main(arguments)
@@ -50,14 +51,14 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     assert "is whole: 1,500 vectors" in output
     assert "1499 32 (1499, 8)" in output
     assert names["vectors"].shape == (10, 32)  # type: ignore[attr-defined]
+    assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "found.ivecs", "found.fvecs",
+        "model.onnx",
     }  # fmt: skip
 
 
 def test_the_format(folder: Path, fitted: Path) -> None:
-    from catalyzer import CatalyzerIndex
-
     index = CatalyzerIndex.load(fitted)
     index.add("base.fvecs")
     index.save("photos.catalyzer")
