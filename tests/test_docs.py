@@ -3,10 +3,12 @@
 import re
 import shlex
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 
-from catalyzer import CatalyzerIndex
+from catalyzer import CatalyzerIndex, SphericalLattice
 from catalyzer.cli import main
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
@@ -66,3 +68,17 @@ def test_the_format(folder: Path, fitted: Path) -> None:
     assert (names["ids"] == index.ids).all()  # type: ignore[attr-defined]
     assert (names["codes"] == index.codes).all()  # type: ignore[attr-defined]
     assert names["points"].shape == (1000, 24)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(names["same"], names["points"][:100], atol=1e-6)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("dim", "bits"), [(40, 128), (20, 64), (8, 32)])  # leaves of three and one, of three and two, of two
+def test_points_of_other_lattices_in_python_alone(dim: int, bits: int) -> None:
+    content = blocks("docs/format.md")[-1][1]
+    assert content.count(" = 24, ") == 1
+    lattice = SphericalLattice.for_bits(dim, bits)
+    random = Random(0)
+    numbers = [0, lattice.num_points - 1, *(random.randrange(lattice.num_points) for _ in range(98))]
+    codes = np.array([[*number.to_bytes(lattice.code_size, "little")] for number in numbers], np.uint8)
+    names = {"header": {"radius_sq": lattice.radius_sq}, "codes": codes, "np": np}
+    exec(content.replace(" = 24, ", f" = {dim}, "), names)
+    np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)
