@@ -60,6 +60,32 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     }  # fmt: skip
 
 
+def test_the_readme_has_the_same_five_commands() -> None:
+    lines = re.findall(r"^    ((?:pip|catalyzer) .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    five = [shlex.split(line) for line in blocks("docs/index.md")[0][1].splitlines()]
+    assert [command for command in commands if command in five] == five
+    assert [command for command in commands if command[0] == "catalyzer"] == five[1:]
+
+
+def test_choosing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("docs/choosing.md")
+    output = capsys.readouterr().out
+    printed = re.findall(r"^    (\d+ \d+:.*)$", (ROOT / "docs/choosing.md").read_text(), re.MULTILINE)
+    assert len(printed) == 4
+    assert "\n".join(printed) in output
+    assert "SphericalLattice(dim=12, radius_sq=" in output
+    assert len(re.findall(r"^(32|64) bits, rerank (0|100|500) R@10 \d+\.\d$", output, re.MULTILINE)) == 6
+
+
+def test_choosing_quotes_what_was_measured() -> None:
+    quoted, measured = (
+        {*re.findall(r"\d+\.\d+", (ROOT / page).read_text())} for page in ("docs/choosing.md", "docs/results.md")
+    )
+    assert len(quoted) > 30
+    assert quoted <= measured
+
+
 def test_the_format(folder: Path, fitted: Path) -> None:
     index = CatalyzerIndex.load(fitted)
     index.add("base.fvecs")
