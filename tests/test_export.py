@@ -95,6 +95,7 @@ def test_an_index_by_what_its_metric_does(metric: MetricName, run: Run) -> None:
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "KEY=PATH" in run("export --help")
     plain = contents("l2", query=False)
     write(Path("a.catalyzer"), replace(plain, codec=replace(plain.codec, decoder=None)))
     (tmp_path / "folder.onnx").mkdir()
