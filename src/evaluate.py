@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
             del values[part_of_quantizer]
         evaluation = Evaluation.check(values)
 
-        from catalyzer.experiment import evaluate_run
+        from catalyzer.trained_run import evaluate_run
 
         evaluate_run(evaluation)
 

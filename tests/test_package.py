@@ -21,6 +21,11 @@ def test_using_the_lattice_and_the_losses_imports_no_trainer() -> None:
     assert not modules & {"pytorch_lightning", "wandb", "matplotlib", "hydra", "numba"}
 
 
+def test_using_a_finished_run_imports_no_trainer() -> None:
+    modules = imported_by("from catalyzer import CatalyzerIndex, TrainedRun; import catalyzer.scale, catalyzer.settings")
+    assert not modules & {"pytorch_lightning", "wandb", "hydra"}
+
+
 def test_all_that_is_offered_is_there() -> None:
     for name in catalyzer.__all__:
         assert getattr(catalyzer, name) is not None

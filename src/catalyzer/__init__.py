@@ -23,7 +23,7 @@ _HOME = {
     "open_vectors": "catalyzer.vectors",
     "knn": "catalyzer.neighbors",
     "recall_at": "catalyzer.evaluation",
-    "TrainedRun": "catalyzer.experiment",
+    "TrainedRun": "catalyzer.trained_run",
 }
 
 __all__ = [

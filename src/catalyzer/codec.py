@@ -13,7 +13,7 @@ from torch import nn
 from catalyzer.errors import InvalidInput
 from catalyzer.nn import Decoder, Identity, embed
 from catalyzer.progress import progress
-from catalyzer.quantizers import Quantizer
+from catalyzer.quantizers import MAX_TRAINING, Quantizer
 from catalyzer.vectors import BLOCK, Vectors, as_float32
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
@@ -27,7 +27,7 @@ class Codec:
 
     Attributes:
         transform: fitted, to the quantizer's dimension.
-        quantizer: fitted.
+        quantizer: fitted, or to be by `fit`.
         decoder: from the quantizer's dimension to the original one. Without one the way back is there only where the
             transform is the identity and the quantizer more than signs.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
@@ -60,6 +60,12 @@ class Codec:
     def decodes(self) -> bool:
         """Whether there is a way back to the original space."""
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
+
+    def fit(self, train: np.ndarray) -> None:
+        """Fit the quantizer to `(n, d_in)` training vectors, mapped; one that is fixed learns nothing, and costs nothing."""
+        if type(self.quantizer).fit is not Quantizer.fit:
+            rows = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]
+            self.quantizer.fit(embed(self.transform, train[rows], "embedding for the quantizer"))
 
     def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
         """Map vectors and code them block by block, so that only the codes are ever held.

@@ -13,17 +13,10 @@ import yaml
 
 from catalyzer.cache import write_atomically
 from catalyzer.errors import ERROR_FILE, InvalidInput
-from catalyzer.experiment import (
-    TrainedRun,
-    build_baselines,
-    compare,
-    load_benchmark,
-    read_results,
-    save_results,
-)
 from catalyzer.report import print_rows, print_table
 from catalyzer.settings import Settings
 from catalyzer.tracking import log_tables, loggers
+from catalyzer.trained_run import TrainedRun, build_baselines, compare, load_benchmark, read_results, save_results
 
 log = logging.getLogger(__name__)
 

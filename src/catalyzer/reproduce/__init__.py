@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catalyzer.errors import InvalidInput
-from catalyzer.experiment import environment
 from catalyzer.reproduce.code_sizes import FIGURE_5
 from catalyzer.reproduce.figures import FIGURES
 from catalyzer.reproduce.lab import Lab, Target
@@ -18,6 +17,7 @@ from catalyzer.reproduce.page import write_report
 from catalyzer.reproduce.tables import TABLES
 from catalyzer.reproduce.two_stages import TWO_STAGES
 from catalyzer.tracking import log_tables, loggers
+from catalyzer.trained_run import environment
 
 log = logging.getLogger(__name__)
 

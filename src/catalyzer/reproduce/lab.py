@@ -18,11 +18,12 @@ import catalyzer
 from catalyzer.cache import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.experiment import TrainedRun, load_benchmark, measure_method, method_name, train
+from catalyzer.experiment import train
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
 from catalyzer.settings import Settings
 from catalyzer.tracking import loggers
+from catalyzer.trained_run import TrainedRun, load_benchmark, measure_method, method_name
 
 log = logging.getLogger(__name__)
 

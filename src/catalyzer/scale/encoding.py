@@ -9,11 +9,11 @@ import numpy as np
 from catalyzer.cache import locked
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.experiment import TrainedRun
 from catalyzer.index_file import weights_digest
 from catalyzer.progress import progress
 from catalyzer.scale.engines import Engine, local
 from catalyzer.scale.shards import MANIFEST, CodeShards, Input, Manifest, Shard
+from catalyzer.trained_run import TrainedRun
 from catalyzer.vectors import BLOCK, open_vectors
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import numpy as np
 from catalyzer.cache import write_atomically
 from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.experiment import TrainedRun
 from catalyzer.index_file import weights_digest
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
 from catalyzer.scale.engines import Engine, local
 from catalyzer.scale.shards import CodeShards
+from catalyzer.trained_run import TrainedRun
 from catalyzer.vectors import as_float32, open_vectors, write_vecs
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from catalyzer.training.checkpoints import newest_checkpoint
 from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension
 from catalyzer.training.fit import check_trainer, fit, is_first
-from catalyzer.training.module import CatalyzerTraining, Loss, Optimization, fit_quantizer
+from catalyzer.training.module import CatalyzerTraining, Loss, Optimization
 from catalyzer.training.query import COMPETITORS, QueryData, QueryTraining
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "check_trainer",
     "choose_dimension",
     "fit",
-    "fit_quantizer",
     "is_first",
     "measure_epoch",
     "newest_checkpoint",

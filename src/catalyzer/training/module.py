@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
@@ -17,8 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
-from catalyzer.nn import BatchNorm, KoLeoLoss, RankLoss, TriangleLoss, embed, rows_of_all_processes
-from catalyzer.quantizers import MAX_TRAINING, Quantizer
+from catalyzer.nn import BatchNorm, KoLeoLoss, RankLoss, TriangleLoss, rows_of_all_processes
 from catalyzer.training.checkpoints import checkpoint_files
 from catalyzer.training.data import AnchorData
 
@@ -260,7 +258,7 @@ class CatalyzerTraining(Training):
 
     def validation_step(self, queries: Tensor, batch_idx: int) -> None:
         split = self.data.validation
-        fit_quantizer(self.codec.quantizer, self.catalyzer, self.data.train)
+        self.codec.fit(self.data.train)
         rows = measure(
             "validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth, sorted({0, self.rerank})
         )
@@ -270,10 +268,3 @@ class CatalyzerTraining(Training):
         if rows[0].error is not None:
             values["val/squared_error"] = rows[0].error
         self.log_dict(values, sync_dist=True)
-
-
-def fit_quantizer(quantizer: Quantizer, transform: torch.nn.Module, train: np.ndarray) -> None:
-    """Fit `quantizer` to transformed training vectors; what is fixed learns nothing and costs nothing."""
-    if type(quantizer).fit is not Quantizer.fit:
-        rows = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]
-        quantizer.fit(embed(transform, train[rows], "embedding for the quantizer"))
