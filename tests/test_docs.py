@@ -12,6 +12,7 @@ from catalyzer import CatalyzerIndex, SphericalLattice
 from catalyzer.cli import main
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
+from tests.scale.conftest import make_run
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -66,6 +67,15 @@ def test_the_readme_has_the_same_five_commands() -> None:
     five = [shlex.split(line) for line in blocks("docs/index.md")[0][1].splitlines()]
     assert [command for command in commands if command in five] == five
     assert [command for command in commands if command[0] == "catalyzer"] == five[1:]
+
+
+def test_the_snippets_of_the_readme(folder: Path) -> None:
+    run_folder, *_ = re.findall(r'TrainedRun.load\("(.*)"\)', (ROOT / "README.md").read_text())
+    make_run(folder / run_folder)
+    Path("queries.fvecs").rename("q.fvecs")
+    names = run("README.md")
+    assert names["I"].shape == (20, 10)  # type: ignore[attr-defined]
+    assert names["vectors"].shape == (1000, 24)  # type: ignore[attr-defined]
 
 
 def test_choosing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
