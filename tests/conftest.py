@@ -1,10 +1,14 @@
 """What the tests share: made vectors, a cache of their own, and the commands run as a user runs them."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -76,21 +80,67 @@ def prepare(environment: dict[str, str], tmp_path: Path) -> Command:
 
 
 def command(script: str, environment: dict[str, str], folder: Path) -> Command:
-    """`python src/SCRIPT OVERRIDES` in `folder`."""
+    """`python src/SCRIPT OVERRIDES` in `folder`.
+
+    The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
+    """
 
     def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        process = subprocess.run(
-            [sys.executable, str(ROOT / "src" / script), *overrides],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = [str(ROOT / "src" / script), *overrides]
+        if script in TYPED:
+            process = Forking.started(environment).run(arguments, folder, environment)
+        else:
+            TYPED.add(script)
+            process = subprocess.run(
+                [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
         assert process.returncode == expect, process.stdout + process.stderr
         return process
 
     return run
+
+
+TYPED: set[str] = set()
+"""Scripts that have been run as they are typed."""
+
+
+class Forking:
+    """The process of tests/forking.py, which forks those of commands."""
+
+    latest: ClassVar["Forking | None"] = None
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "forking.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+
+    @classmethod
+    def started(cls, environment: dict[str, str]) -> "Forking":
+        """The one of this session, which ends with it."""
+        if cls.latest is None:
+            cls.latest = Forking(environment)
+        return cls.latest
+
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with tempfile.TemporaryDirectory() as printed:
+            out, err = Path(printed, "out"), Path(printed, "err")
+            asked = {"argv": arguments, "cwd": str(folder), "env": environment, "out": str(out), "err": str(err)}
+            try:
+                self.process.stdin.write(json.dumps(asked) + "\n")
+                self.process.stdin.flush()
+                code = int(self.process.stdout.readline())
+            except BaseException:  # the time limit of a test, for one: what hangs is not to outlive it
+                os.killpg(self.process.pid, signal.SIGKILL)
+                Forking.latest = None
+                raise
+            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 FAST = ["catalyzer.hidden=64", "trainer.max_epochs=2", "batch_size=64"]

@@ -1,6 +1,7 @@
 """Files are whole or not there; what is cached is computed once."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalyzer.cache import ArrayCache, write_atomically
+from catalyzer.cache import ArrayCache, locked, write_atomically
+from catalyzer.errors import InvalidInput
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -73,3 +75,27 @@ def test_several_processes_computing_the_same_all_get_it_whole(tmp_path: Path) -
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert all(pool.map(_get, [str(tmp_path)] * 6))
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_ends_with_who_held_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.catalyzer"
+    code = (
+        "import sys, time; from pathlib import Path; from catalyzer.cache import locked\n"
+        f"with locked(Path({str(file)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with (
+        pytest.raises(InvalidInput, match=f"is being written by process {process.pid} on .*; wait until that has ended"),
+        locked(file),
+    ):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(2):
+        with locked(file):
+            assert (tmp_path / "a.catalyzer.lock").read_text().startswith(f"process {os.getpid()} on ")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(InvalidInput, match="No such file or directory"), locked(tmp_path / "no" / "a.catalyzer"):
+        pass

@@ -9,11 +9,12 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from catalyzer import CatalyzerIndex, open_vectors
+from catalyzer import CatalyzerIndex, index, open_vectors
 from catalyzer.cli import main
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
@@ -173,6 +174,48 @@ def test_invalid_rows(run: Run, folder: Path) -> None:
     assert run("add a.catalyzer nan.fvecs --skip-invalid").splitlines() == [
         "left out 2 invalid rows: 7, 9", "added 298 vectors; a.catalyzer holds 298",
     ]  # fmt: skip
+
+
+def test_nothing_to_add_and_an_id_given_twice(run: Run, folder: Path) -> None:
+    np.save("none.npy", BASE[:0])
+    np.array([0, 32], np.uint32).tofile("none.fbin")
+    np.save("twice.npy", np.r_[:299, 7])
+    before = files(folder)
+    for line, sentence in (
+        (
+            "add a.catalyzer none.npy",
+            "none.npy: expected an array of shape (rows, dimension), at least one of each; got (0, 32)",
+        ),
+        ("add a.catalyzer none.fbin", "none.fbin: the header says 0 rows of dimension 32; expected at least one of each"),
+        ("add a.catalyzer base.fvecs --ids twice.npy", "row 299 has the id 7, as a row before it; ids must be distinct"),
+        ("search a.catalyzer none.npy", "at least one of each; got (0, 32)"),
+    ):
+        assert run(line, expect=2).endswith(f"{sentence}\n")
+    assert files(folder) == before
+    assert run("search a.catalyzer queries.fvecs -k 3").count("\n") == 1  # in an index without vectors, nothing is found
+
+
+def test_a_million_queries_at_once(run: Run) -> None:
+    write_vecs(Path("few.fvecs"), [BASE[:40]])
+    np.save("many.npy", np.resize(QUERIES, (1_000_000, 32)))
+    run("add a.catalyzer few.fvecs")
+    line = "search a.catalyzer many.npy -k 1 --rerank 0 --output found"
+    assert run(line) == "wrote found.ivecs and found.fvecs, 1,000,000 rows of 1\n"
+    ids = open_vectors("found.ivecs")[:].reshape(-1, len(QUERIES))
+    assert (ids == CatalyzerIndex.load("a.catalyzer").search(QUERIES, 1, 0)[1][:, 0]).all()
+
+
+def test_vectors_that_are_removed_while_they_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = index._check_ids
+
+    def remove(*arguments: Any) -> np.ndarray:
+        Path("base.fvecs").unlink()
+        return check(*arguments)
+
+    monkeypatch.setattr(index, "_check_ids", remove)
+    assert run("add a.catalyzer base.fvecs") == "added 300 vectors; a.catalyzer holds 300\n"
+    assert "base.fvecs: no such file" in run("add a.catalyzer base.fvecs", expect=2)
+    assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
 
 
 def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:

@@ -3,13 +3,17 @@
 import re
 import shlex
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 
+from catalyzer import CatalyzerIndex, SphericalLattice
 from catalyzer.cli import main
 from catalyzer.recipe import learn_codec
 from catalyzer.vectors import write_vecs
 from tests.conftest import ROOT, clustered
+from tests.scale.conftest import make_run
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -28,7 +32,7 @@ def run(page: str) -> dict[str, object]:
         for line in content.splitlines():
             command, *arguments = shlex.split(line)
             if command == "pip":
-                assert line == 'pip install -c constraints.txt ".[cpu]"'
+                assert re.fullmatch(r'pip install -c constraints.txt "\.\[cpu(,onnx)?\]"', line)
             else:
                 assert command == "catalyzer"
                 main(arguments)
@@ -55,15 +59,49 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     assert "1499 32 (1499, 8)" in output
     assert "lists  64" in output
     assert names["vectors"].shape == (10, 32)  # type: ignore[attr-defined]
+    assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
-        "found.ivecs", "found.fvecs",
+        "found.ivecs", "found.fvecs", "model.onnx",
     }  # fmt: skip
 
 
-def test_the_format(folder: Path, fitted: Path) -> None:
-    from catalyzer import CatalyzerIndex
+def test_the_readme_has_the_same_five_commands() -> None:
+    lines = re.findall(r"^    ((?:pip|catalyzer) .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    five = [shlex.split(line) for line in blocks("docs/index.md")[0][1].splitlines()]
+    assert [command for command in commands if command in five] == five
+    assert [command for command in commands if command[0] == "catalyzer"] == five[1:]
 
+
+def test_the_snippets_of_the_readme(folder: Path) -> None:
+    run_folder, *_ = re.findall(r'TrainedRun.load\("(.*)"\)', (ROOT / "README.md").read_text())
+    make_run(folder / run_folder)
+    Path("queries.fvecs").rename("q.fvecs")
+    names = run("README.md")
+    assert names["I"].shape == (20, 10)  # type: ignore[attr-defined]
+    assert names["vectors"].shape == (1000, 24)  # type: ignore[attr-defined]
+
+
+def test_choosing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("docs/choosing.md")
+    output = capsys.readouterr().out
+    printed = re.findall(r"^    (\d+ \d+:.*)$", (ROOT / "docs/choosing.md").read_text(), re.MULTILINE)
+    assert len(printed) == 4
+    assert "\n".join(printed) in output
+    assert "SphericalLattice(dim=12, radius_sq=" in output
+    assert len(re.findall(r"^(32|64) bits, rerank (0|100|500) R@10 \d+\.\d$", output, re.MULTILINE)) == 6
+
+
+def test_choosing_quotes_what_was_measured() -> None:
+    quoted, measured = (
+        {*re.findall(r"\d+\.\d+", (ROOT / page).read_text())} for page in ("docs/choosing.md", "docs/results.md")
+    )
+    assert len(quoted) > 30
+    assert quoted <= measured
+
+
+def test_the_format(folder: Path, fitted: Path) -> None:
     index = CatalyzerIndex.load(fitted)
     index.add("base.fvecs")
     index.save("photos.catalyzer")
@@ -71,3 +109,17 @@ def test_the_format(folder: Path, fitted: Path) -> None:
     assert (names["ids"] == index.ids).all()  # type: ignore[attr-defined]
     assert (names["codes"] == index.codes).all()  # type: ignore[attr-defined]
     assert names["points"].shape == (1000, 24)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(names["same"], names["points"][:100], atol=1e-6)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("dim", "bits"), [(40, 128), (20, 64), (8, 32)])  # leaves of three and one, of three and two, of two
+def test_points_of_other_lattices_in_python_alone(dim: int, bits: int) -> None:
+    content = blocks("docs/format.md")[-1][1]
+    assert content.count(" = 24, ") == 1
+    lattice = SphericalLattice.for_bits(dim, bits)
+    random = Random(0)
+    numbers = [0, lattice.num_points - 1, *(random.randrange(lattice.num_points) for _ in range(98))]
+    codes = np.array([[*number.to_bytes(lattice.code_size, "little")] for number in numbers], np.uint8)
+    names = {"header": {"radius_sq": lattice.radius_sq}, "codes": codes, "np": np}
+    exec(content.replace(" = 24, ", f" = {dim}, "), names)
+    np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)

@@ -6,10 +6,7 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalyzer import CatalyzerIndex, InvalidInput
-from catalyzer.index_file import BLOCK_ROWS, DIGEST_SIZE, HEADER_SIZE, MAGIC, Contents, locked, read, verify, write
+from catalyzer.index_file import BLOCK_ROWS, DIGEST_SIZE, HEADER_SIZE, MAGIC, Contents, read, verify, write
 from tests.conftest import ROOT, clustered
 
 COMMITTED = ROOT / "tests" / "index-format-1.catalyzer"
@@ -450,27 +447,3 @@ def test_a_file_that_cannot_be_written(path: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=f"{target} cannot be written .*; what was there is unchanged"):
             index.save(target)
     assert [file.name for file in tmp_path.iterdir()] == ["folder.catalyzer"]
-
-
-def test_a_lock_ends_with_who_held_it(tmp_path: Path) -> None:
-    file = tmp_path / "a.catalyzer"
-    code = (
-        "import sys, time; from pathlib import Path; from catalyzer.index_file import locked\n"
-        f"with locked(Path({str(file)!r})): print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    with (
-        pytest.raises(InvalidInput, match=f"is being written by process {process.pid} on .*; wait until that has ended"),
-        locked(file),
-    ):
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for _ in range(2):
-        with locked(file):
-            assert (tmp_path / "a.catalyzer.lock").read_text().startswith(f"process {os.getpid()} on ")
-    assert not any(tmp_path.iterdir())
-    with pytest.raises(InvalidInput, match="No such file or directory"), locked(tmp_path / "no" / "a.catalyzer"):
-        pass

@@ -1,14 +1,18 @@
-"""Arrays that are worth computing once, kept in a folder under a name made of their content key."""
+"""Files that are whole or not there and have one writer at a time, and arrays that are worth computing once."""
 
+import contextlib
 import hashlib
 import logging
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from catalyzer.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,46 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
+
+    The lock is on a file beside, `<name>.lock`, that says who holds it and is removed at the end.
+
+    Raises:
+        InvalidInput: another process holds it, or there is no folder to write to.
+    """
+    beside = path.parent / f"{path.name}.lock"
+    try:
+        lock = _lock(path, beside)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _lock(path: Path, beside: Path) -> int:
+    import fcntl  # not there on Windows, where all but the command line works
+
+    while True:
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+            os.close(lock)
+            raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
+        if os.fstat(lock).st_nlink:
+            with contextlib.suppress(OSError):  # a full disk has no room for who holds it, and the lock holds without
+                os.truncate(lock, 0)
+                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return lock
+        os.close(lock)  # who held it before has removed the file between our opening and locking it
 
 
 class ArrayCache:

@@ -23,9 +23,12 @@ EXAMPLES = """examples:
   catalyzer search large.catalyzer queries.fvecs --nprobe 32 look at 32 of them for each query
   catalyzer info photos.catalyzer                            what is in it
   catalyzer verify photos.catalyzer                          compare all of it with its checksums
+  catalyzer export index=photos.catalyzer onnx=model.onnx    its network for other programs; run=FOLDER for that of a run
 
 Vectors are read from .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin and .npy files.
 """
+
+EXPORT = "index=FILE or run=FOLDER; onnx=FILE for the catalyzer; where wanted, decoder=FILE and query=FILE"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,9 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, about: str, index: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        sub.add_argument("index", type=Path, metavar="INDEX", help="the index's file")
+        if index:
+            sub.add_argument("index", type=Path, metavar="INDEX", help="the index's file")
         sub.set_defaults(run=run)
         return sub
 
@@ -101,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     info = command("info", _info, "say what is in an index")
     info.add_argument("--json", action="store_true", help="as JSON")
     command("verify", _verify, "compare all of an index with its checksums")
+
+    export = command("export", _export, "write the networks of an index, or of a run, as ONNX files", index=False)
+    export.add_argument("settings", nargs="+", metavar="KEY=PATH", help=EXPORT)
     return parser
 
 
@@ -114,8 +121,8 @@ def dimension(text: str) -> int | str:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from catalyzer.cache import locked
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index_file import locked
 
     with locked(options.index):
         if options.index.exists():
@@ -140,8 +147,8 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _add(options: argparse.Namespace) -> None:
+    from catalyzer.cache import locked
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index_file import locked
 
     with locked(options.index):
         # All is read and compared with its checksums, which are about to be made anew.
@@ -221,6 +228,29 @@ def _verify(options: argparse.Namespace) -> None:
 
     contents = verify(options.index)
     sys.stdout.write(f"{options.index} is whole: {len(contents.ids):,} vectors\n")
+
+
+def _export(options: argparse.Namespace) -> None:
+    given = {key: Path(path).expanduser() for key, _, path in (text.partition("=") for text in options.settings) if path}
+    sources, files = given.keys() & {"index", "run"}, given.keys() - {"index", "run"}
+    complete = len(sources) == 1 and "onnx" in files and files <= {"onnx", "decoder", "query"}
+    if not complete or len(given) < len(options.settings):
+        raise InvalidInput(f"expected {EXPORT}; got {' '.join(options.settings)}")
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise InvalidInput(f"each of the files needs a name of its own; got {' '.join(options.settings)}")
+    from catalyzer import TrainedRun
+    from catalyzer.export import export
+    from catalyzer.index_file import read
+    from catalyzer.metric import Metric
+
+    if "run" in given:
+        run = TrainedRun.load(given.pop("run"))
+        codec, metric = run.codec(run.settings), Metric("l2")
+    else:
+        contents = read(given.pop("index"), mmap=True)
+        codec, metric = contents.codec, contents.metric
+    for path, difference in export(codec, metric, **given).items():
+        sys.stdout.write(f"wrote {path}, whose outputs differ from torch's by at most {difference:.2g}\n")
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -4,11 +4,10 @@ Nothing that a file says is believed before it is checked: sizes have to add up 
 networks are those of their tensors, and nothing is unpickled.
 """
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,46 +213,6 @@ def weights_digest(codec: Codec) -> bytes:
     return _blake2b(_weights(codec))
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
-
-    The lock is on a file beside, `<name>.lock`, that says who holds it and is removed at the end.
-
-    Raises:
-        InvalidInput: another process holds it, or there is no folder to write to.
-    """
-    beside = path.parent / f"{path.name}.lock"
-    try:
-        lock = _lock(path, beside)
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
-    try:
-        yield
-    finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _lock(path: Path, beside: Path) -> int:
-    import fcntl  # not there on Windows, where all but the command line works
-
-    while True:
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-            os.close(lock)
-            raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
-        if os.fstat(lock).st_nlink:
-            with contextlib.suppress(OSError):  # a full disk has no room for who holds it, and the lock holds without
-                os.truncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return lock
-        os.close(lock)  # who held it before has removed the file between our opening and locking it
-
-
 def _offsets(*sizes: int) -> tuple[int, ...]:
     """Where sections begin that are of these sizes, and where the one behind them does."""
     offsets = [HEADER_SIZE]
@@ -364,7 +323,9 @@ def _networks(path: Path, weights: bytes) -> dict[str, nn.Module]:
             name, _, rest = key.partition(".")
             tensors.setdefault(name, {})[rest] = tensor
             counter = rest.endswith("num_batches_tracked")
-            if tensor.dtype != (torch.int64 if counter else torch.float32) or not torch.isfinite(tensor).all():
+            # A NaN is both the least and the largest, and torch finds these two faster than what is not finite.
+            dtype = torch.int64 if counter else torch.float32
+            if tensor.dtype != dtype or not all(map(math.isfinite, torch.aminmax(tensor))):
                 raise ValueError(f"{key} is {tensor.dtype}, or not finite")
         if "catalyzer" not in tensors or not tensors.keys() <= {"catalyzer", "decoder", "query"}:
             raise ValueError(f"expected catalyzer, decoder and query, got {', '.join(sorted(tensors)) or 'none'}")

@@ -138,7 +138,9 @@ class VectorFile:
         if not isinstance(rows, np.ndarray):
             raise InvalidInput(f"{self.path}: an archive of arrays; save one array with numpy.save")
         if rows.ndim != 2 or 0 in rows.shape:
-            raise InvalidInput(f"{self.path}: expected an array of shape (rows, dimension), got {rows.shape}")
+            raise InvalidInput(
+                f"{self.path}: expected an array of shape (rows, dimension), at least one of each; got {rows.shape}"
+            )
         if rows.dtype.kind not in "fiu":
             raise InvalidInput(f"{self.path}: expected numbers, got dtype {rows.dtype}")
         return rows

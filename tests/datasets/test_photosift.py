@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, open_vectors
-from catalyzer.cache import ArrayCache
+from catalyzer.cache import ArrayCache, locked
 from catalyzer.datasets import load_photosift, make_photosift
 from tests.conftest import ROOT, Command, command
 from tests.test_neighbors import brute_force
@@ -115,12 +115,18 @@ def test_killed_in_the_midst_it_goes_on_to_the_same_end(
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"unfinished"}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"unfinished", "unfinished.lock"}
     for file in ("journal", "descriptors.u8"):  # in the worst case, in the middle of a line and of a descriptor
         with (unfinished / file).open("ab") as torn:
             torn.write(b'["z')
     assert "going on after" in prepare(*arguments).stderr
     assert contents(tmp_path / "killed") == contents(made)
+
+
+def test_two_at_once_are_one_too_many(images: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "unfinished"), pytest.raises(InvalidInput, match=r"unfinished is being written by process \d+ on "):
+        make_photosift(images, tmp_path, **SIZES)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_too_few_photographs(

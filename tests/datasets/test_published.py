@@ -245,6 +245,8 @@ def test_a_killed_start_is_gone_on_with(server: Server, prepare: Command, enviro
     while not (half.exists() and half.stat().st_size > 10_000):
         assert process.poll() is None
         time.sleep(0.01)
+    with pytest.raises(InvalidInput, match=f"unfinished is being written by process {process.pid} on .*; wait until that has"):
+        fetch(server, root)
     process.kill()
     process.wait()
     server.wait, before = 0.0, half.stat().st_size

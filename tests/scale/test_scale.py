@@ -1,8 +1,11 @@
 """Shards against all at once, kills at any moment, folders that do not fit: on one machine."""
 
+import contextlib
 import json
 import os
 import re
+import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -17,7 +20,7 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
-from catalyzer.index_file import locked
+from catalyzer.cache import locked
 from catalyzer.scale import CodeShards, encode, search, searching, write_neighbours
 from catalyzer.settings import Encode
 from catalyzer.vectors import EXTENSIONS
@@ -235,6 +238,36 @@ def test_a_vector_that_is_none_stops_and_names_its_row(run: Path, tmp_path: Path
     assert [*CodeShards.open(tmp_path / "codes").manifest.shards] == [0, 1]
     with pytest.raises(InvalidInput, match="1 of its 3 shards are not made yet"):
         search(CodeShards.open(tmp_path / "codes"), tmp_path / "x.npy", 10)
+
+
+def test_bad_days_of_the_command(
+    run: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def encode_line(*arguments: str, room: int = resource.RLIM_INFINITY) -> str:
+        """`python src/encode.py ARGUMENTS` in this process, on a disk that takes files of so many bytes."""
+        monkeypatch.setattr(sys, "argv", ["encode.py", f"input={source}", "output=codes", *arguments])
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with contextlib.suppress(SystemExit):
+                runpy.run_path(str(ROOT / "src" / "encode.py"), run_name="__main__")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return capsys.readouterr().err
+
+    (tmp_path / "photographs").mkdir()
+    for folder in ("nowhere", "photographs"):
+        error = encode_line(f"run={folder}")
+        assert error == f"error: {tmp_path / folder} is not a run folder: it has no config.yaml\n"
+    assert not (tmp_path / "codes").exists()
+
+    error = encode_line(f"run={run}", room=20_000)  # of the 40,128 bytes that a shard of all takes
+    assert re.search(r"^error: .*codes/000000.npy: File too large$", error, re.MULTILINE)
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == ["manifest.json"]
+    encode_line(f"run={run}")
+    np.testing.assert_array_equal(all_codes(tmp_path / "codes"), TrainedRun.load(run).encode(open_vectors(source)))
 
 
 def test_two_at_once_are_one_too_many(codes: Path, run: Path, source: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from catalyzer.cache import write_atomically
+from catalyzer.cache import locked, write_atomically
 from catalyzer.datasets.benchmark import GROUND_TRUTH_K
 from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
 from catalyzer.datasets.sift import sift
@@ -61,7 +61,7 @@ def make_photosift(
 
     Raises:
         InvalidInput: no photographs, too few for the sizes, or some that cannot be read; a `root` that holds something
-            else.
+            else, or that another process writes to.
     """
     images, root = images.expanduser(), root.expanduser()
     photographs = _photographs(images)
@@ -74,46 +74,50 @@ def make_photosift(
     }
     unfinished = root / UNFINISHED
     layout = bigann_layout(base_size)
-    if _is_made(root, layout, origin):
-        shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
-        log.info("%s is finished already", root)
-        return
-    unfinished.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(unfinished):
+        if _is_made(root, layout, origin):
+            shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
+            log.info("%s is finished already", root)
+            return
+        unfinished.mkdir(parents=True, exist_ok=True)
 
-    random = np.random.default_rng(seed)
-    shuffled = [photographs[i] for i in random.permutation(len(photographs))]
-    counts = _extract(shuffled, unfinished, skip_unreadable)
-    unreadable = [photograph for photograph, count in zip(shuffled, counts, strict=True) if count is None]
-    if unreadable and not skip_unreadable:
-        raise InvalidInput(
-            f"OpenCV cannot read {len(unreadable):,} of the {len(shuffled):,} photographs, the first is {unreadable[0]}; "
-            "mend or remove them, or leave them out by skip_unreadable=true"
-        )
-    if unreadable:
-        log.warning("%s of the %s photographs cannot be read and are left out", f"{len(unreadable):,}", f"{len(shuffled):,}")
-    sizes = (queries_size, base_size, learn_size)
-    parts = _draw(np.array([count or 0 for count in counts]), *sizes, random)
-    if any(len(rows) < size for rows, size in zip(parts, sizes, strict=True)):
-        enough = ", ".join(
-            f"{len(rows):,} of {size:,} {name}"
-            for rows, size, name in zip(parts, sizes, ("queries", "base vectors", "learn vectors"), strict=True)
-        )
-        raise InvalidInput(
-            f"the {len(shuffled):,} photographs in {images} have {sum(count or 0 for count in counts):,} descriptors, enough "
-            f"for {enough}; add photographs, or lower queries_size, dataset.base_size or learn_size, "
-            "for which nothing is extracted again"
-        )
+        random = np.random.default_rng(seed)
+        shuffled = [photographs[i] for i in random.permutation(len(photographs))]
+        counts = _extract(shuffled, unfinished, skip_unreadable)
+        unreadable = [photograph for photograph, count in zip(shuffled, counts, strict=True) if count is None]
+        if unreadable and not skip_unreadable:
+            raise InvalidInput(
+                f"OpenCV cannot read {len(unreadable):,} of the {len(shuffled):,} photographs, the first is {unreadable[0]}; "
+                "mend or remove them, or leave them out by skip_unreadable=true"
+            )
+        if unreadable:
+            log.warning(
+                "%s of the %s photographs cannot be read and are left out", f"{len(unreadable):,}", f"{len(shuffled):,}"
+            )
+        sizes = (queries_size, base_size, learn_size)
+        parts = _draw(np.array([count or 0 for count in counts]), *sizes, random)
+        if any(len(rows) < size for rows, size in zip(parts, sizes, strict=True)):
+            enough = ", ".join(
+                f"{len(rows):,} of {size:,} {name}"
+                for rows, size, name in zip(parts, sizes, ("queries", "base vectors", "learn vectors"), strict=True)
+            )
+            raise InvalidInput(
+                f"the {len(shuffled):,} photographs in {images} have {sum(count or 0 for count in counts):,} descriptors, "
+                f"enough for {enough}; add photographs, or lower queries_size, dataset.base_size or learn_size, for which "
+                "nothing is extracted again"
+            )
 
-    _write(parts, unfinished, layout)
-    for file in layout:
-        (root / file).parent.mkdir(exist_ok=True)
-        (unfinished / file).replace(root / file)
-    import cv2
+        _write(parts, unfinished, layout)
+        for file in layout:
+            (root / file).parent.mkdir(exist_ok=True)
+            (unfinished / file).replace(root / file)
+        import cv2
 
-    made = origin | {"opencv": cv2.__version__, "left_out": sorted(photograph.name for photograph in unreadable)}
-    write_atomically(root / MADE, lambda file: file.write(json.dumps(made, indent=1).encode()))
-    shutil.rmtree(unfinished)
-    log.info("%s: %s learn, %s base and %s query vectors", root, f"{learn_size:,}", f"{base_size:,}", f"{queries_size:,}")
+        made = origin | {"opencv": cv2.__version__, "left_out": sorted(photograph.name for photograph in unreadable)}
+        write_atomically(root / MADE, lambda file: file.write(json.dumps(made, indent=1).encode()))
+        shutil.rmtree(unfinished)
+        log.info("%s: %s learn, %s base and %s query vectors", root, f"{learn_size:,}", f"{base_size:,}", f"{queries_size:,}")
 
 
 def _photographs(images: Path) -> list[Path]:

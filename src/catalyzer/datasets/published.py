@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from catalyzer.cache import write_atomically
+from catalyzer.cache import locked, write_atomically
 from catalyzer.datasets.files import UNFINISHED, bigann_layout, deep1b_layout
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
@@ -53,7 +53,7 @@ def fetch_published(
 
     Raises:
         InvalidInput: a file that is not there, is too small, changes while it is fetched or is not what its name says; a server
-            that cannot be reached, after some attempts.
+            that cannot be reached, after some attempts; another process that fetches into `root`.
     """
     layout = bigann_layout(base_size) if name == "bigann" else deep1b_layout(base_size)
     root = root.expanduser()
@@ -65,16 +65,18 @@ def fetch_published(
             raise InvalidInput(f"{published} cannot become {file}; expected a file that ends in {fitting}, or in one with .gz")
     if not source.startswith(("http://", "https://")):
         raise InvalidInput(f"source={source}: expected an address that begins with http:// or https://")
-    for file, published, size in wanted:
-        target = root / file
-        if target.is_file() and (size is None or len(VectorFile(target)) >= size):
-            log.info("%s is there", target)
-            continue
-        part = _Part(f"{source.rstrip('/')}/{published}", root / UNFINISHED / Path(published).name, size)
-        part.fetch()
-        write_vecs(target, part.blocks())
-        part.remove()
-        log.info("%s: %s vectors", target, f"{len(VectorFile(target)):,}")
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / UNFINISHED):
+        for file, published, size in wanted:
+            target = root / file
+            if target.is_file() and (size is None or len(VectorFile(target)) >= size):
+                log.info("%s is there", target)
+                continue
+            part = _Part(f"{source.rstrip('/')}/{published}", root / UNFINISHED / Path(published).name, size)
+            part.fetch()
+            write_vecs(target, part.blocks())
+            part.remove()
+            log.info("%s: %s vectors", target, f"{len(VectorFile(target)):,}")
 
 
 class _Part:

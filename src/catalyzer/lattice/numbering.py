@@ -105,8 +105,8 @@ def number(dim: int, radius_sq: int) -> Numbering:
     after, wide = sizes[-1], 0
     for t in range(leaves - 1, -1, -1):
         counts = np.zeros(norms, object)
-        for norm in range(norms) if t else [radius_sq]:
-            row = first_row[t] + (norm if t else 0)
+        wanted = np.arange(norms) if t else np.array([radius_sq])
+        for row, norm in enumerate(wanted, first_row[t]):
             if t == leaves - 1:
                 counts[norm] = sizes[-1][norm]
             else:
@@ -117,7 +117,7 @@ def number(dim: int, radius_sq: int) -> Numbering:
                 # A bucket's least code, with room for the rounding of the division that finds the bucket.
                 codes = (np.arange(BUCKETS) - 1e-6) / BUCKETS * float(sums[-1])
                 guide[row] = np.clip(np.searchsorted(sums.astype(float), codes, side="right") - 1, 0, norm)
-            ways[:, row] = _words(counts[norm : norm + 1])[:, 0]
+        ways[:, first_row[t] : first_row[t] + len(wanted)] = _words(counts[wanted])
         after = counts
         # Only norms that the leaves before can leave over ever come up; others may have any number of points.
         possible = reduce(_reachable, [sizes[0]] * t, np.arange(norms) == radius_sq)
@@ -159,7 +159,7 @@ def _leaf_tables(width: int, radius_sq: int) -> tuple[np.ndarray, np.ndarray, np
 
 def _words(numbers: np.ndarray) -> np.ndarray:
     """Python integers as `(2, n)` uint64, low words first."""
-    return np.stack([(numbers & WORD).astype(np.uint64), (numbers >> 64 & WORD).astype(np.uint64)])
+    return np.array([numbers & WORD, numbers >> 64 & WORD]).astype(np.uint64)
 
 
 def _reachable(possible: np.ndarray, sizes: np.ndarray) -> np.ndarray:

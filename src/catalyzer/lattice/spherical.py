@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -241,17 +242,15 @@ class SphericalLattice:
     def _atoms(self) -> Atoms:
         from catalyzer.lattice.kernels import Atoms
 
-        runs = [[(v, int((atom == v).sum())) for v in sorted(set(atom.tolist()) - {0}, reverse=True)] for atom in self.atoms]
+        # An atom is decreasing: its levels are runs of a value, which is as often there as the run is long.
+        runs = [[(value, len([*same])) for value, same in groupby(atom) if value] for atom in self.atoms.tolist()]
         by_levels = sorted(range(len(runs)), key=lambda a: (len(runs[a]) > 4, a))
         most = max(8, max(map(len, runs)))  # the loops take eight at a time
-        step, end = np.zeros((len(runs), most), np.float32), np.zeros((len(runs), most), np.uint32)
-        for row, a in enumerate(by_levels):
-            values, counts = zip(*runs[a], strict=True)
-            step[row, : len(values)] = np.subtract(values, [*values[1:], 0])
-            end[row] = np.pad(np.cumsum(counts) - 1, (0, most - len(counts)), mode="edge")
+        padded = np.array([runs[a] + [(0, 0)] * (most - len(runs[a])) for a in by_levels])
+        values, counts = padded[..., 0], padded[..., 1]
         return Atoms(
-            step=step,
-            end=end,
+            step=(-np.diff(values, append=0)).astype(np.float32),
+            end=(counts.cumsum(axis=1) - 1).astype(np.uint32),
             levels=np.array([len(runs[a]) for a in by_levels], np.uint32),
             pairs=sum(len(levels) <= 4 for levels in runs) // 2,
             order=np.argsort(by_levels).astype(np.uint32),

@@ -54,6 +54,7 @@ class Row:
         command: makes this row's run alone.
         note: what a reader must know about this row.
         aside: whether it was measured on another base than the other rows, so that its recall is not to be set against theirs.
+        series: name of the line that it is on in figures, where that has several rows; else it is its label's.
     """
 
     label: str
@@ -63,6 +64,7 @@ class Row:
     command: str = ""
     note: str = ""
     aside: bool = False
+    series: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ SIDES: tuple[tuple[float, float, Literal["left", "center", "right"]], ...] = (
 
 
 class Point(NamedTuple):
-    """A row of a table: its label, what it costs (seconds or bits) and its recall in percent."""
+    """A row of a table: its series or label, what it costs (seconds or bits) and its recall in percent."""
 
     label: str
     cost: float
@@ -47,7 +47,7 @@ def measured_points(outcomes: Iterable[Outcome], cost: Cost) -> list[Point]:
             if row.aside or (cost == "encoding" and not (bits is None or 56 < float(bits) <= 64)):
                 continue
             if isinstance(paid, int | float) and isinstance(recall, int | float) and paid > 0:
-                found[Point(row.label, paid, recall)] = None
+                found[Point(row.series or row.label, paid, recall)] = None
     return list(found)
 
 

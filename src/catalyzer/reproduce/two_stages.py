@@ -30,19 +30,21 @@ def two_stages(lab: Lab) -> Made:
     """Recall and time of search in one stage and in two, and of codes chosen among several."""
     base = lab.base_shape[0]
     rows = []
-    methods: list[tuple[str, list[str], list[str] | None]] = [
-        *((label, [RAW, f"quantizer={name}"], None) for label, name in BASELINES.items()),
-        ("catalyzer + lattice", LATTICE, None),
-        *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER) for n in RERANKED),
-        *((f"catalyzer + lattice (rerank 500, refine {n})", [*DECODER, f"refine={n}"], DECODER) for n in REFINED),
+    reranked = f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})"
+    refined = f"catalyzer + lattice (refine {' and '.join(map(str, REFINED))})"
+    methods: list[tuple[str, list[str], list[str] | None, str]] = [
+        *((label, [RAW, f"quantizer={name}"], None, "") for label, name in BASELINES.items()),
+        ("catalyzer + lattice", LATTICE, None, ""),
+        *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER, reranked) for n in RERANKED),
+        *((f"catalyzer + lattice (rerank 500, refine {n})", [*DECODER, f"refine={n}"], DECODER, refined) for n in REFINED),
     ]
-    for label, overrides, on in methods:
+    for label, overrides, on, series in methods:
         if label == "ITQ" and lab.common.bits > lab.base_shape[1]:
             continue
         result = lab.result(overrides, on)
         encoding, search = result.encoding / base * 1e6, result.search / lab.queries * 1e3
         values: list[Value] = [result.bits, *recalls(result), encoding, search, result.error]
-        rows.append(Row(label, values, command=lab.command(overrides, on)))
+        rows.append(Row(label, values, command=lab.command(overrides, on), series=series))
     if published(lab, UNQ, [], bits=64):
         note = "learned codebooks and a decoder, as its authors publish it; not measured here"
         rows.append(Row("UNQ", [None] * len(COLUMNS), UNQ, note=note))
@@ -57,25 +59,16 @@ def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
     for cost, words in (("encoding", "time to encode a vector"), ("search", "time to search, a query")):
         column = table.columns[names.index(cost)]
         for k in (1, 10):
-            rows = (
-                (_series(row.label), row.values[names.index(cost)], row.values[names.index(f"R@{k}")]) for row in table.rows
-            )
+            rows = ((row, row.values[names.index(cost)], row.values[names.index(f"R@{k}")]) for row in table.rows)
             points = [
-                Point(label, time, recall)
-                for label, time, recall in rows
+                Point(row.series or row.label, time, recall)
+                for row, time, recall in rows
                 if isinstance(time, float) and isinstance(recall, float)
             ]
             figure = f"{cost}_recall{k}"
             figures[figure] = draw_pareto(points, f"{cost} ({column.unit})", 10, f"recall@{k}")
             captions[figure] = f"Recall@{k} against {words}. In grey the Pareto front, from cheap to accurate."
     return figures, captions
-
-
-def _series(label: str) -> str:
-    """The line of a figure that a row is on: what differs only in a number is one."""
-    if "refine" in label:
-        return f"catalyzer + lattice (refine {' and '.join(map(str, REFINED))})"
-    return f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})" if "rerank" in label else label
 
 
 TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda _: [LATTICE, DECODER])

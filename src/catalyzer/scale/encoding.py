@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from catalyzer.cache import locked
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.index_file import locked, weights_digest
+from catalyzer.index_file import weights_digest
 from catalyzer.progress import progress
 from catalyzer.scale.engines import Engine, local
 from catalyzer.scale.shards import MANIFEST, CodeShards, Input, Manifest, Shard
