@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -128,23 +129,18 @@ def measure(
 
 def time_for(points: list[Point], recall: float, what: str) -> float:
     """The least time in which a method finds so much, between its points by interpolation; infinite beyond them."""
-    best = np.inf
-    for point in points:
-        if point.recall_at_10 >= recall:
-            best = min(best, getattr(point, what))
-    for a in points:
-        for b in points:
-            if a.recall_at_10 < recall < b.recall_at_10:
-                share = (recall - a.recall_at_10) / (b.recall_at_10 - a.recall_at_10)
-                logs = np.log(getattr(a, what)), np.log(getattr(b, what))
-                best = min(best, float(np.exp((1 - share) * logs[0] + share * logs[1])))
+    best = min((getattr(point, what) for point in points if point.recall_at_10 >= recall), default=np.inf)
+    for a, b in pairwise(sorted(points, key=lambda point: point.recall_at_10)):
+        if a.recall_at_10 < recall < b.recall_at_10:
+            share = (recall - a.recall_at_10) / (b.recall_at_10 - a.recall_at_10)
+            best = min(best, getattr(a, what) ** (1 - share) * getattr(b, what) ** share)
     return best
 
 
 def print_points(points: list[Point], title: str) -> None:
     table = Table(title=title, title_justify="left")
-    for column in ("method", "nprobe", "R@1", "R@10", "all at once, µs a query", "one by one, µs"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("method", "nprobe", "R@1", "R@10", "at once, µs", "alone, µs"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for method in dict.fromkeys(point.method for point in points):
         for p in (point for point in points if point.method == method):
             cells = f"{p.recall_at_1:.1f}", f"{p.recall_at_10:.1f}", f"{p.together:,.0f}", f"{p.alone:,.0f}"
@@ -154,10 +150,10 @@ def print_points(points: list[Point], title: str) -> None:
 
 
 def compare(points: list[Point], what: str, title: str) -> list[dict[str, object]]:
-    """A line a recall: the fastest of ours and the fastest of theirs, and which is ahead."""
+    """A line a recall: the fastest of ours and the fastest of theirs, their time in ours, and which is ahead."""
     table = Table(title=title, title_justify="left")
-    for column in ("R@10", "catalyzer", "µs", "faiss", "µs", "faiss / catalyzer", "ahead"):
-        table.add_column(column, justify="left" if column in ("catalyzer", "faiss", "ahead") else "right")
+    for column in ("R@10", "catalyzer", "µs", "faiss", "µs", "ratio", "ahead"):
+        table.add_column(column, justify="left" if column in ("catalyzer", "faiss", "ahead") else "right", no_wrap=True)
     lines = []
     methods: dict[str, list[Point]] = {}
     for point in points:
@@ -196,7 +192,8 @@ def draw(points: list[Point], title: str, path: Path) -> None:
         side.grid(alpha=0.3, which="both")
         side.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("recall@10, %")
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(methods))
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
 

@@ -131,7 +131,7 @@ def in_lists(random: np.random.Generator, n: int, lists: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=40)
-@given(n=st.integers(1, 2_000), nq=st.integers(0, 9), lists=st.integers(1, 30), seed=st.integers(0, 1000), data=st.data())
+@given(n=st.integers(1, 2_000), nq=st.integers(0, 5), lists=st.integers(1, 30), seed=st.integers(0, 1000), data=st.data())
 def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists: int, seed: int, data: st.DataObject) -> None:
     random = np.random.default_rng(seed)
     lattice = SphericalLattice(*data.draw(st.sampled_from([(8, 10), (24, 79), (5, 7), (24, 200)])))
@@ -142,6 +142,7 @@ def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists
     probed = random.permuted(np.tile(np.arange(lists), (nq, 1)), axis=1)[:, :nprobe]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "BLOCK", data.draw(st.sampled_from([256, 512, 1 << 16])))
+        patch.setattr(scan, "FEW", data.draw(st.sampled_from([0, 1 << 15])))
         distances, ids = scan.search_lists(lattice, queries, codes, offsets, probed, k)
     assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (nq, k))
     for row in range(nq):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 16  # codes decoded at a time
 TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
+FEW = 1 << 14  # codes up to which a single query's lists are decoded, and not split leaf by leaf
 FIRST_ROUND, LAST_ROUND = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 
@@ -65,7 +66,7 @@ def search_part(
 
     if torch.cuda.is_available():
         distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"), description)
-    elif len(queries) == 1 and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide:
+    elif len(queries) == 1 and _splits(lattice):
         distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
     else:
         distances, ids = _search_many(lattice, queries, codes, k, description)
@@ -114,35 +115,43 @@ def search_lists(
     lists = np.repeat(lists, tiles_of)
     firsts = offsets[lists] + CODES * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(CODES, offsets[lists + 1] - firsts)
+    if len(queries) == 1 and sizes.sum() > FEW and _splits(lattice):
+        among = _gathered(lattice, codes, firsts, sizes)
+        near, rows = _search_one(lattice, queries[0], among, min(k, len(among)), None)
+        distances, ids = np.full((1, k), np.inf, np.float32), np.full((1, k), -1)
+        at = np.searchsorted(np.cumsum(sizes), rows, side="right")
+        distances[0, : len(near)] = near
+        ids[0, : len(near)] = firsts[at] + rows - (np.cumsum(sizes) - sizes)[at]
+        return distances, ids
 
     padded, distances, ids = _heaps(queries, k)
     squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
     block = BLOCK // CODES
     tiles = np.zeros((min(block, len(lists)), padded.shape[1], CODES), np.float32)
     scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
-    for rows in (slice(first, first + block) for first in range(0, len(lists), block)):
-        low, high = _words(lattice, codes, firsts[rows], sizes[rows])
-        decode_tiles(low, high, np.append(0, np.cumsum(sizes[rows])), lattice.tables, scale, tiles)
+    for part in (slice(first, first + block) for first in range(0, len(lists), block)):
+        low, high = lattice.words(_gathered(lattice, codes, firsts[part], sizes[part]))
+        decode_tiles(low, high, np.append(0, np.cumsum(sizes[part])), lattice.tables, scale, tiles)
         scan_lists(
-            *(tiles, firsts[rows], sizes[rows], lists[rows], starts, probing, lattice.dim, lattice.radius_sq**0.5),
+            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
             *(padded, squares, slacks, task_size, distances, ids),
         )
     distances, ids = _sorted(distances, ids)
     return distances.astype(np.float32), ids
 
 
-def _words(
-    lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`SphericalLattice.words` of several runs of rows, one behind the other."""
+def _gathered(lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Several runs of codes, one behind the other, all of them checked."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+    gathered = np.concatenate(runs)
     try:
-        return lattice.words(np.concatenate(runs))
+        lattice.words(gathered)
     except InvalidInput:
         for first, run in zip(firsts.tolist(), runs, strict=True):
             lattice.words(run, first)  # which says the row where it stands
         raise
+    return gathered
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
@@ -162,6 +171,11 @@ def _checked_queries(lattice: SphericalLattice, queries: np.ndarray, codes: np.n
     if refused.any():
         raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
     return queries
+
+
+def _splits(lattice: SphericalLattice) -> bool:
+    """Whether codes of this lattice can be split leaf by leaf for one query."""
+    return len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
 
 
 def _rounding(queries: np.ndarray) -> np.ndarray:
