@@ -146,7 +146,7 @@ def print_points(points: list[Point], title: str) -> None:
             cells = f"{p.recall_at_1:.1f}", f"{p.recall_at_10:.1f}", f"{p.together:,.0f}", f"{p.alone:,.0f}"
             table.add_row(p.method, str(p.nprobe), *cells)
         table.add_section()
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def compare(points: list[Point], what: str, title: str) -> list[dict[str, object]]:
@@ -172,7 +172,7 @@ def compare(points: list[Point], what: str, title: str) -> list[dict[str, object
         ]
         table.add_row(str(recall), *cells[0], *cells[1], ratio, ahead)
         lines.append({"recall_at_10": recall, "catalyzer": cells[0], "faiss": cells[1], "ratio": ratio, "ahead": ahead})
-    Console().print(table)
+    Console(width=110).print(table)
     return lines
 
 

@@ -137,7 +137,8 @@ class CatalyzerIndex:
             epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
             budget: a duration such as "90s", "10min" or "2h" instead: it is measured here how long an epoch takes (positives
                 and dimension are settled first, a few steps are timed, and what they taught is thrown away), and as many are
-                trained as fit, at most 300. The learning rate rises and falls over exactly these.
+                trained as fit, at most 300. The learning rate rises and falls over exactly these. Lists, if any, come
+                on top: seconds for thousands.
             folder: where the training is kept as it goes, so that the same call goes on with one that was killed; it stays
                 there. By default it is a temporary folder, of which nothing is left.
             skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
