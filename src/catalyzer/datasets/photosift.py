@@ -74,12 +74,12 @@ def make_photosift(
     }
     unfinished = root / UNFINISHED
     layout = bigann_layout(base_size)
+    if _is_made(root, layout, origin):
+        shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
+        log.info("%s is finished already", root)
+        return
     root.mkdir(parents=True, exist_ok=True)
     with locked(unfinished):
-        if _is_made(root, layout, origin):
-            shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
-            log.info("%s is finished already", root)
-            return
         unfinished.mkdir(parents=True, exist_ok=True)
 
         random = np.random.default_rng(seed)

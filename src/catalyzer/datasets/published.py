@@ -65,13 +65,18 @@ def fetch_published(
             raise InvalidInput(f"{published} cannot become {file}; expected a file that ends in {fitting}, or in one with .gz")
     if not source.startswith(("http://", "https://")):
         raise InvalidInput(f"source={source}: expected an address that begins with http:// or https://")
+    missing = []
+    for file, published, size in wanted:
+        target = root / file
+        if target.is_file() and (size is None or len(VectorFile(target)) >= size):
+            log.info("%s is there", target)
+        else:
+            missing.append((target, published, size))
+    if not missing:
+        return
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / UNFINISHED):
-        for file, published, size in wanted:
-            target = root / file
-            if target.is_file() and (size is None or len(VectorFile(target)) >= size):
-                log.info("%s is there", target)
-                continue
+        for target, published, size in missing:
             part = _Part(f"{source.rstrip('/')}/{published}", root / UNFINISHED / Path(published).name, size)
             part.fetch()
             write_vecs(target, part.blocks())
