@@ -273,7 +273,7 @@ class CatalyzerIndex:
         several = len(source) > size
         with progress("queries" if several else None, len(source), "queries") as advance:
             for first in range(0, len(source), size):
-                block, _ = _valid(source, first, size, contents.metric, skip=False)
+                block, _ = _valid(source, first, size, contents.metric, skip=None)
                 if found:
                     mapped = contents.metric.queries(block)
                     with _COMPUTING:
@@ -434,8 +434,11 @@ def _name(vectors: Vectors) -> str:
     return f"{vectors.path}: " if isinstance(vectors, VectorFile) else ""
 
 
-def _valid(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool) -> tuple[np.ndarray, np.ndarray]:
+def _valid(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool | None) -> tuple[np.ndarray, np.ndarray]:
     """The valid ones among `size` rows from `first` on, `(m, d)` float32, and which are not, `(size,)` bool.
+
+    Args:
+        skip: leave them out; None where a user has no such choice.
 
     Raises:
         InvalidInput: there are some that are not, and they are not to be skipped.
@@ -448,7 +451,8 @@ def _valid(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool) 
     if not skip:
         what = "NaN, infinity or nothing but zeros" if metric.name == "cosine" else "NaN or infinity"
         row = first + int(np.argmax(invalid))
-        raise InvalidInput(f"{_name(vectors)}row {row:,} holds {what}; remove such rows, or leave them out by skip_invalid")
+        way = "" if skip is None else ", or leave them out by skip_invalid"
+        raise InvalidInput(f"{_name(vectors)}row {row:,} holds {what}; remove such rows{way}")
     return block[~invalid], invalid
 
 
