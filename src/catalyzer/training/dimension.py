@@ -46,6 +46,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         )
 
     def compute() -> np.ndarray:
+        log.info("d_out=auto: trying PCA + lattice in %d dimensions and more", DIMENSIONS[0])
         recall: dict[int, float] = {}
         for dim in (d for d in DIMENSIONS if d <= train.shape[1]):
             try:
