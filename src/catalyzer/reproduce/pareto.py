@@ -82,7 +82,8 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylab
     for method, line in zip(methods, lines, strict=True):
         axes.plot(*line.T, ms=6, lw=1.2, zorder=3, **line_style(method))
     axes.autoscale_view()
-    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(0, bottom), min(102, top))  # recall in percent, with room for a marker at the end
     axes.autoscale(enable=False)  # the front reaches the border and moves it no further
 
     # From the first point of the front to the right, since whoever pays more can still have what is cheaper.
@@ -96,7 +97,7 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylab
     axes.xaxis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
