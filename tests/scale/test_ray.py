@@ -142,6 +142,7 @@ def test_the_page_does_what_it_says(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("CATALYZER_DATA", str(tmp_path / "data"))
+    Path("DIR").mkdir()
     Path("outputs").mkdir()
     Path("outputs/RUN").symlink_to(run)
     write(tmp_path / "base.u8bin", base)
