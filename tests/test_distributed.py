@@ -132,9 +132,9 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(own_files: list[str], environme
 
 
 def test_two_processes_stop_together(own_files: list[str], environment: dict[str, str], train: Command, tmp_path: Path) -> None:
-    arguments = [*own_files, *TWO, "catalyzer.hidden=256", "batch_size=8", "trainer.max_epochs=3", "baselines=[]"]
+    arguments = [*own_files, *TWO, "catalyzer.hidden=256", "batch_size=8", "trainer.max_epochs=2", "baselines=[]"]
     process = started([*arguments, "trainer.log_every_n_steps=5", "hydra.run.dir=run"], environment, tmp_path)
-    wait_for(process, "epoch 1/3")
+    wait_for(process, "epoch 1/2")
     process.send_signal(signal.SIGTERM)
     error = process.communicate()[1]
     assert process.returncode == 143, error
@@ -226,9 +226,9 @@ def test_a_job_of_slurm_is_queued_again(environment: dict[str, str], own_files: 
     job = environment | {f"SLURM_{key}": value for key, value in variables.items()}
     job["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     arguments = [*own_files, "trainer=cluster", "trainer.accelerator=cpu", "catalyzer.hidden=256", "batch_size=8"]
-    arguments += ["trainer.max_epochs=3", "baselines=[]"]
+    arguments += ["trainer.max_epochs=2", "baselines=[]"]
     process = started(arguments, job, tmp_path)
-    wait_for(process, "epoch 1/3")
+    wait_for(process, "epoch 1/2")
     process.send_signal(signal.SIGUSR1)
     error = process.communicate()[1]
     assert process.returncode == 143, error
