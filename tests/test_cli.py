@@ -301,7 +301,7 @@ def test_an_index_removed_underneath(folder: Path) -> None:
 
 def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
     # The first holds the index while it reads vectors that it never gets.
-    slow = "import time, catalyzer.index as m\nm._vectors = lambda *_: (print('adding', flush=True), time.sleep(60))"
+    slow = "import time, catalyzer.index as m\nm.open_source = lambda *_: (print('adding', flush=True), time.sleep(60))"
     code = f"{slow}\nfrom catalyzer.cli import main; main('add a.catalyzer base.fvecs'.split())"
     first = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE)
     assert first.stdout is not None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import torch
 
 from catalyzer import index_file
 from catalyzer.codec import PAIRS
@@ -18,14 +17,11 @@ from catalyzer.inverted_lists import InvertedLists, check_learn
 from catalyzer.metric import Metric, MetricName
 from catalyzer.nn import embed
 from catalyzer.progress import progress
-from catalyzer.vectors import BLOCK, VectorFile, Vectors, as_float32
-
-VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
-"""`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""
+from catalyzer.vector_source import VectorSource, name_of, open_source, sample, valid_rows
+from catalyzer.vectors import BLOCK
 
 RERANK = 500  # candidates of a search in two stages
 NPROBE = 16  # lists of a search, where there are so many
-CHUNK = 1 << 10  # consecutive rows of a sample, since only whole slices are cheap to read from a file
 
 # One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
 # are switched between training and evaluation.
@@ -162,7 +158,7 @@ class CatalyzerIndex:
         with self._writing, _COMPUTING, ExitStack() as stack:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
-            x = _sample(_vectors(learn), LEARN, self._metric, skip_invalid)
+            x = sample(open_source(learn), LEARN, self._metric, skip_invalid)
             check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
             try:
@@ -204,7 +200,7 @@ class CatalyzerIndex:
         """
         with self._writing:
             old = self._trained()
-            source = _vectors(vectors, old.d)
+            source = open_source(vectors, old.d)
             wanted = _check_ids(ids, old, len(source))
             new_ids, new_codes = self._room(old, len(source))
             in_lists = np.empty(0 if old.lists is None else len(source), np.int32)
@@ -212,11 +208,11 @@ class CatalyzerIndex:
             skipped = [np.empty(0, np.int64)]
             with progress("adding", len(source), "vectors") as advance:
                 for first in range(0, len(source), BLOCK):
-                    block, invalid = _valid(source, first, BLOCK, old.metric, skip_invalid)
+                    block, invalid = valid_rows(source, first, BLOCK, old.metric, skip_invalid)
                     if (longer := old.metric.too_long(block)).any():
                         row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
                         raise InvalidInput(
-                            f"{_name(source)}row {row:,} is longer than the longest vector that was learned from, of norm "
+                            f"{name_of(source)}row {row:,} is longer than the longest vector that was learned from, of norm "
                             f"{old.metric.max_norm:.6g}, which for inner products is the limit; fit an index to vectors that "
                             "have the longest of the base among them"
                         )
@@ -258,7 +254,7 @@ class CatalyzerIndex:
                 their number, or an invalid query.
         """
         contents = self._trained()
-        source = _vectors(queries, contents.d)
+        source = open_source(queries, contents.d)
         nprobe = _check_nprobe(nprobe, contents.lists)
         if rerank is None:
             rerank = RERANK if contents.codec.decodes else 0
@@ -273,7 +269,7 @@ class CatalyzerIndex:
         several = len(source) > size
         with progress("queries" if several else None, len(source), "queries") as advance:
             for first in range(0, len(source), size):
-                block, _ = _valid(source, first, size, contents.metric, skip=None)
+                block, _ = valid_rows(source, first, size, contents.metric, skip=None)
                 if found:
                     mapped = contents.metric.queries(block)
                     with _COMPUTING:
@@ -407,69 +403,6 @@ class CatalyzerIndex:
         else:
             lists, ids, codes = lists.insert(old.ids, old.codes, in_lists, ids, codes)
         self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
-
-
-def _vectors(source: VectorSource, d: int | None = None) -> Vectors:
-    """Vectors of which the dimension alone is checked; NaN and infinity are looked for where they are used."""
-    vectors: Vectors
-    if isinstance(source, VectorFile):
-        vectors = VectorFile(source.path, len(source), finite=False)
-    elif isinstance(source, str | Path):
-        vectors = VectorFile(source, finite=False)
-    elif isinstance(source, torch.Tensor):
-        source = source.detach().cpu()
-        vectors = (source.float() if source.is_floating_point() else source).numpy()
-    else:
-        vectors = source
-    if not isinstance(vectors, np.ndarray | VectorFile):
-        raise InvalidInput(f"expected a NumPy array, a tensor or the path of a vector file, got {type(source).__name__}")
-    if len(vectors.shape) != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
-        raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {vectors.shape} of {vectors.dtype}")
-    if d is not None and vectors.shape[1] != d:
-        raise InvalidInput(f"{_name(vectors)}expected vectors of dimension {d}, as those learned from; got {vectors.shape[1]}")
-    return vectors
-
-
-def _name(vectors: Vectors) -> str:
-    return f"{vectors.path}: " if isinstance(vectors, VectorFile) else ""
-
-
-def _valid(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool | None) -> tuple[np.ndarray, np.ndarray]:
-    """The valid ones among `size` rows from `first` on, `(m, d)` float32, and which are not, `(size,)` bool.
-
-    Args:
-        skip: leave them out; None where a user has no such choice.
-
-    Raises:
-        InvalidInput: there are some that are not, and they are not to be skipped.
-    """
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        block = as_float32(vectors[first : first + size])
-    invalid = metric.invalid(block)
-    if not invalid.any():
-        return block, invalid
-    if not skip:
-        what = "NaN, infinity or nothing but zeros" if metric.name == "cosine" else "NaN or infinity"
-        row = first + int(np.argmax(invalid))
-        way = "" if skip is None else ", or leave them out by skip_invalid"
-        raise InvalidInput(f"{_name(vectors)}row {row:,} holds {what}; remove such rows{way}")
-    return block[~invalid], invalid
-
-
-def _sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> np.ndarray:
-    """At most so many of the vectors, evenly spread, in random order, `(m, d)` float32."""
-    n = len(vectors)
-    starts = np.arange(0, n, CHUNK)
-    if n > most:
-        starts = np.linspace(0, n - CHUNK, most // CHUNK).astype(int)
-    parts = [np.empty((0, vectors.shape[1]), np.float32)]
-    with progress("reading", min(n, len(starts) * CHUNK), "vectors") as advance:
-        for start in starts:
-            block, invalid = _valid(vectors, int(start), CHUNK, metric, skip_invalid)
-            parts.append(block)
-            advance(len(invalid))
-    x = np.concatenate(parts)
-    return x[np.random.default_rng(0).permutation(len(x))]
 
 
 def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:

@@ -133,9 +133,9 @@ class InvertedLists:
             As `Codec.search`; where the lists of a query hold fewer than k codes, inf and -1 at the end.
         """
         assert isinstance(codec.quantizer, LatticeQuantizer)
-        candidates = min(max(k, rerank), len(codes))
         if nprobe == len(self):
             return codec.search(queries, codes, k, rerank)
+        candidates = min(max(k, rerank), len(codes))
         latent = codec.map_queries(queries)
         probed = self.nearest(latent, nprobe)
         distances, rows = search_lists(codec.quantizer.lattice, latent, codes, self.offsets, probed, candidates)

@@ -116,7 +116,7 @@ def search_lists(
     firsts = offsets[lists] + CODES * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(CODES, offsets[lists + 1] - firsts)
     if len(queries) == 1 and sizes.sum() > FEW and _splits(lattice):
-        among = _gathered(lattice, codes, firsts, sizes)
+        among, _ = _gathered(lattice, codes, firsts, sizes)
         near, rows = _search_one(lattice, queries[0], among, min(k, len(among)), None)
         distances, ids = np.full((1, k), np.inf, np.float32), np.full((1, k), -1)
         at = np.searchsorted(np.cumsum(sizes), rows, side="right")
@@ -130,7 +130,7 @@ def search_lists(
     tiles = np.zeros((min(block, len(lists)), padded.shape[1], CODES), np.float32)
     scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
     for part in (slice(first, first + block) for first in range(0, len(lists), block)):
-        low, high = lattice.words(_gathered(lattice, codes, firsts[part], sizes[part]))
+        _, (low, high) = _gathered(lattice, codes, firsts[part], sizes[part])
         decode_tiles(low, high, np.append(0, np.cumsum(sizes[part])), lattice.tables, scale, tiles)
         scan_lists(
             *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
@@ -140,18 +140,19 @@ def search_lists(
     return distances.astype(np.float32), ids
 
 
-def _gathered(lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Several runs of codes, one behind the other, all of them checked."""
+def _gathered(
+    lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Several runs of codes, one behind the other, and their words, by which they are checked."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
     gathered = np.concatenate(runs)
     try:
-        lattice.words(gathered)
+        return gathered, lattice.words(gathered)
     except InvalidInput:
         for first, run in zip(firsts.tolist(), runs, strict=True):
             lattice.words(run, first)  # which says the row where it stands
         raise
-    return gathered
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
