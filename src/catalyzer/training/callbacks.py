@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochReport(Callback):
-    """A progress display for each epoch's steps, a line in the log after it, and the time all epochs took.
+    """A progress display for each epoch's steps, its metrics and a line in the log after it, and the time all epochs took.
 
     Args:
         name: what an epoch is called there.
@@ -75,6 +75,10 @@ class EpochReport(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}  # means over all processes
         if not trainer.is_global_zero:
             return
+        # Not by Lightning, which logs them after the epoch's checkpoint: a run stopped there would never have them.
+        epoch = {name: value for name, value in values.items() if name.startswith("epoch/")}
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **epoch}, step=trainer.global_step - 1)
         parts = [f"loss {values['epoch/loss']:.4f}"]
         if "epoch/violated" in values:
             parts.append(f"violated {values['epoch/violated']:.1%}")

@@ -1,13 +1,11 @@
 """Train a catalyzer in a run folder, or go on where a killed run stopped."""
 
 import contextlib
-import csv
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -26,6 +24,7 @@ from catalyzer.neighbors import engine
 from catalyzer.training.callbacks import EpochReport, quiet_lightning
 from catalyzer.training.checkpoints import TERMINATED, Checkpoints, WholeCheckpoints, load_checkpoint, newest_checkpoint
 from catalyzer.training.data import AnchorData
+from catalyzer.training.metrics import MetricsFile
 from catalyzer.training.module import Training
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def fit(
     trainer = pl.Trainer(
         **trainer_options,
         default_root_dir=folder,
-        logger=[_csv_logger(folder, found[1]["global_step"] if found else 0), *loggers],
+        logger=[MetricsFile(folder / "metrics.csv", found[1]["global_step"] if found else 0), *loggers],
         callbacks=callbacks,
         plugins=plugins,
         enable_progress_bar=False,
@@ -151,22 +150,3 @@ def _processes_as_one(folder: Path) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
-
-
-def _csv_logger(folder: Path, resumed_step: int) -> CSVLogger:
-    # Lightning's writer starts an empty file; what the run had logged up to its checkpoint is put back first.
-    path = folder / "metrics.csv"
-    rows: list[dict[str, str]] = []
-    if resumed_step and path.exists():
-        with path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Experiment logs directory")
-        logger = CSVLogger(folder, name="", version="")
-        _ = logger.experiment  # created here, inside the filter, and not at the first line logged
-        for row in rows:
-            step = int(row.pop("step"))
-            if step < resumed_step:
-                logger.experiment.log_metrics(row, step)  # it writes the texts as they are
-        logger.experiment.save()
-    return logger

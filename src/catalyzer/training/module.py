@@ -170,7 +170,7 @@ class Training(LightningModule):
             vectors = (batch_idx + 1 - self._since) * self.data.batch_size * self.trainer.world_size
             values["epoch/vectors_per_second"] = vectors / (time.perf_counter() - self._clock)
             values["epoch/mining_seconds"] = self._mining
-            self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True)
+            self.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, logger=False)  # but by `EpochReport`
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.parameters()):  # by the gradient of a finite loss
