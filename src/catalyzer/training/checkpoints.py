@@ -106,8 +106,8 @@ class Checkpoints(Callback):
             self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Asked before saving, which takes a while: a thread of Gloo that still holds what it has reduced when Python ends aborts
-        # the process ("terminate called without an active exception").
+        # Asked before saving, which takes a while: a thread of Gloo that still holds what it has reduced when Python ends
+        # aborts the process ("terminate called without an active exception").
         stopping = self._stopping(trainer)
         self._save(trainer)
         if stopping:
