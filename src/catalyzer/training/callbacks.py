@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from catalyzer.progress import progress
+from catalyzer.training.metrics import log_at_once
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,7 @@ class EpochReport(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}  # means over all processes
         if not trainer.is_global_zero:
             return
-        # Not by Lightning, which logs them after the epoch's checkpoint: a run stopped there would never have them.
-        epoch = {name: value for name, value in values.items() if name.startswith("epoch/")}
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, **epoch}, step=trainer.global_step - 1)
+        log_at_once(trainer, {k: v for k, v in values.items() if k.startswith("epoch/")}, trainer.global_step - 1)
         parts = [f"loss {values['epoch/loss']:.4f}"]
         if "epoch/violated" in values:
             parts.append(f"violated {values['epoch/violated']:.1%}")

@@ -1,10 +1,12 @@
-"""What a training logs as a table in its folder, which a kill at any moment leaves readable."""
+"""What a training logs: in time for its checkpoints, and as a table in its folder that a kill at any moment leaves readable."""
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 
@@ -94,3 +96,14 @@ class MetricsFile(Logger):
         text = io.StringIO()
         csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
+
+
+def log_at_once(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
+    """Have all loggers write metrics of a step, numbered from 0, or of the epoch that ended with it.
+
+    What a module logs by Lightning is written after the hooks in which a run that is told to stop is saved, and left: the run
+    that goes on from there would never have it.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **values}, step)
+        logger.save()

@@ -19,6 +19,7 @@ from catalyzer.evaluation import measure
 from catalyzer.nn import BatchNorm, KoLeoLoss, RankLoss, TriangleLoss, rows_of_all_processes
 from catalyzer.training.checkpoints import checkpoint_files
 from catalyzer.training.data import AnchorData
+from catalyzer.training.metrics import log_at_once
 
 LOGGED_RANKS = (1, 10, 100)
 """val/recall_at_k is logged for these k, of the search as the settings have it; where it reranks, the first stage's as
@@ -140,11 +141,14 @@ class Training(LightningModule):
         values = values.detach()
         self._sum += values
         self._broken = torch.where((self._broken < 0) & ~values[0].isfinite(), self.global_step, self._broken)
-        # In the steps in which Lightning writes: what was logged before would be lost if the run were stopped in between.
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logged:
-            named = {f"train/{name}": value for name, value in zip(self.metrics, values, strict=True)}
-            self.log_dict(named, sync_dist=True)
+            means = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()  # over all processes
+            log_at_once(
+                self.trainer,
+                {f"train/{name}": mean for name, mean in zip(self.metrics, means, strict=True)},
+                self.global_step,
+            )
         if logged or self.device.type == "cpu":  # to look at a value on a GPU is to wait for it
             self.stop_if_broken()
 
