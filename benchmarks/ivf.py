@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from catalyzer import CatalyzerIndex, Codec, TrainedRun, knn, open_vectors, recall_at
-from catalyzer.index_file import Contents, read, write
-from catalyzer.inverted_lists import InvertedLists
-from catalyzer.metric import Metric
-from catalyzer.vectors import BLOCK, Vectors, as_float32
+from catalyzer.index.file import Contents, read, write
+from catalyzer.index.lists import InvertedLists
+from catalyzer.index.metric import Metric
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 K = 10
 LOOKS = {"rerank 0": ("#0072B2", "o", "-"), "rerank 100": ("#009E73", "s", "-"), "rerank 500": ("#56B4E9", "D", "-")}

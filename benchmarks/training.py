@@ -26,13 +26,13 @@ from rich.table import Table
 from torch import Tensor
 
 from catalyzer import Catalyzer, KoLeoLoss, LatticeQuantizer, RankLoss, knn, open_vectors, recall_at
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split, load_demo
 from catalyzer.neighbors import knn_graph
 from catalyzer.nn import multiplies_bfloat16
 from catalyzer.training import CatalyzerTraining, Loss, Miner, Optimization, TripletData
-from catalyzer.training.callbacks import quiet_lightning
+from catalyzer.training.epoch_report import quiet_lightning
 
 D_OUT, K_POS = 24, 10
 QUERIES = 2_000

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
 
 register_resolvers()
 
@@ -11,11 +11,11 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="encode")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import Encode
+        from catalyzer.runs.settings import Encode
 
         settings = Encode.check(resolved(config))
 
-        from catalyzer.scale import RayEngine, encode, local
+        from catalyzer.shards import RayEngine, encode, local
 
         engine = RayEngine(settings.address) if settings.engine == "ray" else local
         encode(settings.run, settings.input, settings.output, settings.shard_size, engine)

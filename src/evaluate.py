@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
 
 register_resolvers()
 
@@ -11,14 +11,14 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import Evaluation
+        from catalyzer.runs.settings import Evaluation
 
         values = resolved(config)
         for part_of_quantizer in ("bits", "seed"):
             del values[part_of_quantizer]
         evaluation = Evaluation.check(values)
 
-        from catalyzer.trained_run import evaluate_run
+        from catalyzer.runs.trained_run import evaluate_run
 
         evaluate_run(evaluation)
 

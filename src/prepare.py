@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
 
 register_resolvers()
 
@@ -11,7 +11,7 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import PreparePhotosift, PreparePublished
+        from catalyzer.runs.settings import PreparePhotosift, PreparePublished
 
         values = resolved(config)
         kind = PreparePhotosift if values["dataset"]["name"] == "photosift" else PreparePublished

@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from catalyzer.commands import compose_config, one_sentence_errors, register_resolvers, resolved
+from catalyzer.commands.console import compose_config, one_sentence_errors, register_resolvers, resolved
 from catalyzer.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def laboratory(values: dict[str, Any], overrides: list[str]) -> "Lab":
         InvalidInput: values out of range, a trainer that is refused, or keys that a table sets itself.
     """
     from catalyzer.reproduce import Lab
-    from catalyzer.settings import Reproduction, Settings
+    from catalyzer.runs.settings import Reproduction, Settings
     from catalyzer.training import check_trainer
 
     own = Reproduction.check({key: values[key] for key in OWN})

@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from catalyzer.commands import one_sentence_errors, register_resolvers, resolved
+from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
 from catalyzer.errors import InvalidInput
 
 register_resolvers()
@@ -14,11 +14,11 @@ register_resolvers()
 @hydra.main(version_base="1.3", config_path="../conf", config_name="search")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.settings import Search
+        from catalyzer.runs.settings import Search
 
         settings = Search.check(resolved(config))
 
-        from catalyzer.scale import CodeShards, RayEngine, local, search, write_neighbours
+        from catalyzer.shards import CodeShards, RayEngine, local, search, write_neighbours
 
         shards = CodeShards.open(Path(settings.codes))
         if settings.format == "vecs" and shards.manifest.rows > 1 << 31:

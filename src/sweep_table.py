@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from catalyzer.commands import one_sentence_errors
+from catalyzer.commands.console import one_sentence_errors
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of the sweep, such as outputs/2026-01-31_12-00-00-000_sweep")
     folder = parser.parse_args().folder
     with one_sentence_errors():
-        from catalyzer.sweeps import Sweep
+        from catalyzer.runs.sweeps import Sweep
 
         sweep = Sweep.load(folder)
         sweep.print()

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from catalyzer.commands import (
+from catalyzer.commands.console import (
     SweepFolder,
     check_launch,
     errors_kept_in,
@@ -34,10 +34,10 @@ def main(config: DictConfig) -> float | None:
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     sweeping = hydra_config.mode == RunMode.MULTIRUN
     with errors_kept_in(folder) if sweeping else one_sentence_errors(folder):
-        from catalyzer.settings import Settings
+        from catalyzer.runs.settings import Settings
 
         if sweeping:
-            from catalyzer.sweeps import save_overrides
+            from catalyzer.runs.sweeps import save_overrides
 
             os.chdir(hydra_config.runtime.cwd)  # of the command, where a worker need not have been started
             save_overrides(overrides, folder)
@@ -48,8 +48,8 @@ def main(config: DictConfig) -> float | None:
             raise InvalidInput("resume goes on with one run, which a sweep makes anew; leave out -m")
         settings = settings_to_resume(resume, overrides) if resume else Settings.check(values)
 
-        from catalyzer.experiment import run
-        from catalyzer.sweeps import validation_recall
+        from catalyzer.runs.experiment import run
+        from catalyzer.runs.sweeps import validation_recall
 
         folder = Path(resume) if resume else folder
         run(settings, folder)
@@ -66,7 +66,7 @@ def command() -> None:
     finally:
         if SweepFolder.latest is not None:
             with one_sentence_errors():
-                from catalyzer.sweeps import end_sweep
+                from catalyzer.runs.sweeps import end_sweep
 
                 failed = end_sweep(SweepFolder.latest, whole)
             if failed:

@@ -162,8 +162,8 @@ def listed(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with 20 lists."""
     from dataclasses import replace
 
-    from catalyzer.index_file import read, write
-    from catalyzer.inverted_lists import InvertedLists
+    from catalyzer.index.file import read, write
+    from catalyzer.index.lists import InvertedLists
 
     path, contents = tmp_path_factory.mktemp("index") / "listed.catalyzer", read(fitted, mmap=False)
     lists = InvertedLists.fit(contents.codec, clustered(1500, 32, 0).astype(np.float32), 20)

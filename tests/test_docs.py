@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from catalyzer import CatalyzerIndex, SphericalLattice
-from catalyzer.cli import main
-from catalyzer.recipe import learn_codec
-from catalyzer.vectors import write_vecs
+from catalyzer.commands.cli import main
+from catalyzer.index.recipe import learn_codec
+from catalyzer.files.vectors import write_vecs
 from tests.conftest import ROOT, clustered
-from tests.scale.conftest import make_run
+from tests.shards.conftest import make_run
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -48,10 +48,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalyzer.recipe.EPOCHS", 2)
+    monkeypatch.setattr("catalyzer.index.recipe.EPOCHS", 2)
     # The dimension is named, and networks are small: three trainings by default would take a minute.
     small = {"d_out": 24, "hidden": 64}
-    monkeypatch.setattr("catalyzer.recipe.learn_codec", lambda x, **options: learn_codec(x, **options | small))
+    monkeypatch.setattr("catalyzer.index.recipe.learn_codec", lambda x, **options: learn_codec(x, **options | small))
     names = run("docs/index.md")
     output = capsys.readouterr().out
     assert "photos.catalyzer holds 1,500" in output

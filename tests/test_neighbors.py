@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
 from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, graph_recall, knn, knn_graph
-from catalyzer.vectors import VectorFile
+from catalyzer.files.vectors import VectorFile
 from tests.conftest import clustered
 
 
@@ -38,7 +38,7 @@ def test_knn_streams_a_file_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     base = clustered(3000, 16, 0)
     np.save(tmp_path / "base.npy", base)
     whole = knn(base[:50], base, 10)
-    monkeypatch.setattr("catalyzer.vectors.float_blocks.__defaults__", (700,))
+    monkeypatch.setattr("catalyzer.files.vectors.float_blocks.__defaults__", (700,))
     blocks = knn(base[:50], VectorFile(tmp_path / "base.npy"), 10)
     np.testing.assert_array_equal(whole[1], blocks[1])
     np.testing.assert_array_equal(whole[1], brute_force(base[:50], base, 10)[1])

@@ -22,7 +22,7 @@ def test_using_the_lattice_and_the_losses_imports_no_trainer() -> None:
 
 
 def test_using_a_finished_run_imports_no_trainer() -> None:
-    modules = imported_by("from catalyzer import CatalyzerIndex, TrainedRun; import catalyzer.scale, catalyzer.settings")
+    modules = imported_by("from catalyzer import CatalyzerIndex, TrainedRun; import catalyzer.shards, catalyzer.runs.settings")
     assert not modules & {"pytorch_lightning", "wandb", "hydra"}
 
 

@@ -20,10 +20,10 @@ _HOME = {
     "LatticeQuantizer": "catalyzer.quantizers",
     "SignQuantizer": "catalyzer.quantizers",
     "ProductQuantizer": "catalyzer.quantizers",
-    "open_vectors": "catalyzer.vectors",
+    "open_vectors": "catalyzer.files.vectors",
     "knn": "catalyzer.neighbors",
     "recall_at": "catalyzer.evaluation",
-    "TrainedRun": "catalyzer.trained_run",
+    "TrainedRun": "catalyzer.runs.trained_run",
 }
 
 __all__ = [

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from catalyzer.errors import InvalidInput
-from catalyzer.nn import Decoder, Identity, embed
+from catalyzer.nn import Identity, Transform, embed
 from catalyzer.progress import progress
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
-from catalyzer.vectors import BLOCK, Vectors, as_float32
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
-CHUNK = 1 << 15  # of these, whose vectors are held at a time
+PAIRS_HELD = 1 << 15  # of these, whose vectors are held at a time
 DECODED = 1 << 14  # candidates that are held decoded at a time
 
 
@@ -26,8 +25,8 @@ class Codec:
     """A transform, the quantizer behind it and, where there is one, the decoder back to the original space.
 
     Attributes:
-        transform: fitted, to the quantizer's dimension.
-        quantizer: fitted, or to be by `fit`.
+        transform: to the quantizer's dimension.
+        quantizer: learned by `fit` where there is something to learn.
         decoder: from the quantizer's dimension to the original one. Without one the way back is there only where the
             transform is the identity and the quantizer more than signs.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
@@ -45,16 +44,21 @@ class Codec:
     ((100, 8), [[0]])
     """
 
-    transform: nn.Module
+    transform: Transform
     quantizer: Quantizer
-    decoder: Decoder | None = None
+    decoder: Transform | None = None
     refine: int = 1
     latent_share: float = 0.0
-    query: nn.Module | None = None
+    query: Transform | None = None
 
     def __post_init__(self) -> None:
         if self.refine > 1 and self.decoder is None:
             raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
+        if self.transform.d_out != self.quantizer.dim:
+            raise InvalidInput(
+                f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "
+                f"makes {self.transform.d_out}; give both the same"
+            )
 
     @property
     def decodes(self) -> bool:
@@ -63,7 +67,7 @@ class Codec:
 
     def fit(self, train: np.ndarray) -> None:
         """Fit the quantizer to `(n, d_in)` training vectors, mapped; one that is fixed learns nothing, and costs nothing."""
-        if type(self.quantizer).fit is not Quantizer.fit:
+        if self.quantizer.is_learned:
             rows = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]
             self.quantizer.fit(embed(self.transform, train[rows], "embedding for the quantizer"))
 
@@ -179,7 +183,7 @@ class Codec:
             for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
                 rows = distinct[first : first + DECODED]
                 decoded = torch.from_numpy(self.decode(codes[rows]))
-                for pairs in order_[start:end].split(CHUNK):
+                for pairs in order_[start:end].split(PAIRS_HELD):
                     at = there_[pairs]
                     difference = queries_[at // ids.shape[1]] - decoded[place_[pairs] - first]
                     distances[at.numpy()] = difference.square().sum(1).numpy()

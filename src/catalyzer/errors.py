@@ -1,14 +1,31 @@
-"""The one exception for a user's mistake: its text is a sentence that says what was expected, what came, what to do."""
-
-ERROR_FILE = "error.txt"
-"""In the folder of a job of a sweep: why it failed."""
+"""What goes wrong, told apart by who can mend it. Each message is a sentence: what was expected, what came, what to do."""
 
 
-class InvalidInput(ValueError):
-    """Raised for wrong files, shapes, values or settings; the commands print its text and exit with code 2.
+class CatalyzerError(Exception):
+    """Base of all errors that are no bug; the commands print its text and exit with code 2."""
+
+
+class InvalidInput(CatalyzerError, ValueError):
+    """A user's mistake: wrong shapes, values, settings or paths.
 
     >>> raise InvalidInput("lambda must be at least 0, got -1")
     Traceback (most recent call last):
     ...
     catalyzer.errors.InvalidInput: lambda must be at least 0, got -1
     """
+
+
+class DamagedFile(CatalyzerError, ValueError):
+    """A file that is truncated, fails its checksum or contradicts itself."""
+
+
+class UntrustedPart(CatalyzerError, ValueError):
+    """A file names a class outside this package, and the caller did not allow its module by `trust`."""
+
+
+class MissingPackage(CatalyzerError, ImportError):
+    """A package is not installed; the message names the extra that installs it."""
+
+
+class Unavailable(CatalyzerError, OSError):
+    """A resource cannot be had: a file that another process writes, a full disk, a server or a device that is not there."""

@@ -14,7 +14,7 @@ import numpy as np
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.vectors import BLOCK, Vectors, as_float32, float_blocks
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32, float_blocks
 
 log = logging.getLogger(__name__)
 

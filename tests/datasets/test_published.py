@@ -17,7 +17,7 @@ import pytest
 from catalyzer import InvalidInput, open_vectors
 from catalyzer.datasets import fetch_published, published
 from tests.conftest import ROOT, Command, clustered
-from tests.test_commands import refused
+from tests.commands.test_commands import refused
 
 LEARN, BASE, QUERIES = clustered(4000, 32, 0), clustered(3000, 32, 1), clustered(20, 32, 2)
 

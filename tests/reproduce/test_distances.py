@@ -22,7 +22,7 @@ from catalyzer.reproduce.distances import (
     recall_thresholds,
     true_distances,
 )
-from catalyzer.vectors import open_vectors
+from catalyzer.files.vectors import open_vectors
 
 
 def small_space(random: np.random.Generator, n: int = 3000, queries: int = 600, dim: int = 6) -> Space:

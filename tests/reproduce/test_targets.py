@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from catalyzer import InvalidInput
-from catalyzer.commands import compose_config, register_resolvers, resolved
+from catalyzer.commands.console import compose_config, register_resolvers, resolved
 from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target, tables
 from catalyzer.reproduce.lab import dataset_digest, training_digest
-from catalyzer.settings import Settings
-from catalyzer.sweeps import validation_recall
+from catalyzer.runs.settings import Settings
+from catalyzer.runs.sweeps import validation_recall
 from tests.conftest import FAST, ROOT, Command
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, LatticeQuantizer, recall_at
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.nn import PCA, embed
 from catalyzer.training import choose_dimension

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.nn import embed

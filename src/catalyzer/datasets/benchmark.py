@@ -10,10 +10,10 @@ from functools import cached_property
 
 import numpy as np
 
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn
-from catalyzer.vectors import Vectors, fingerprint
+from catalyzer.files.vectors import Vectors, fingerprint
 
 log = logging.getLogger(__name__)
 

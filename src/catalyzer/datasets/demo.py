@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets.benchmark import Benchmark, make_benchmark
 from catalyzer.datasets.sift import sift
 from catalyzer.errors import InvalidInput

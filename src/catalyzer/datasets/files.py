@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets.benchmark import Benchmark, make_benchmark
 from catalyzer.errors import InvalidInput
-from catalyzer.vectors import VectorFile
+from catalyzer.files.vectors import VectorFile
 
 # Of a photosift folder.
 MADE = "photosift.json"  # comes last: says that the folder is whole, and what it was made of
@@ -93,7 +93,7 @@ def load_files(
     cache: ArrayCache,
     **sizes: int,
 ) -> Benchmark:
-    """Vectors of your own, each file in any format of `catalyzer.vectors`; ground truth is computed where none is given.
+    """Vectors of your own, each file in any format of `catalyzer.files.vectors`; ground truth is computed where none is given.
 
     See `load_bigann` for the other arguments and the errors.
     """

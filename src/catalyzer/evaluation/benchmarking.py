@@ -10,7 +10,7 @@ import numpy as np
 from catalyzer.codec import Codec
 from catalyzer.evaluation.recall import RANKS, recall_at
 from catalyzer.progress import progress
-from catalyzer.vectors import BLOCK, Vectors, as_float32
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 
 @dataclass

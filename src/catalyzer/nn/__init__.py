@@ -1,10 +1,12 @@
-"""What learns: the catalyzer and its plain stand-ins (PCA, identity), the decoder, the losses, the straight-through layer."""
+"""What learns: transforms (the catalyzer, PCA, identity), the decoder, the losses, the straight-through layer."""
 
 from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.collectives import rows_of_all_processes
+from catalyzer.nn.embedding import embed, multiplies_bfloat16
 from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
+from catalyzer.nn.storage import digest, load_part, save_part, tensors
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, embed, load_module, multiplies_bfloat16, save_module
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, Transform, mean_and_deviation
 
 __all__ = [
     "PCA",
@@ -17,10 +19,14 @@ __all__ = [
     "RankLoss",
     "StraightThrough",
     "StraightThroughSign",
+    "Transform",
     "TriangleLoss",
+    "digest",
     "embed",
-    "load_module",
+    "load_part",
+    "mean_and_deviation",
     "multiplies_bfloat16",
     "rows_of_all_processes",
-    "save_module",
+    "save_part",
+    "tensors",
 ]

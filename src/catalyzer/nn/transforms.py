@@ -1,31 +1,78 @@
 """Maps from the input space to the space that is quantized: the catalyzer (section 5.2), PCA (section 5.4), identity.
 
-All are `torch.nn.Module`s from `(n, d_in)` to `(n, d_out)` float32 with `d_in`, `d_out` and `fit`, which takes from
-training vectors what needs no gradient. They are saved as safetensors beside a JSON of their shape.
+All are `Transform`s: modules from `(n, d_in)` to `(n, d_out)` float32 with `adapt`, which takes from training vectors what needs
+no gradient. The decoder is one too, from the sphere to the original space.
 """
 
-import json
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+from abc import ABC, abstractmethod
 from typing import Self
 
 import numpy as np
 import torch
-from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalyzer._faiss import faiss
-from catalyzer.cache import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import Vectors, as_float32
 from catalyzer.nn.batch_norm import BatchNorm
-from catalyzer.vectors import BLOCK, Vectors, as_float32, float_blocks
+from catalyzer.parts import Part
 
-FIT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
+ADAPT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
+SAMPLE_BLOCKS = 64  # evenly spaced ones, of which such a sample consists
 
 
-class Catalyzer(nn.Module):
+class Transform(Part, nn.Module, ABC):
+    """Base of all maps, and of all decoders.
+
+    A subclass calls `super().__init__(d_in, d_out)`, keeps its other arguments as attributes (see `Part`), and defines
+    `forward`. Whether it is trained shows in its parameters: a map without any has learned all it can in `adapt`.
+
+    Args:
+        d_in: dimension of the input.
+        d_out: dimension of the output.
+
+    Raises:
+        InvalidInput: a dimension below 1.
+
+    >>> class Linear(Transform):
+    ...     def __init__(self, d_in: int, d_out: int) -> None:
+    ...         super().__init__(d_in, d_out)
+    ...         self.layer = nn.Linear(d_in, d_out)
+    ...     def forward(self, x: Tensor) -> Tensor:
+    ...         return F.normalize(self.layer(x.float()))
+    >>> Linear(8, 2).is_trained, Linear(8, 2)(torch.ones(3, 8)).shape
+    (True, torch.Size([3, 2]))
+    """
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        if min(d_in, d_out) < 1:
+            raise InvalidInput(f"{type(self).__name__}: dimensions are at least 1, got d_in = {d_in} and d_out = {d_out}")
+        self.d_in, self.d_out = d_in, d_out
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there are parameters for gradients to change."""
+        return next(self.parameters(), None) is not None
+
+    def adapt(self, x: Vectors) -> Self:
+        """Take from training vectors what needs no gradient, such as their mean and scale; nothing, by default.
+
+        Args:
+            x: `(n, d)` vectors of the original space, also for a decoder, which maps to it.
+
+        Raises:
+            InvalidInput: vectors that nothing can be learned from.
+        """
+        return self
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(n, d_in)` of any real dtype to `(n, d_out)` float32; for the lattice, rows of L2 norm 1."""
+
+
+class Catalyzer(Transform):
     """The network f of section 5.2: a 3-layer perceptron with batch norm and ReLU, its output on the unit sphere.
 
     Args:
@@ -41,28 +88,26 @@ class Catalyzer(nn.Module):
     True
     """
 
+    label = "catalyzer"
     mean: Tensor
     scale: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
-        super().__init__()
-        self.d_in, self.d_out, self.hidden = d_in, d_out, hidden
+        super().__init__(d_in, d_out)
+        self.hidden = hidden
         self.register_buffer("mean", torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))
         self.layers = _perceptron(d_in, hidden, d_out)
 
-    def fit(self, x: Vectors) -> Self:
+    def adapt(self, x: Vectors) -> Self:
         """Centre and scale the input by what `x` shows: one mean a dimension, one standard deviation for all.
 
         Raises:
             InvalidInput: all vectors are equal.
         """
-        sample = _sample(x)
-        self.mean.copy_(torch.from_numpy(sample.mean(axis=0)))
-        deviation = float(sample.std(axis=0).mean())
-        if deviation == 0:
-            raise InvalidInput("all training vectors are equal; there is nothing to learn from them")
-        self.scale.fill_(deviation)
+        mean, deviation = mean_and_deviation(x)
+        self.mean.copy_(mean)
+        self.scale.copy_(deviation)
         return self
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -73,8 +118,8 @@ class Catalyzer(nn.Module):
         return F.normalize(self.layers(self.normalize(x)).float())
 
 
-class Decoder(nn.Module):
-    """The way back from the sphere to the original space: a perceptron of the catalyzer's kind. The paper has none.
+class Decoder(Transform):
+    """From the sphere to the original space: a perceptron of the catalyzer's kind. The paper has none.
 
     Args:
         d_in: dimension of the sphere's space.
@@ -89,20 +134,22 @@ class Decoder(nn.Module):
     torch.Size([5, 128])
     """
 
+    label = "decoder"
     mean: Tensor
     scale: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
-        super().__init__()
-        self.d_in, self.d_out, self.hidden = d_in, d_out, hidden
+        super().__init__(d_in, d_out)
+        self.hidden = hidden
         self.register_buffer("mean", torch.zeros(d_out))
         self.register_buffer("scale", torch.ones(()))
         self.layers = _perceptron(d_in, hidden, d_out)
 
-    def fit(self, catalyzer: Catalyzer) -> Self:
-        """Take over the units that `catalyzer` has found."""
-        self.mean.copy_(catalyzer.mean)
-        self.scale.copy_(catalyzer.scale)
+    def adapt(self, x: Vectors) -> Self:
+        """Take the units of the output from `x`, as `Catalyzer.adapt` does those of the input."""
+        mean, deviation = mean_and_deviation(x)
+        self.mean.copy_(mean)
+        self.scale.copy_(deviation)
         return self
 
     def forward(self, z: Tensor) -> Tensor:
@@ -110,6 +157,8 @@ class Decoder(nn.Module):
 
 
 def _perceptron(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
+    if hidden < 1:
+        raise InvalidInput(f"hidden is the width of a layer, at least 1; got {hidden}")
     return nn.Sequential(
         nn.Linear(d_in, hidden),
         BatchNorm(hidden),
@@ -121,7 +170,7 @@ def _perceptron(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
     )
 
 
-class PCA(nn.Module):
+class PCA(Transform):
     """Principal component analysis to d_out dimensions, then L2 normalization: the ablation of section 5.4.
 
     Args:
@@ -132,22 +181,22 @@ class PCA(nn.Module):
         InvalidInput: d_out above d_in.
 
     >>> x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
-    >>> PCA(d_in=8, d_out=4).fit(x)(torch.from_numpy(x)).shape
+    >>> PCA(d_in=8, d_out=4).adapt(x)(torch.from_numpy(x)).shape
     torch.Size([1000, 4])
     """
 
+    label = "PCA"
     matrix: Tensor
     bias: Tensor
 
     def __init__(self, d_in: int, d_out: int) -> None:
-        super().__init__()
+        super().__init__(d_in, d_out)
         if d_out > d_in:
             raise InvalidInput(f"PCA cannot map {d_in} dimensions to more, d_out = {d_out}; choose d_out of at most {d_in}")
-        self.d_in, self.d_out = d_in, d_out
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("bias", torch.zeros(d_out))
 
-    def fit(self, x: Vectors) -> Self:
+    def adapt(self, x: Vectors) -> Self:
         """Find the principal axes of `x` (faiss's PCA)."""
         pca = faiss.PCAMatrix(self.d_in, self.d_out)
         pca.train(_sample(x))
@@ -159,128 +208,39 @@ class PCA(nn.Module):
         return F.normalize(F.linear(x.float(), self.matrix, self.bias))
 
 
-class Identity(nn.Module):
-    """The vectors as they are, for plain baselines through the same door; d_out is d_in.
+class Identity(Transform):
+    """The vectors as they are, for plain baselines by the same commands; d_out is d_in.
 
     >>> Identity(d_in=2)(torch.tensor([[3, 4]], dtype=torch.uint8))
     tensor([[3., 4.]])
     """
 
-    def __init__(self, d_in: int) -> None:
-        super().__init__()
-        self.d_in = self.d_out = d_in
+    label = ""
 
-    def fit(self, x: Vectors) -> Self:
-        """Nothing to fit."""
-        return self
+    def __init__(self, d_in: int) -> None:
+        super().__init__(d_in, d_in)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
 
 
-def _sample(x: Vectors) -> np.ndarray:
-    # Evenly spaced blocks: the file may be sorted, and only whole slices are cheap to read from it.
-    if len(x) <= FIT_SAMPLE:
-        return as_float32(x[:])
-    step, size = 64, FIT_SAMPLE // 64
-    starts = np.linspace(0, len(x) - size, step).astype(int)
-    return as_float32(np.concatenate([x[start : start + size] for start in starts]))
-
-
-@cache
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16, which then is about twice as fast as float32; emulated it would be slower.
-
-    >>> multiplies_bfloat16(torch.device("meta"))
-    False
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    features = get_host_cpu_features()  # as LLVM names them, on x86 and ARM
-    return any(features.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
-
-
-@torch.inference_mode()
-def embed(transform: nn.Module, vectors: Vectors, description: str | None = None) -> np.ndarray:
-    """Map all vectors through `transform` in evaluation mode, block by block, on the device its tensors are on.
-
-    Networks multiply in bfloat16 where the hardware does, as their training: codes have the same error then, and a few
-    differ. PCA and identity stay in float32.
-
-    Args:
-        transform: fitted.
-        vectors: `(n, d_in)`.
-        description: what the progress display says; None shows none.
-
-    Returns:
-        `(n, d_out)` float32.
-
-    >>> embed(Identity(d_in=2), np.eye(2, dtype=np.uint8)).tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
-    """
-    was_training = transform.training
-    if was_training:  # asked first, since it takes longer than a single vector's way through the network
-        transform.eval()
-    tensors = [*transform.parameters(), *transform.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    out: np.ndarray | None = None
-    first = 0
-    fast = isinstance(transform, (Catalyzer, Decoder)) and multiplies_bfloat16(device)
-    for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            mapped = transform(torch.from_numpy(block).to(device)).cpu().numpy()
-        if out is None:
-            out = np.empty((len(vectors), mapped.shape[1]), np.float32)
-        out[first : first + len(mapped)] = mapped
-        first += len(mapped)
-    if was_training:
-        transform.train()
-    return out if out is not None else np.empty((0, int(transform.d_out)), np.float32)  # type: ignore[arg-type]
-
-
-_KINDS: dict[str, Callable[..., nn.Module]] = {"mlp": Catalyzer, "pca": PCA, "identity": Identity, "decoder": Decoder}
-_SHAPE_KEYS = {
-    "mlp": ("d_in", "d_out", "hidden"),
-    "pca": ("d_in", "d_out"),
-    "identity": ("d_in",),
-    "decoder": ("d_in", "d_out", "hidden"),
-}
-
-
-def save_module(module: nn.Module, folder: Path, name: str, training_seconds: float) -> None:
-    """Write `<name>.safetensors` and `<name>.json` (kind, shape, seconds of training) into `folder`, each whole or not at
-    all."""
-    from safetensors.torch import save
-
-    kind = next(kind for kind, cls in _KINDS.items() if type(module) is cls)
-    shape = {"kind": kind} | {key: getattr(module, key) for key in _SHAPE_KEYS[kind]}
-    shape["training_seconds"] = training_seconds
-    tensors = {key: t.detach().cpu().contiguous() for key, t in module.state_dict().items()}
-    write_atomically(folder / f"{name}.safetensors", lambda file: file.write(save(tensors)))
-    write_atomically(folder / f"{name}.json", lambda file: file.write(json.dumps(shape, indent=1).encode()))
-
-
-def load_module(folder: str | Path, name: str) -> tuple[nn.Module, float]:
-    """What `save_module` wrote into `folder` under `name`, in evaluation mode on the CPU, and the seconds of its training.
+def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
+    """The mean `(d,)` of vectors, and their standard deviation on average over the dimensions; float32.
 
     Raises:
-        InvalidInput: a file is missing or damaged, or weights and shape do not belong together.
+        InvalidInput: all vectors are equal.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+    sample = _sample(x)
+    deviation = float(sample.std(axis=0).mean())
+    if deviation == 0:
+        raise InvalidInput("all training vectors are equal; there is nothing to learn from them")
+    return torch.from_numpy(sample.mean(axis=0)), torch.tensor(deviation)
 
-    weights, shape_file = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.json"
-    for path in (weights, shape_file):
-        if not path.is_file():
-            raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended")
-    try:
-        shape = json.loads(shape_file.read_text())
-        kind, seconds = shape["kind"], float(shape["training_seconds"])
-        module = _KINDS[kind](**{key: int(shape[key]) for key in _SHAPE_KEYS[kind]})
-        module.load_state_dict(load(weights.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(f"{folder}: {name}.safetensors and {name}.json cannot be loaded ({reason})") from None
-    return module.eval(), seconds
+
+def _sample(x: Vectors) -> np.ndarray:
+    # Evenly spaced blocks: the file may be sorted, and only whole slices are cheap to read from it.
+    if len(x) <= ADAPT_SAMPLE:
+        return as_float32(x[:])
+    size = ADAPT_SAMPLE // SAMPLE_BLOCKS
+    starts = np.linspace(0, len(x) - size, SAMPLE_BLOCKS).astype(int)
+    return as_float32(np.concatenate([x[start : start + size] for start in starts]))

@@ -2,7 +2,7 @@
 
 from catalyzer.quantizers.additive import AdditiveQuantizer
 from catalyzer.quantizers.base import MAX_TRAINING, Quantizer
-from catalyzer.quantizers.binary import HashQuantizer, SignQuantizer
+from catalyzer.quantizers.binary import ITQQuantizer, LSHQuantizer, SignQuantizer
 from catalyzer.quantizers.lattice import LatticeQuantizer
 from catalyzer.quantizers.product import ProductQuantizer
 from catalyzer.quantizers.rabitq import RaBitQuantizer
@@ -10,7 +10,8 @@ from catalyzer.quantizers.rabitq import RaBitQuantizer
 __all__ = [
     "MAX_TRAINING",
     "AdditiveQuantizer",
-    "HashQuantizer",
+    "ITQQuantizer",
+    "LSHQuantizer",
     "LatticeQuantizer",
     "ProductQuantizer",
     "Quantizer",

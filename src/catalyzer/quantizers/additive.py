@@ -1,15 +1,18 @@
 """RQ and LSQ, from faiss: a vector is the sum of one codeword from each of several codebooks."""
 
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer, check_state
 
-ROWS = 4096  # encoded at a time, for the progress display: this is slow
+ENCODED = 4096  # vectors encoded at a time, for the progress display: this is slow
 
 
 class AdditiveQuantizer(Quantizer):
@@ -35,6 +38,7 @@ class AdditiveQuantizer(Quantizer):
         if bits % 8 or bits <= 0:
             raise InvalidInput(f"additive quantization uses whole bytes: bits must be a multiple of 8, got {bits}")
         self.dim, self.bits, self.local_search = dim, bits, local_search
+        self.label = "LSQ" if local_search else "RQ"
         kind = faiss.LocalSearchQuantizer if local_search else faiss.ResidualQuantizer
         self._quantizer = kind(dim, self.code_size, 8)
 
@@ -49,12 +53,20 @@ class AdditiveQuantizer(Quantizer):
         self._quantizer.train(np.ascontiguousarray(x[:MAX_TRAINING]))
         return self
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"codebooks_": torch.from_numpy(faiss.vector_to_array(self._quantizer.codebooks))}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        check_state(self, state, codebooks_=256 * self.code_size * self.dim)
+        faiss.copy_array_to_vector(state["codebooks_"].numpy(), self._quantizer.codebooks)
+        self._quantizer.is_trained = True
+
     def encode(self, x: np.ndarray) -> np.ndarray:
         codes = np.empty((len(x), self.code_size), np.uint8)
         with progress("encoding", len(x), "vectors") as advance:
-            for start in range(0, len(x), ROWS):
-                rows = np.ascontiguousarray(x[start : start + ROWS])
-                codes[start : start + ROWS] = self._quantizer.compute_codes(rows)
+            for start in range(0, len(x), ENCODED):
+                rows = np.ascontiguousarray(x[start : start + ENCODED])
+                codes[start : start + ENCODED] = self._quantizer.compute_codes(rows)
                 advance(len(rows))
         return codes
 

@@ -1,51 +1,108 @@
-"""The interface of all quantizers, and the search that every decodable one has."""
+"""The interface of all quantizers, and the search that every one that decodes has."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import BLOCK
 from catalyzer.neighbors import knn_of_blocks
+from catalyzer.parts import Part
 from catalyzer.progress import progress
 from catalyzer.scan import check_search
-from catalyzer.vectors import BLOCK
 
 MIN_TRAINING = 256  # codebooks of 256 entries cannot be learned from fewer vectors
 MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not suffer from ours
 
 
-class Quantizer(ABC):
+class Quantizer(Part, ABC):
     """Turns `(n, dim)` float32 vectors into `(n, code_size)` uint8 codes, and finds the codes nearest to a query.
+
+    A subclass takes `dim`, keeps its arguments as attributes (see `Part`), sets `bits`, and defines `encode` and `decode`. What
+    else it defines says what it can: `fit` learns, `straight_through` lets networks be trained through it, `nearest` serves
+    `refine`, `search_lists` serves inverted lists. What `fit` learns is kept in files if it is arrays whose names end in an
+    underscore, or else by `state_dict` and `load_state_dict`.
 
     Attributes:
         dim: dimension of the vectors.
         bits: bits of a code that carry information.
         code_size: bytes of a code, `ceil(bits / 8)`.
         symmetric: whether search quantizes the query as well.
+
+    >>> class Rounding(Quantizer):  # a byte a coordinate
+    ...     def __init__(self, dim: int) -> None:
+    ...         self.dim, self.bits = dim, 8 * dim
+    ...     def encode(self, x: np.ndarray) -> np.ndarray:
+    ...         return (127.5 * (x + 1)).round().astype(np.uint8)
+    ...     def decode(self, codes: np.ndarray) -> np.ndarray:
+    ...         return codes.astype(np.float32) / 127.5 - 1
+    >>> quantizer = Rounding(dim=2)
+    >>> codes = quantizer.encode(np.array([[0.6, 0.8], [1.0, 0.0]], np.float32))
+    >>> quantizer.search(np.array([[0.0, 1.0]], np.float32), codes, k=1)[1].tolist()
+    [[0]]
     """
 
     dim: int
     bits: int
     symmetric: bool = False
 
+    @classmethod
+    def default_dim(cls, bits: int) -> int:
+        """The dimension that is mapped to where none is given."""
+        return 24
+
     @property
     def code_size(self) -> int:
         return -(-self.bits // 8)
+
+    @classmethod
+    def can(cls, method: str) -> bool:
+        """Whether the class defines one of the optional methods.
+
+        >>> from catalyzer.quantizers import ProductQuantizer
+        >>> ProductQuantizer.can("fit"), ProductQuantizer.can("straight_through")
+        (True, False)
+        """
+        return getattr(cls, method) is not getattr(Quantizer, method)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether `fit` learns anything; a quantizer without a codebook is fixed."""
+        return self.can("fit")
 
     def fit(self, x: np.ndarray) -> Self:
         """Learn what the quantizer needs from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
         return self
 
-    def straight_through(self) -> nn.Module:
-        """Quantization as a layer to train through, for quantizers that are fixed.
+    def state_dict(self) -> dict[str, Tensor]:
+        """What `fit` has learned, by name."""
+        learned = {name: value for name, value in vars(self).items() if name.endswith("_") and isinstance(value, np.ndarray)}
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in learned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what an equal quantizer has learned.
 
         Raises:
-            InvalidInput: this one is learned.
+            InvalidInput: tensors that are not those of such a quantizer.
         """
-        raise InvalidInput(f"{type(self).__name__} is learned from what the network makes, so no network is trained through it")
+        if not self.is_learned and state:
+            raise InvalidInput(f"{self.label} learns nothing, but there is {next(iter(state))}")
+        for name, tensor in state.items():
+            if name.startswith("_") or not name.endswith("_"):
+                raise InvalidInput(f"{self.label}: {name} is not the name of what a quantizer has learned")
+            setattr(self, name, tensor.numpy())
+
+    def straight_through(self) -> nn.Module:
+        """Quantization as a layer to train through: the identity backward; for quantizers that are fixed.
+
+        Raises:
+            InvalidInput: no network can be trained through this one.
+        """
+        raise InvalidInput(f"no network can be trained through {type(self).__name__}: it has no straight_through")
 
     def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
         """The k points that codes stand for nearest to each vector, `(n, k, dim)` float32, nearest first.
@@ -62,6 +119,14 @@ class Quantizer(ABC):
     @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors, `(n, dim)` float32, that the codes stand for."""
+
+    def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
+        """Raise `InvalidInput`, with the row's number, if one of `(n, code_size)` uint8 is no code.
+
+        Args:
+            codes: read from somewhere.
+            first_row: what the first one's row is called in an error.
+        """
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
@@ -89,6 +154,24 @@ class Quantizer(ABC):
         """`search`, with distances as precise as they were compared: what it finds in parts of the codes is merged by them."""
         return self.search(queries, codes, k)
 
+    def search_lists(
+        self, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`search` in some lists of codes for each query; see `catalyzer.scan.search_lists`.
+
+        Raises:
+            InvalidInput: this quantizer searches all codes only.
+        """
+        raise InvalidInput(f"inverted lists are searched by quantizer=lattice only, got {type(self).__name__}; use ivf=0")
+
     def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
         """Raise `InvalidInput` unless shapes and k fit together."""
         check_search(queries, codes, k, self.dim, self.code_size)
+
+
+def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **sizes: int) -> None:
+    """Raise `InvalidInput` unless `state` has just these float32 vectors, each of so many numbers."""
+    given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    if given != {name: ((size,), torch.float32) for name, size in sizes.items()}:
+        expected = ", ".join(f"{name} of {size:,} float32" for name, size in sizes.items())
+        raise InvalidInput(f"{quantizer.label}: expected {expected}; got {given or 'nothing'}")

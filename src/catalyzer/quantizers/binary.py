@@ -1,5 +1,6 @@
 """Binary codes: the sign of each coordinate (section 4.1), or of projections, random (LSH) or learned (ITQ)."""
 
+from abc import abstractmethod
 from typing import Self
 
 import numpy as np
@@ -22,9 +23,15 @@ class SignQuantizer(Quantizer):
     array([[ 0.5, -0.5, -0.5,  0.5]], dtype=float32)
     """
 
+    label = "sign"
+
     def __init__(self, dim: int, asymmetric: bool = False) -> None:
         self.dim = self.bits = dim
-        self.symmetric = not asymmetric
+        self.asymmetric, self.symmetric = asymmetric, not asymmetric
+
+    @classmethod
+    def default_dim(cls, bits: int) -> int:
+        return bits
 
     def straight_through(self) -> StraightThroughSign:
         return StraightThroughSign()
@@ -54,53 +61,28 @@ class HashQuantizer(Quantizer):
     Args:
         dim: dimension of the vectors.
         bits: number of projections.
-        learned: PCA and the rotation that makes signs lose least (ITQ), instead of random orthogonal directions of the
-            centred vectors (LSH).
-        seed: of LSH's directions and of ITQ's first rotation.
-
-    Raises:
-        InvalidInput: ITQ with more bits than dimensions.
-
-    >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
-    >>> quantizer = HashQuantizer(dim=16, bits=12, learned=True).fit(x)
-    >>> quantizer.encode(x).shape
-    (1000, 2)
+        seed: of what is drawn.
     """
 
     symmetric = True
 
-    def __init__(self, dim: int, bits: int, learned: bool = False, seed: int = 0) -> None:
-        if learned and bits > dim:
-            raise InvalidInput(f"ITQ has at most one bit a dimension: {bits} bits need as many dimensions, got {dim}")
-        self.dim, self.bits, self.learned, self.seed = dim, bits, learned, seed
+    def __init__(self, dim: int, bits: int = 64, seed: int = 0) -> None:
+        self.dim, self.bits, self.seed = dim, bits, seed
         self._signs = SignQuantizer(bits)
 
-    def fit(self, x: np.ndarray) -> Self:
-        """Learn the mean, and for ITQ the projections.
+    @abstractmethod
+    def _directions(self, x: np.ndarray) -> np.ndarray:
+        """The directions of the projections, `(dim, bits)` float32, for centred vectors `(n, dim)`."""
 
-        Raises:
-            InvalidInput: fewer vectors than ITQ has bits.
-        """
-        self._origin = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
-        if self.learned:
-            if len(x) < self.bits:
-                raise InvalidInput(f"ITQ learns {self.bits} bits from at least as many vectors, got {len(x)}")
-            pca, rotation = faiss.PCAMatrix(self.dim, self.bits), faiss.ITQMatrix(self.bits)
-            rotation.seed = self.seed
-            sample = x[:MAX_TRAINING] - self._origin
-            pca.train(sample)
-            rotation.train(pca.apply(sample))
-            self._directions = rotation.apply(pca.apply(np.eye(self.dim, dtype=np.float32)))
-            self._directions -= rotation.apply(pca.apply(np.zeros((1, self.dim), np.float32)))
-        else:
-            random = faiss.RandomRotationMatrix(self.dim, self.bits)
-            random.init(self.seed)
-            self._directions = random.apply(np.eye(self.dim, dtype=np.float32))
-        self._size = np.abs(self._projected(x[:MAX_TRAINING])).mean(axis=0)
+    def fit(self, x: np.ndarray) -> Self:
+        """Learn the mean, the directions, and how long projections are on average."""
+        self.origin_ = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        self.directions_ = self._directions(x[:MAX_TRAINING] - self.origin_)
+        self.size_ = np.abs(self._projected(x[:MAX_TRAINING])).mean(axis=0)
         return self
 
     def _projected(self, x: np.ndarray) -> np.ndarray:
-        return (x - self._origin) @ self._directions
+        return (x - self.origin_) @ self.directions_
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self._signs.encode(self._projected(x))
@@ -108,9 +90,76 @@ class HashQuantizer(Quantizer):
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors nearest to the mean whose projections have these signs and their average size."""
         signs = np.sign(self._signs.decode(codes))
-        return (self._origin + signs * self._size @ np.linalg.pinv(self._directions)).astype(np.float32)
+        return (self.origin_ + signs * self.size_ @ np.linalg.pinv(self.directions_)).astype(np.float32)
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Quantizer.search`; `D` is 4/bits times the Hamming distance."""
         self.check_search(queries, codes, k)
         return self._signs.search(self._projected(queries), codes, k)
+
+
+class LSHQuantizer(HashQuantizer):
+    """Locality-sensitive hashing: the signs of projections to random orthogonal directions.
+
+    Args:
+        dim: dimension of the vectors.
+        bits: number of projections.
+        seed: of the directions.
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    >>> LSHQuantizer(dim=16, bits=12).fit(x).encode(x).shape
+    (1000, 2)
+    """
+
+    label = "LSH"
+
+    def _directions(self, x: np.ndarray) -> np.ndarray:
+        random = faiss.RandomRotationMatrix(self.dim, self.bits)
+        random.init(self.seed)
+        return random.apply(np.eye(self.dim, dtype=np.float32))
+
+
+class ITQQuantizer(HashQuantizer):
+    """Iterative quantization: the signs of PCA's coordinates after the rotation by which signs lose least.
+
+    Args:
+        dim: dimension of the vectors.
+        bits: number of projections, at most dim.
+        seed: of the first rotation.
+
+    Raises:
+        InvalidInput: more bits than dimensions.
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
+    >>> ITQQuantizer(dim=16, bits=12).fit(x).encode(x).shape
+    (1000, 2)
+    """
+
+    label = "ITQ"
+
+    def __init__(self, dim: int, bits: int = 64, seed: int = 0) -> None:
+        if bits > dim:
+            raise InvalidInput(f"ITQ has at most one bit a dimension: {bits} bits need as many dimensions, got {dim}")
+        super().__init__(dim, bits, seed)
+
+    @classmethod
+    def default_dim(cls, bits: int) -> int:
+        return bits
+
+    def fit(self, x: np.ndarray) -> Self:
+        """See `HashQuantizer.fit`.
+
+        Raises:
+            InvalidInput: fewer vectors than bits.
+        """
+        if len(x) < self.bits:
+            raise InvalidInput(f"ITQ learns {self.bits} bits from at least as many vectors, got {len(x)}")
+        return super().fit(x)
+
+    def _directions(self, x: np.ndarray) -> np.ndarray:
+        pca, rotation = faiss.PCAMatrix(self.dim, self.bits), faiss.ITQMatrix(self.bits)
+        rotation.seed = self.seed
+        pca.train(x)
+        rotation.train(pca.apply(x))
+        directions = rotation.apply(pca.apply(np.eye(self.dim, dtype=np.float32)))
+        return directions - rotation.apply(pca.apply(np.zeros((1, self.dim), np.float32)))

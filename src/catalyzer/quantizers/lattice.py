@@ -25,9 +25,11 @@ class LatticeQuantizer(Quantizer):
     (SphericalLattice(dim=24, radius_sq=79), 8)
     """
 
+    label = "lattice"
+
     def __init__(self, dim: int, bits: int = 64, radius_sq: int | None = None) -> None:
         self.lattice = SphericalLattice.for_bits(dim, bits) if radius_sq is None else SphericalLattice(dim, radius_sq)
-        self.dim, self.bits = dim, self.lattice.bits
+        self.dim, self.bits, self.radius_sq = dim, self.lattice.bits, self.lattice.radius_sq
         if self.bits > bits:
             raise InvalidInput(
                 f"the lattice of dim {dim}, r² {radius_sq} needs {self.bits} bits, which do not fit in bits = {bits}; "
@@ -51,3 +53,11 @@ class LatticeQuantizer(Quantizer):
 
     def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return scan.search_part(self.lattice, queries, codes, k)
+
+    def search_lists(
+        self, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return scan.search_lists(self.lattice, queries, codes, offsets, probed, k)
+
+    def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
+        self.lattice.words(codes, first_row)

@@ -1,13 +1,16 @@
 """PQ and OPQ, from faiss: the learned baselines of Table 1."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer, check_state
 
 QUERIES = 1024  # searched at a time, for the progress display
 
@@ -36,23 +39,24 @@ class ProductQuantizer(Quantizer):
         if bits % 8 or bits <= 0:
             raise InvalidInput(f"product quantization uses whole bytes: bits must be a multiple of 8, got {bits}")
         self.dim, self.bits, self.rotate = dim, bits, rotate
+        self.label = "OPQ" if rotate else "PQ"
         size = self.code_size
         if size > dim:
             raise InvalidInput(f"{size} bytes need at least {size} dimensions, got {dim}; use fewer bits")
         padded = -(-dim // size) * size
         self._transforms: list[faiss.VectorTransform] = []
+        self._rotation = faiss.OPQMatrix(padded, size) if rotate else None
         if padded != dim:
             remap: Any = faiss.RemapDimensionsTransform  # faiss's stubs know one of its two constructors
             self._transforms.append(remap(dim, padded, False))  # not uniform: the zeros come last
         self._pq = faiss.IndexPQ(padded, size, 8)
         _use_all_points(self._pq.pq)
-        if rotate:
-            rotation = faiss.OPQMatrix(padded, size)
+        if self._rotation is not None:
             self._pq_of_rotation = faiss.ProductQuantizer(padded, size, 8)  # kept: the rotation only points to it
             _use_all_points(self._pq_of_rotation)
-            rotation.pq = self._pq_of_rotation
-            rotation.max_train_points = MAX_TRAINING
-            self._transforms.append(rotation)
+            self._rotation.pq = self._pq_of_rotation
+            self._rotation.max_train_points = MAX_TRAINING
+            self._transforms.append(self._rotation)
         self._index = faiss.IndexPreTransform(self._pq)
         for transform in reversed(self._transforms):
             self._index.prepend_transform(transform)
@@ -67,6 +71,21 @@ class ProductQuantizer(Quantizer):
             raise InvalidInput(f"product quantization learns from at least {MIN_TRAINING} vectors, got {len(x)}")
         self._index.train(x)
         return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"centroids_": self._pq.pq.centroids}
+        if self._rotation is not None:
+            state["rotation_"] = self._rotation.A
+        return {name: torch.from_numpy(faiss.vector_to_array(vector)) for name, vector in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        size = self._pq.d
+        check_state(self, state, centroids_=256 * size, **({} if self._rotation is None else {"rotation_": size**2}))
+        faiss.copy_array_to_vector(state["centroids_"].numpy(), self._pq.pq.centroids)
+        self._pq.is_trained = self._index.is_trained = True
+        if self._rotation is not None:
+            faiss.copy_array_to_vector(state["rotation_"].numpy(), self._rotation.A)
+            self._rotation.is_trained = self._rotation.is_orthonormal = True
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self._index.sa_encode(x)

@@ -1,11 +1,14 @@
 """RaBitQ, from faiss: the sign of each coordinate and two factors a vector that correct distances."""
 
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from catalyzer._faiss import faiss
-from catalyzer.quantizers.base import Quantizer
+from catalyzer.quantizers.base import Quantizer, check_state
 
 
 class RaBitQuantizer(Quantizer):
@@ -23,17 +26,31 @@ class RaBitQuantizer(Quantizer):
     (128, [[0]])
     """
 
+    label = "RaBitQ"
+
     def __init__(self, dim: int, seed: int = 0) -> None:
-        self.dim = dim
+        self.dim, self.seed = dim, seed
         self._rotation = faiss.RandomRotationMatrix(dim, dim)
         self._rotation.init(seed)
         self._index = faiss.IndexRaBitQ(dim)
         self.bits = 8 * self._index.sa_code_size()
 
+    @classmethod
+    def default_dim(cls, bits: int) -> int:
+        return 64  # 128 bits
+
     def fit(self, x: np.ndarray) -> Self:
         """Learn the mean."""
         self._index.train(self._rotation.apply(x))
         return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"center_": torch.from_numpy(faiss.vector_to_array(self._index.center))}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        check_state(self, state, center_=self.dim)
+        faiss.copy_array_to_vector(state["center_"].numpy(), self._index.center)
+        self._index.is_trained = True
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self._index.sa_encode(self._rotation.apply(x))

@@ -16,8 +16,8 @@ from catalyzer.reproduce.outcome import Outcome, print_outcome
 from catalyzer.reproduce.page import write_report
 from catalyzer.reproduce.tables import TABLES
 from catalyzer.reproduce.two_stages import TWO_STAGES
-from catalyzer.tracking import log_tables, loggers
-from catalyzer.trained_run import environment
+from catalyzer.runs.tracking import log_tables, loggers
+from catalyzer.runs.trained_run import environment
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import knn
 from catalyzer.reproduce.outcome import Column, Row, Table, Value
-from catalyzer.vectors import Vectors, float_blocks
+from catalyzer.files.vectors import Vectors, float_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 import catalyzer
-from catalyzer.cache import write_atomically
+from catalyzer.files.atomic import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.experiment import train
+from catalyzer.runs.experiment import train
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
-from catalyzer.settings import Settings
-from catalyzer.tracking import loggers
-from catalyzer.trained_run import TrainedRun, load_benchmark, measure_method, method_name
+from catalyzer.runs.settings import Settings
+from catalyzer.runs.tracking import loggers
+from catalyzer.runs.trained_run import TrainedRun, load_benchmark, measure_method, method_name
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from catalyzer.cache import write_atomically
+from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
-from catalyzer.report import save_figure
+from catalyzer.runs.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

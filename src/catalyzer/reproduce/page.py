@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard
 
 import yaml
 
-from catalyzer.cache import write_atomically
+from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
 from catalyzer.reproduce.lab import RUNS
 from catalyzer.reproduce.outcome import Column, Outcome, Row, Table, Value

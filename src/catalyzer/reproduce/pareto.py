@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from catalyzer.report import line_style
+from catalyzer.runs.figures import line_style
 from catalyzer.reproduce.outcome import Outcome
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catalyzer.evaluation import Result
-from catalyzer.report import line_style
+from catalyzer.runs.figures import line_style
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
-from catalyzer.settings import TABLE_3
-from catalyzer.sweeps import validation_recall
+from catalyzer.runs.settings import TABLE_3
+from catalyzer.runs.sweeps import validation_recall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback
 
 from catalyzer.errors import InvalidInput
-from catalyzer.training.callbacks import quiet_lightning
+from catalyzer.training.epoch_report import quiet_lightning
 from catalyzer.training.data import AnchorData
 from catalyzer.training.module import Training
 

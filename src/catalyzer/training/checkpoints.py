@@ -16,7 +16,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 
-from catalyzer.cache import write_atomically
+from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
 
 log = logging.getLogger(__name__)

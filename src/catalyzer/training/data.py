@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import catalyzer
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import graph_recall, knn_graph
 from catalyzer.nn import embed
-from catalyzer.vectors import fingerprint
+from catalyzer.files.vectors import fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ import logging
 import numpy as np
 
 import catalyzer
-from catalyzer.cache import ArrayCache
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
 from catalyzer.nn import PCA
 from catalyzer.quantizers import LatticeQuantizer
-from catalyzer.vectors import Vectors, fingerprint
+from catalyzer.files.vectors import Vectors, fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
-from catalyzer.training.callbacks import EpochReport, quiet_lightning
+from catalyzer.training.epoch_report import EpochReport, quiet_lightning
 from catalyzer.training.checkpoints import TERMINATED, Checkpoints, WholeCheckpoints, load_checkpoint, newest_checkpoint
 from catalyzer.training.data import AnchorData
-from catalyzer.training.metrics import MetricsFile
+from catalyzer.training.metrics_file import MetricsFile
 from catalyzer.training.module import Training
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from catalyzer.evaluation import measure
 from catalyzer.nn import BatchNorm, KoLeoLoss, RankLoss, TriangleLoss, rows_of_all_processes
 from catalyzer.training.checkpoints import checkpoint_files
 from catalyzer.training.data import AnchorData
-from catalyzer.training.metrics import log_at_once
+from catalyzer.training.metrics_file import log_at_once
 
 LOGGED_RANKS = (1, 10, 100)
 """val/recall_at_k is logged for these k, of the search as the settings have it; where it reranks, the first stage's as

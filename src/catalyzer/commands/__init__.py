@@ -1,0 +1,1 @@
+"""What `src/*.py` and the command `catalyzer` do."""

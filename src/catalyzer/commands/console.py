@@ -1,0 +1,131 @@
+"""What the commands in `src/` share: Hydra resolvers, logging to the console, and errors as one sentence."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.errors import ERROR_FILE, InvalidInput
+
+log = logging.getLogger(__name__)
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is at the moment, so that lines appear above a live progress bar."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+
+def check_launch(hydra_overrides: list[str]) -> None:
+    """Refuse what several processes started from outside cannot do; let the first of them alone speak.
+
+    Args:
+        hydra_overrides: of Hydra's own keys, as typed.
+
+    Raises:
+        InvalidInput: processes of torchrun that would each make a folder of its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and int(os.environ.get("SLURM_NTASKS", 1)) == 1:
+        return
+    named = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in hydra_overrides)
+    if "TORCHELASTIC_RUN_ID" in os.environ and not named:
+        raise InvalidInput("processes started by torchrun need a folder that they share: add hydra.run.dir=outputs/NAME")
+    if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
+        logging.getLogger("catalyzer").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
+    """Print a user's mistake as one sentence on standard error and exit with code 2.
+
+    Args:
+        output_folder: what Hydra created for the run; removed again if it is still empty.
+    """
+    try:
+        yield
+    except (InvalidInput, OSError) as error:
+        message = _sentence(error)
+        if message is None:
+            raise
+    else:
+        return
+    sys.stderr.write(f"error: {message}\n")
+    if output_folder is not None:
+        with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
+            output_folder.rmdir()
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def errors_kept_in(folder: Path) -> Iterator[None]:
+    """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep go on.
+
+    A launcher cannot be left to deal with it: on an exit, that of one machine ends with the job, that of several processes
+    stops them all or waits for ever. What is no user's mistake is logged with its traceback.
+    """
+    (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
+    try:
+        yield
+    except Exception as error:
+        message = _sentence(error)
+        if message is None:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            log.exception("the job failed")
+        else:
+            log.error("error: %s", message)
+        text = f"{message}\n".encode()
+        write_atomically(folder / ERROR_FILE, lambda file: file.write(text))
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user did wrong; None where the error is not of that kind."""
+    if isinstance(error, InvalidInput):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+class SweepFolder(Callback):
+    """A callback of Hydra's, by which a command learns the folder of the sweep that Hydra makes.
+
+    Hydra's own callback at a sweep's end would not do: it is left out where a launcher gives up, and can return no exit code.
+    """
+
+    latest: ClassVar[Path | None] = None
+    """None before a sweep has begun, and where there is none."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.latest = Path(config.hydra.sweep.dir)
+
+
+def settings_to_resume(folder: str, overrides: list[str]) -> Any:
+    """The settings of the run in `folder`.
+
+    Raises:
+        InvalidInput: not a run folder, or other overrides beside `resume`, which would silently change nothing.
+    """
+    from catalyzer.runs.settings import Settings
+
+    settings = Settings.load(Path(folder) / "config.yaml")
+    others = [text for text in overrides if not text.startswith("resume=")]
+    if others:
+        raise InvalidInput(f"resume goes on with the settings of {folder}; leave out {' '.join(others)}")
+    return settings

@@ -1,0 +1,218 @@
+"""One door to every vector file: fvecs, bvecs, ivecs, fbin, u8bin, i8bin and npy, memory-mapped and checked as read.
+
+The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int32 dimension and its components), the
+*bin formats those of the billion-scale benchmarks (two int32, the number of rows and the dimension, then all rows).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.errors import InvalidInput
+from catalyzer.progress import progress
+
+BLOCK = 1 << 16  # rows a block: 32 MiB of 128 float32
+
+_VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
+_BIN = {".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8}
+EXTENSIONS = (*_VECS, *_BIN, ".npy")
+
+
+class VectorFile:
+    """Vectors in a file, `(n, d)`, read only where sliced; a slice is an ndarray in the file's own dtype.
+
+    Every slice is checked: row headers that disagree, NaN and infinity raise `InvalidInput` with file and row number.
+
+    Args:
+        path: a file whose extension is one of `EXTENSIONS`.
+        limit: use only the first `limit` rows.
+        finite: refuse NaN and infinity; else they are for the caller to find.
+
+    Raises:
+        InvalidInput: a file that is missing, empty, truncated, of a wrong extension, or whose header disagrees with
+            its size.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "x.npy"
+    >>> np.save(path, np.eye(3, dtype=np.float32))
+    >>> file = VectorFile(path)
+    >>> file.shape, file[1:2]
+    ((3, 3), array([[0., 1., 0.]], dtype=float32))
+    """
+
+    def __init__(self, path: str | Path, limit: int | None = None, finite: bool = True) -> None:
+        self.path, self.finite = Path(path).expanduser(), finite
+        if self.path.suffix not in EXTENSIONS:
+            raise InvalidInput(f"{self.path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
+        if not self.path.is_file():
+            raise InvalidInput(f"{self.path}: no such file")
+        if self.path.stat().st_size == 0:
+            raise InvalidInput(f"{self.path}: the file is empty (0 bytes); expected vectors")
+        self._headers: np.ndarray | None = None
+        if self.path.suffix in _VECS:
+            self._rows = self._map_vecs(np.dtype(_VECS[self.path.suffix]))
+        elif self.path.suffix in _BIN:
+            self._rows = self._map_bin(np.dtype(_BIN[self.path.suffix]))
+        else:
+            self._rows = self._map_npy()
+        if limit is not None:
+            self._rows = self._rows[:limit]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, d)`: the number of rows in use and their dimension."""
+        return self._rows.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The components' type in the file, which slices keep."""
+        return self._rows.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Rows `start:stop` as a C-contiguous `(m, d)` ndarray in the file's dtype, checked."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise IndexError("a vector file is read by slices of step 1")
+        if self._headers is not None:
+            wrong = np.flatnonzero(self._headers[start:stop] != self.shape[1])
+            if len(wrong):
+                row = start + int(wrong[0])
+                raise InvalidInput(
+                    f"{self.path}: row {row:,} has dimension {int(self._headers[row])}, the first row has {self.shape[1]}; "
+                    "all rows must agree"
+                )
+        block = np.array(self._rows[start:stop], order="C")  # read now, once, and independent of the file from here on
+        if self.finite and block.dtype.kind == "f":
+            check_finite(block, str(self.path), start)
+        return block
+
+    def blocks(self, size: int = BLOCK) -> Iterator[np.ndarray]:
+        """All rows, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def _map_vecs(self, dtype: np.dtype) -> np.ndarray:
+        size = self.path.stat().st_size
+        if size < 4:
+            raise InvalidInput(f"{self.path}: {size} bytes are too few for the int32 dimension that starts each row")
+        dim = int(np.fromfile(self.path, "<i4", 1)[0])
+        if not 1 <= dim <= 1 << 20:
+            raise InvalidInput(f"{self.path}: the first row's dimension is {dim}; this is not a {self.path.suffix[1:]} file")
+        row_bytes = 4 + dim * dtype.itemsize
+        if size % row_bytes:
+            raise InvalidInput(
+                f"{self.path}: {size:,} bytes are not a whole number of rows of {row_bytes} bytes (dimension {dim}); "
+                f"the file is truncated after row {size // row_bytes:,}, or its rows differ in dimension"
+            )
+        rows = np.memmap(self.path, np.dtype([("dim", "<i4"), ("x", dtype.newbyteorder("<"), (dim,))]), "r")
+        self._headers = rows["dim"]
+        return rows["x"]
+
+    def _map_bin(self, dtype: np.dtype) -> np.ndarray:
+        size = self.path.stat().st_size
+        if size < 8:
+            raise InvalidInput(f"{self.path}: {size} bytes are too few for the header (two int32: rows, dimension)")
+        n, dim = (int(v) for v in np.fromfile(self.path, "<u4", 2))
+        expected = 8 + n * dim * dtype.itemsize
+        if n == 0 or dim == 0:
+            raise InvalidInput(f"{self.path}: the header says {n} rows of dimension {dim}; expected at least one of each")
+        if size != expected:
+            raise InvalidInput(
+                f"{self.path}: the header says {n:,} rows of dimension {dim}, which make {expected:,} bytes, "
+                f"but the file has {size:,}; fetch it again"
+            )
+        return np.memmap(self.path, dtype.newbyteorder("<"), "r", offset=8, shape=(n, dim))
+
+    def _map_npy(self) -> np.ndarray:
+        try:
+            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise InvalidInput(f"{self.path}: not a readable .npy file ({error})") from None
+        if not isinstance(rows, np.ndarray):
+            raise InvalidInput(f"{self.path}: an archive of arrays; save one array with numpy.save")
+        if rows.ndim != 2 or 0 in rows.shape:
+            raise InvalidInput(
+                f"{self.path}: expected an array of shape (rows, dimension), at least one of each; got {rows.shape}"
+            )
+        if rows.dtype.kind not in "fiu":
+            raise InvalidInput(f"{self.path}: expected numbers, got dtype {rows.dtype}")
+        return rows
+
+
+Vectors = np.ndarray | VectorFile
+"""`(n, d)` vectors, in memory or in a file; both have `shape`, `dtype`, `len` and slices that are ndarrays."""
+
+
+def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
+    """Open a vector file lazily; see `VectorFile`."""
+    return VectorFile(path, limit)
+
+
+def write_vecs(path: Path, blocks: Iterable[np.ndarray]) -> None:
+    """Write `(m, d)` blocks, one after another, as a whole fvecs, bvecs or ivecs file, whichever `path` ends in.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "x.bvecs"
+    >>> write_vecs(path, [np.zeros((2, 3)), np.ones((1, 3))])
+    >>> open_vectors(path)[1:3].tolist()
+    [[0, 0, 0], [1, 1, 1]]
+    """
+    dtype = np.dtype(_VECS[path.suffix]).newbyteorder("<")
+
+    def write(file: BinaryIO) -> None:
+        for block in blocks:
+            rows = np.empty(len(block), [("dim", "<i4"), ("x", dtype, block.shape[1:])])
+            rows["dim"], rows["x"] = block.shape[1], block
+            file.write(rows.data)
+
+    write_atomically(path, write)
+
+
+def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
+    """Raise `InvalidInput`, with the row's number, if a component of `block` is NaN or infinite."""
+    # A finite sum proves all finite, in one pass without a temporary; the rows are looked at only where it is not.
+    with np.errstate(all="ignore"):
+        if np.isfinite(block.sum(dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+    if len(bad):
+        raise InvalidInput(
+            f"{name}: row {first_row + int(bad[0]):,} contains NaN or infinity ({len(bad):,} such rows among "
+            f"{first_row:,} to {first_row + len(block) - 1:,}); remove them"
+        )
+
+
+def as_float32(block: np.ndarray) -> np.ndarray:
+    """The same vectors as C-contiguous float32; no copy where they are that already."""
+    return np.ascontiguousarray(block, dtype=np.float32)
+
+
+def float_blocks(vectors: Vectors, description: str | None, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """`vectors` as float32 blocks of `size` rows, showing progress under `description` if there is one."""
+    with progress(description, len(vectors), "vectors") as advance:
+        for start in range(0, len(vectors), size):
+            block = as_float32(vectors[start : start + size])
+            yield block
+            advance(len(block))
+
+
+def fingerprint(vectors: Vectors, description: str = "checking vectors") -> str:
+    """A hash of the vectors' shape, type and content; reads, and so checks, every row once.
+
+    >>> fingerprint(np.eye(2)) == fingerprint(np.eye(2).copy()) != fingerprint(np.eye(2, dtype=np.float32))
+    True
+    """
+    digest = hashlib.blake2b(repr((vectors.shape, vectors.dtype.str)).encode(), digest_size=16)
+    with progress(description, len(vectors), "vectors") as advance:
+        for start in range(0, len(vectors), BLOCK):
+            block = np.ascontiguousarray(vectors[start : start + BLOCK])
+            digest.update(block.data)
+            advance(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,478 @@
+"""`CatalyzerIndex`: vectors of your own in 8 bytes each, from `fit` to `search`, and back from a file."""
+
+import tempfile
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from catalyzer.index import file as index_file
+from catalyzer.codec import PAIRS
+from catalyzer.errors import InvalidInput
+from catalyzer.index.file import MAX_BITS, MAX_ID, Contents
+from catalyzer.index.lists import InvertedLists, check_learn
+from catalyzer.index.metric import Metric, MetricName
+from catalyzer.nn import embed
+from catalyzer.progress import progress
+from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
+from catalyzer.files.vectors import BLOCK
+
+RERANK = 500  # candidates of a search in two stages
+NPROBE = 16  # lists of a search, where there are so many
+
+# One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
+# are switched between training and evaluation.
+_COMPUTING = threading.Lock()
+
+
+class CatalyzerIndex:
+    """Vectors coded by a trained catalyzer, found again by the codes.
+
+    Its methods may be called from several threads at once. Searches take turns, and see all of an addition or none of it.
+
+    Args:
+        bits: of a code, at most; 64 make 8 bytes.
+        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product, for which the longest vector learned from
+            must be as long as any that is added.
+        d_out: dimension of the sphere that vectors are mapped to; "auto" tries which suits the data.
+        hidden: width of the networks.
+        decoder: learn the way back from codes to vectors, for searches in two stages and for `reconstruct`.
+        ivf: partition the sphere into so many lists, of which a search looks at those near the query; 0 makes none, and each
+            search looks at all codes. Some 4 to 16 times the square root of the number of vectors is a good number.
+
+    Raises:
+        InvalidInput: values outside of these.
+
+    >>> random = np.random.default_rng(0)
+    >>> x = random.normal(size=(1000, 4)).astype(np.float32) @ random.normal(size=(4, 16)).astype(np.float32)
+    >>> index = CatalyzerIndex(bits=32, d_out=8, hidden=32).fit(x, epochs=2)
+    >>> skipped = index.add(x)
+    >>> D, I = index.search(x[:3], k=5)
+    >>> D.dtype, I.shape, index.ntotal, index.codes.shape
+    (dtype('float32'), (3, 5), 1000, (1000, 4))
+    """
+
+    def __init__(
+        self,
+        bits: int = 64,
+        metric: MetricName = "l2",
+        *,
+        d_out: int | Literal["auto"] = "auto",
+        hidden: int = 1024,
+        decoder: bool = True,
+        ivf: int = 0,
+    ) -> None:
+        if not 1 <= bits <= MAX_BITS:
+            raise InvalidInput(f"bits must be between 1 and {MAX_BITS}, got {bits}")
+        if ivf < 0:
+            raise InvalidInput(f"ivf must be a number of lists, or 0 for none; got {ivf}")
+        self._ivf = ivf
+        self._options = {"bits": bits, "d_out": d_out, "hidden": hidden, "decoder": decoder}
+        self._metric = Metric(metric)
+        # What readers see is one object that never changes; who writes puts another in its place.
+        self._contents: Contents | None = None
+        self._writing = threading.Lock()
+        # Ids and codes have room behind what is seen of them, so that additions do not copy what is there each time.
+        self._ids, self._codes = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether `fit` has ended, or the index comes from a file."""
+        return self._contents is not None
+
+    @property
+    def metric(self) -> MetricName:
+        """How vectors are compared."""
+        return self._metric.name
+
+    @property
+    def d(self) -> int:
+        """Dimension of the vectors that were learned from."""
+        return self._trained().d
+
+    @property
+    def ntotal(self) -> int:
+        """How many vectors there are."""
+        return 0 if self._contents is None else len(self._contents.ids)
+
+    @property
+    def ivf(self) -> int:
+        """How many lists the codes are in; 0 where there are none."""
+        return self._ivf
+
+    @property
+    def codes(self) -> np.ndarray:
+        """`(ntotal, code_size)` uint8, read-only: row i is the code of the vector `ids[i]`."""
+        return _read_only(self._trained().codes)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """`(ntotal,)` int64, read-only."""
+        return _read_only(self._trained().ids)
+
+    def fit(
+        self,
+        learn: VectorSource,
+        *,
+        epochs: int | None = None,
+        budget: str | None = None,
+        folder: str | Path | None = None,
+        skip_invalid: bool = False,
+    ) -> Self:
+        """Train the networks: catalyzer and decoder together, then the one for queries; then find the lists.
+
+        At most half a million of the vectors are trained on, spread evenly over `learn`; some 5 to 20% are held out, and of the
+        epochs the one is kept that finds most among those. It seeds the random generators of torch, NumPy and Python, so that
+        the same call gives the same networks on the same machine. Searches of other threads wait until it has ended.
+
+        Args:
+            learn: `(n, d)`, at least 500 of them, like those that will be added.
+            epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
+            budget: a duration such as "90s", "10min" or "2h" instead: it is measured here how long an epoch takes (positives
+                and dimension are settled first, a few steps are timed, and what they taught is thrown away), and as many are
+                trained as fit, at most 300. The learning rate rises and falls over exactly these. Lists, if any, come
+                on top: seconds for thousands.
+            folder: where the training is kept as it goes, so that the same call goes on with one that was killed; it stays
+                there. By default it is a temporary folder, of which nothing is left.
+            skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
+
+        Returns:
+            The index itself.
+
+        Raises:
+            InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
+                one epoch, a folder of another training, no room for files, or an index that holds vectors already, whose codes
+                would become void.
+        """
+        from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
+        from catalyzer.training import seconds_of
+
+        if epochs is not None and budget is not None:
+            raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
+        if epochs is not None and epochs < 1:
+            raise InvalidInput(f"epochs must be at least 1, got {epochs}")
+        seconds = None if budget is None else seconds_of(budget)
+        with self._writing, _COMPUTING, ExitStack() as stack:
+            if self.ntotal:
+                raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
+            x = sample(open_source(learn), LEARN, self._metric, skip_invalid)
+            check_learn(self._ivf, len(x))
+            metric = self._metric.fit(x)
+            try:
+                if folder is None:
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyzer-"))
+                codec = learn_codec(
+                    metric.base(x),
+                    epochs=None if budget else epochs or EPOCHS,
+                    seconds=seconds,
+                    folder=Path(folder),
+                    **self._options,  # type: ignore[arg-type]
+                )
+            except OSError as error:
+                raise InvalidInput(
+                    f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
+                ) from None
+            self._metric = metric
+            lists = InvertedLists.fit(codec, metric.base(x), self._ivf) if self._ivf else None
+            no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
+            bits = int(self._options["bits"])
+            self._publish(Contents(codec, metric, bits, np.empty(0, np.int64), no_codes, lists=lists))
+        return self
+
+    def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
+        """Code vectors and add them, block by block, so that any number can be added; where one is refused, none is added.
+
+        Args:
+            vectors: `(n, d)`; n may be 0.
+            ids: `(n,)` integers, distinct and not in the index yet; -1 is what stands for nothing found. By default they go on
+                from the largest that there has been: 0 to n - 1 at first.
+            skip_invalid: leave out vectors that hold NaN or infinity (for "cosine", nothing but zeros too), and their ids.
+
+        Returns:
+            Row numbers of those that were left out, int64.
+
+        Raises:
+            InvalidInput: not trained, another dimension, invalid vectors, ids that do not fit or are there already, or for
+                "ip" a vector that is longer than all that were learned from.
+        """
+        with self._writing:
+            old = self._trained()
+            source = open_source(vectors, old.d)
+            wanted = _check_ids(ids, old, len(source))
+            new_ids, new_codes = self._room(old, len(source))
+            in_lists = np.empty(0 if old.lists is None else len(source), np.int32)
+            n = 0
+            skipped = [np.empty(0, np.int64)]
+            with progress("adding", len(source), "vectors") as advance:
+                for first in range(0, len(source), BLOCK):
+                    block, invalid = valid_rows(source, first, BLOCK, old.metric, skip_invalid)
+                    if (longer := old.metric.too_long(block)).any():
+                        row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
+                        raise InvalidInput(
+                            f"{name_of(source)}row {row:,} is longer than the longest vector that was learned from, of norm "
+                            f"{old.metric.max_norm:.6g}, which for inner products is the limit; fit an index to vectors that "
+                            "have the longest of the base among them"
+                        )
+                    base, rows = old.metric.base(block), slice(n, n + len(block))
+                    with _COMPUTING:
+                        latent = embed(old.codec.transform, base)
+                        new_codes[rows] = old.codec.encode_mapped(latent, base)
+                        if old.lists is not None:
+                            in_lists[rows] = old.lists.nearest(latent)[:, 0]
+                    new_ids[rows] = wanted[first : first + BLOCK][~invalid]
+                    n += len(block)
+                    skipped.append(first + np.flatnonzero(invalid))
+                    advance(len(invalid))
+            self._append(old, new_ids[:n], new_codes[:n], in_lists[:n], int(wanted.max(initial=-1)))
+        return np.concatenate(skipped)
+
+    def search(
+        self, queries: VectorSource, k: int = 10, rerank: int | None = None, nprobe: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k vectors nearest to each query, by their codes.
+
+        Args:
+            queries: `(nq, d)`; beside the result only blocks of them are held.
+            k: how many for each.
+            rerank: so many candidates, found by distance on the catalyzer's sphere, are decoded and ranked anew by distance to
+                the decoded vectors; 0 leaves them as they are. By default 500, and 0 where there is no decoder.
+            nprobe: look at the codes of so many lists, those nearest to the query; of an index with lists, where it is 16 by
+                default. As many as there are give what an index without lists would.
+
+        Returns:
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first; where there are fewer than k vectors, or fewer in the
+            lists, -1 at the end.
+            For "l2", D are squared distances to the decoded vectors as `Codec.search` has them, and inf behind the end. For
+            "cosine" and "ip" they are similarities to them, and -inf. With rerank=0 all are those of the points on the sphere,
+            for "ip" cosines.
+
+        Raises:
+            InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, nprobe without lists or beyond
+                their number, or an invalid query.
+        """
+        contents = self._trained()
+        source = open_source(queries, contents.d)
+        nprobe = _check_nprobe(nprobe, contents.lists)
+        if rerank is None:
+            rerank = RERANK if contents.codec.decodes else 0
+        if k < 1 or rerank < 0:
+            raise InvalidInput(f"k must be at least 1 and rerank at least 0; got k = {k}, rerank = {rerank}")
+        if rerank:
+            contents.codec.decode(contents.codes[:0])  # refuses without a decoder, however few vectors there are
+        found = min(k, len(contents.ids))
+        scores = np.full((len(source), k), contents.metric.worst, np.float32)
+        ids = np.full((len(source), k), -1, np.int64)
+        size = min(BLOCK, max(1, PAIRS // max(k, rerank, nprobe)))
+        several = len(source) > size
+        with progress("queries" if several else None, len(source), "queries") as advance:
+            for first in range(0, len(source), size):
+                block, _ = valid_rows(source, first, size, contents.metric, skip=None)
+                if found:
+                    mapped = contents.metric.queries(block)
+                    with _COMPUTING:
+                        if contents.lists is None:
+                            distances, rows = contents.codec.search(mapped, contents.codes, found, rerank)
+                        else:
+                            distances, rows = contents.lists.search(
+                                contents.codec, mapped, contents.codes, found, rerank, nprobe
+                            )
+                    there = rows >= 0
+                    told = contents.metric.scores(np.where(there, distances, 0), block, on_sphere=not rerank)
+                    scores[first : first + size, :found] = np.where(there, told, contents.metric.worst)
+                    ids[first : first + size, :found] = np.where(there, contents.ids[rows], -1)
+                advance(len(block))
+        return scores, ids
+
+    def reconstruct(self, ids: np.ndarray) -> np.ndarray:
+        """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.
+
+        Raises:
+            InvalidInput: an id that is not there, or no decoder.
+        """
+        contents = self._trained()
+        rows = _rows(contents, ids)
+        with _COMPUTING:
+            decoded = contents.codec.decode(np.asarray(contents.codes[rows]))
+        return contents.metric.restore(decoded) if len(rows) else np.empty((0, contents.d), np.float32)
+
+    def remove(self, ids: np.ndarray) -> None:
+        """Remove the vectors of `(n,)` ids, which are not given out again.
+
+        Raises:
+            InvalidInput: an id that is not there; nothing is removed then.
+        """
+        with self._writing:
+            contents = self._trained()
+            kept = np.ones(len(contents.ids), bool)
+            kept[_rows(contents, ids)] = False
+            lists = None if contents.lists is None else contents.lists.keep(kept)
+            # Arrays of their own, also where those before are mapped.
+            ids, codes = np.array(contents.ids[kept]), np.array(contents.codes[kept])
+            self._publish(replace(contents, ids=ids, codes=codes, lists=lists))
+
+    def merge(self, other: "CatalyzerIndex") -> None:
+        """Add all vectors of another index, with their ids; the other one stays as it is.
+
+        Raises:
+            InvalidInput: an index of another training, whose codes mean other vectors, or an id that both have.
+        """
+        added = other._trained()
+        with self._writing:
+            old = self._trained()
+            same = (old.metric, old.bits) == (added.metric, added.bits) and np.array_equal(_centroids(old), _centroids(added))
+            if not same or index_file.weights_digest(old.codec) != index_file.weights_digest(added.codec):
+                raise InvalidInput(
+                    "the two indexes come from different trainings, so their codes mean different vectors; "
+                    "load both from copies of one that is fitted, and add to these"
+                )
+            _check_new(added.ids, old)
+            new_ids, new_codes = self._room(old, len(added.ids))
+            new_ids[:], new_codes[:] = added.ids, added.codes
+            lists = np.empty(0, int) if added.lists is None else np.repeat(np.arange(len(added.lists)), added.lists.sizes)
+            self._append(old, new_ids, new_codes, lists, added.last_id)
+
+    def save(self, path: str | Path) -> None:
+        """Write all into one file (docs/format.md), beside and renamed: there is the old one, or the new one.
+
+        Raises:
+            InvalidInput: not trained, or the file cannot be written, as on a full disk.
+        """
+        index_file.write(Path(path).expanduser(), self._trained())
+
+    @classmethod
+    def load(cls, path: str | Path, mmap: bool = False) -> Self:
+        """Read what `save` wrote; nothing in the file is unpickled or run.
+
+        Args:
+            path: of the file.
+            mmap: leave ids and codes in the file, so that loading takes no longer for many vectors than for few, and processes
+                share the memory; the first addition copies them. They are not compared with their checksums then: run
+                `catalyzer verify` before what was added to such an index is saved, or damage would be saved with it.
+
+        Raises:
+            InvalidInput: no such file, not an index, of a later format, or damaged.
+        """
+        contents = index_file.read(Path(path).expanduser(), mmap)
+        catalyzer = contents.codec.transform
+        index = cls(
+            contents.bits,
+            contents.metric.name,
+            d_out=catalyzer.d_out,  # type: ignore[arg-type]
+            hidden=catalyzer.hidden,  # type: ignore[arg-type]
+            decoder=contents.codec.decoder is not None,
+            ivf=0 if contents.lists is None else len(contents.lists),
+        )
+        index._metric = contents.metric
+        index._publish(contents)
+        return index
+
+    def _trained(self) -> Contents:
+        contents = self._contents
+        if contents is None:
+            raise InvalidInput("the index is not trained; call fit(learn) first, or load one from its file")
+        return contents
+
+    def _publish(self, contents: Contents) -> None:
+        self._contents = contents
+        if contents.ids.base is not self._ids:
+            self._ids, self._codes = contents.ids, contents.codes
+
+    def _room(self, contents: Contents, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where to write ids and codes of m more vectors: behind those that are there, or, if they go into lists, aside.
+
+        Rows behind those that are published are nobody's, so what is half added is overwritten by the next addition.
+        """
+        code_size, n = contents.codec.quantizer.code_size, len(contents.ids)
+        if contents.lists is not None:
+            return np.empty(m, np.int64), np.empty((m, code_size), np.uint8)
+        if n + m > len(self._ids):
+            size = max(n + m, 2 * n)
+            ids, codes = np.empty(size, np.int64), np.empty((size, code_size), np.uint8)
+            ids[:n], codes[:n] = contents.ids, contents.codes
+            self._ids, self._codes = ids, codes
+        return self._ids[n : n + m], self._codes[n : n + m]
+
+    def _append(self, old: Contents, ids: np.ndarray, codes: np.ndarray, in_lists: np.ndarray, last_id: int) -> None:
+        """Publish the old vectors with new ones, `(m,)` ids and codes that are written where `_room` has said."""
+        lists, n = old.lists, len(old.ids) + len(ids)
+        if lists is None:
+            ids, codes = self._ids[:n], self._codes[:n]
+        else:
+            lists, ids, codes = lists.insert(old.ids, old.codes, in_lists, ids, codes)
+        self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
+
+
+def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:
+    if ids is None:
+        if contents.last_id >= MAX_ID - n:
+            raise InvalidInput(f"there are no {n:,} ids above {contents.last_id}, the largest so far; give ids")
+        return np.arange(contents.last_id + 1, contents.last_id + 1 + n)
+    ids = _int64(ids)
+    if len(ids) != n:
+        raise InvalidInput(f"expected an id for each of {n:,} vectors, got {len(ids):,}")
+    distinct, first = np.unique(ids, return_index=True)
+    if len(distinct) < n:
+        again = int(np.setdiff1d(np.arange(n), first)[0])
+        raise InvalidInput(f"row {again:,} has the id {ids[again]}, as a row before it; ids must be distinct")
+    if (ids == -1).any():
+        raise InvalidInput(f"row {int(np.argmax(ids == -1)):,} has the id -1, which stands for nothing found; give another")
+    _check_new(ids, contents)
+    return ids
+
+
+def _check_new(ids: np.ndarray, contents: Contents) -> None:
+    known = np.isin(ids, contents.ids)
+    if known.any():
+        raise InvalidInput(
+            f"{int(known.sum()):,} of the ids are in the index already, the first of them {ids[np.argmax(known)]}; "
+            "remove those from it, or give others"
+        )
+
+
+def _int64(ids: np.ndarray) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
+        raise InvalidInput(f"ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
+    return array.astype(np.int64)
+
+
+def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
+    if lists is None:
+        if nprobe is not None:
+            raise InvalidInput(
+                f"nprobe = {nprobe} is for an index with lists, and this has none; fit one with ivf, or leave it out"
+            )
+        return 0
+    if nprobe is None:
+        return min(NPROBE, len(lists))
+    if not 1 <= nprobe <= len(lists):
+        raise InvalidInput(f"nprobe must be between 1 and the number of lists, {len(lists):,}; got {nprobe}")
+    return nprobe
+
+
+def _centroids(contents: Contents) -> np.ndarray:
+    return np.empty(0) if contents.lists is None else contents.lists.centroids
+
+
+def _rows(contents: Contents, ids: np.ndarray) -> np.ndarray:
+    ids = _int64(ids)
+    order = np.argsort(contents.ids, kind="stable")
+    at = np.searchsorted(contents.ids, ids, sorter=order)
+    rows = order[np.minimum(at, len(order) - 1)] if len(order) else np.full(len(ids), -1)
+    missing = np.ones(len(ids), bool) if not len(order) else contents.ids[rows] != ids
+    if missing.any():
+        raise InvalidInput(
+            f"{int(missing.sum()):,} of the ids are not in the index, the first of them {ids[np.argmax(missing)]}"
+        )
+    return rows
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,157 @@
+"""Networks as ONNX files, for where there is no PyTorch, with what the metric does to vectors before and after them."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.codec import Codec
+from catalyzer.errors import InvalidInput
+from catalyzer.index.metric import Metric
+from catalyzer.nn import Catalyzer
+
+CHECKED = 100  # random vectors on which a file has to do what torch does
+TOLERANCE = 1e-4  # of the largest number that torch gives
+
+
+def export(
+    codec: Codec, metric: Metric, onnx: Path, decoder: Path | None = None, query: Path | None = None
+) -> dict[Path, float]:
+    """Write networks as ONNX files that take batches of any size; all float32, in the user's units.
+
+    Each file is compared with torch, by onnxruntime, on random vectors of the mean and the scale that the network has learned,
+    before any of them is written.
+
+    Args:
+        codec: whose networks they are.
+        metric: of the index; for a run, "l2".
+        onnx: file of the catalyzer: `vectors` (batch, d), those to be stored, to `latent` (batch, d_out), rows of L2 norm 1.
+        decoder: file of the decoder: `latent` (batch, d_out), rows of norm 1, to `vectors` (batch, d).
+        query: file of what maps queries: `queries` (batch, d) to `latent` (batch, d_out), rows of norm 1.
+
+    Returns:
+        For each file the largest difference from torch.
+
+    Raises:
+        InvalidInput: a package is missing, the codec lacks what is to be exported, onnxruntime comes to other numbers than
+            torch, or a file cannot be written.
+    """
+    transform = codec.transform
+    if not isinstance(transform, Catalyzer):
+        raise InvalidInput("there is no network to export: vectors are mapped without one; train with catalyzer=mlp")
+    if decoder is not None and codec.decoder is None:
+        raise InvalidInput("there is no decoder to export; leave out decoder=, or train with one")
+    if query is not None and codec.query is None and metric.name != "ip":
+        raise InvalidInput("queries have no network of their own here: onnx= has what maps them too; leave out query=")
+    d = transform.d_in - metric.extra
+    random = torch.Generator().manual_seed(0)
+    x = transform.mean[:d] + transform.scale * torch.randn(CHECKED, d, generator=random)
+    z = F.normalize(torch.randn(CHECKED, transform.d_out, generator=random))
+
+    made = {onnx: _checked(_Stored(metric, transform), "vectors", x, "latent", _torch(transform, metric.base(x.numpy())))}
+    if query is not None:
+        network = codec.query or transform
+        expected = _torch(network, metric.queries(x.numpy()))
+        made[query] = _checked(_Queries(metric, network), "queries", x, "latent", expected)
+    if decoder is not None:
+        assert codec.decoder is not None
+        expected = metric.restore(_torch(codec.decoder, z.numpy()))
+        made[decoder] = _checked(_Decoded(metric, codec.decoder), "latent", z, "vectors", expected)
+    for path, (content, _) in made.items():
+        _write(path, content)
+    return {path: difference for path, (_, difference) in made.items()}
+
+
+class _Stored(nn.Module):
+    """`Metric.base`, then the network."""
+
+    def __init__(self, metric: Metric, network: nn.Module) -> None:
+        super().__init__()
+        self.metric, self.network = metric, network
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.metric.name == "cosine":
+            x = x / _norms(x)
+        elif self.metric.max_norm is not None:
+            rest = (self.metric.max_norm**2 - _norms(x).square()).clamp(min=0).sqrt()
+            x = torch.cat([x, rest], 1)
+        return self.network(x.float())
+
+
+class _Queries(_Stored):
+    """`Metric.queries`, then the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.metric.max_norm is None:
+            return super().forward(x)
+        norms = _norms(x)
+        scaled = x * (self.metric.max_norm / torch.where(norms == 0, 1, norms))
+        return self.network(F.pad(scaled, (0, 1)).float())
+
+
+class _Decoded(_Stored):
+    """The decoder, then `Metric.restore`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        decoded = self.network(x)
+        if self.metric.name == "cosine":
+            return (decoded / _norms(decoded)).float()
+        return decoded[:, : decoded.shape[1] - self.metric.extra]
+
+
+def _norms(x: Tensor) -> Tensor:
+    """`(n, 1)` float64, as `Metric` takes them: M² - |x|² of inner products cancels."""
+    return x.double().square().sum(1, keepdim=True).sqrt()
+
+
+@torch.inference_mode()
+def _torch(network: nn.Module, x: np.ndarray) -> np.ndarray:
+    return network.eval()(torch.from_numpy(x)).numpy()
+
+
+def _checked(module: nn.Module, takes: str, x: Tensor, gives: str, expected: np.ndarray) -> tuple[bytes, float]:
+    """The content of an ONNX file, and how far onnxruntime's numbers are from those expected."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch needs it, and would say so in many lines)
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"ONNX files need {error.name}, which is not installed: pip install 'catalyzer[onnx]'") from None
+
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns of torchvision, which is not needed
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                (x[:2],),
+                input_names=[takes],
+                output_names=[gives],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        exporter.setLevel(level)
+    assert program is not None
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    difference = float(np.abs(session.run([gives], {takes: x.numpy()})[0] - expected).max())
+    if not difference <= TOLERANCE * np.abs(expected).max():
+        raise InvalidInput(
+            f"onnxruntime {onnxruntime.__version__} comes to other {gives} than torch {torch.__version__}, by up to "
+            f"{difference:.2g}, so nothing was written; install the versions that constraints.txt names"
+        )
+    return content, difference
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written ({error.strerror or error})") from None

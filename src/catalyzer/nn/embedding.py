@@ -1,0 +1,64 @@
+"""Vectors through a transform, block by block."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from llvmlite.binding import get_host_cpu_features
+
+from catalyzer.files.vectors import BLOCK, Vectors, float_blocks
+from catalyzer.nn.transforms import Transform
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16, which then is about twice as fast as float32; emulated it would be slower.
+
+    >>> multiplies_bfloat16(torch.device("meta"))
+    False
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    features = get_host_cpu_features()  # as LLVM names them, on x86 and ARM
+    return any(features.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
+
+
+@torch.inference_mode()
+def embed(transform: Transform, vectors: Vectors, description: str | None = None) -> np.ndarray:
+    """Map all vectors through `transform` in evaluation mode, block by block, on the device its tensors are on.
+
+    Networks multiply in bfloat16 where the hardware does, as their training: codes have the same error then, and a few
+    differ. PCA and identity stay in float32.
+
+    Args:
+        transform: fitted.
+        vectors: `(n, d_in)`.
+        description: what the progress display says; None shows none.
+
+    Returns:
+        `(n, d_out)` float32.
+
+    >>> from catalyzer.nn import Identity
+    >>> embed(Identity(d_in=2), np.eye(2, dtype=np.uint8)).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    was_training = transform.training
+    if was_training:  # asked first, since it takes longer than a single vector's way through the network
+        transform.eval()
+    tensors = [*transform.parameters(), *transform.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    out: np.ndarray | None = None
+    first = 0
+    fast = transform.is_trained and multiplies_bfloat16(device)
+    for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            mapped = transform(torch.from_numpy(block).to(device)).cpu().numpy()
+        if out is None:
+            out = np.empty((len(vectors), mapped.shape[1]), np.float32)
+        out[first : first + len(mapped)] = mapped
+        first += len(mapped)
+    if was_training:
+        transform.train()
+    return out if out is not None else np.empty((0, transform.d_out), np.float32)

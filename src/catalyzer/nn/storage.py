@@ -1,0 +1,83 @@
+"""Parts in a run's folder: class and arguments as JSON, and what was learned as safetensors."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from catalyzer.errors import CatalyzerError, DamagedFile, InvalidInput
+from catalyzer.files.atomic import write_atomically
+from catalyzer.parts import Part, Trust, describe, make
+
+
+class Stateful(Protocol):
+    """What has learned something: networks, and quantizers."""
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> object: ...
+
+
+Kind = TypeVar("Kind", bound=Part)
+
+
+def tensors(part: Stateful, prefix: str = "") -> dict[str, Tensor]:
+    """What a part has learned, on the CPU, each tensor with memory of its own, by name."""
+    return {f"{prefix}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in part.state_dict().items()}
+
+
+def digest(parts: Mapping[str, Part | None]) -> str:
+    """BLAKE2b-256, in hexadecimal, of parts by name: equal where they are, to the last bit, the same."""
+    from safetensors.torch import save
+
+    made = {name: part for name, part in parts.items() if part is not None}
+    text = json.dumps({name: describe(part) for name, part in made.items()}, sort_keys=True).encode()
+    state = {key: tensor for name, part in made.items() for key, tensor in tensors(part, f"{name}.").items()}  # type: ignore[arg-type]
+    return hashlib.blake2b(text + save(state), digest_size=32).hexdigest()
+
+
+def save_part(part: Part, folder: Path, name: str, training_seconds: float) -> None:
+    """Write `<name>.safetensors` and `<name>.json` (class, arguments, seconds of training) into `folder`, each atomically."""
+    from safetensors.torch import save
+
+    content = save(tensors(part))  # type: ignore[arg-type]
+    text = json.dumps({**describe(part), "training_seconds": training_seconds}, indent=1)
+    write_atomically(folder / f"{name}.safetensors", lambda file: file.write(content))
+    write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
+
+
+def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()) -> tuple[Kind, float]:
+    """What `save_part` wrote into `folder` under `name`, networks in evaluation mode on the CPU, and the seconds of its training.
+
+    Args:
+        folder: of the run.
+        name: of the part.
+        kind: what it must be derived from.
+        trust: modules beside this package whose classes may be named; see `catalyzer.parts.find_class`.
+
+    Raises:
+        InvalidInput: a file is missing.
+        DamagedFile: a file is damaged, or weights and arguments do not belong together.
+        UntrustedPart: the class is of a module that is not allowed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    weights, description = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.json"
+    for path in (weights, description):
+        if not path.is_file():
+            raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended")
+    try:
+        content = json.loads(description.read_text())
+        seconds = float(content.pop("training_seconds"))
+        part = make(content, kind, trust)
+        part.load_state_dict(load(weights.read_bytes()))  # type: ignore[attr-defined]
+    except (InvalidInput, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CatalyzerError) and not isinstance(error, InvalidInput):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DamagedFile(f"{folder}: {name}.safetensors and {name}.json cannot be loaded ({reason})") from None
+    return part.eval() if isinstance(part, nn.Module) else part, seconds

@@ -1,0 +1,149 @@
+"""Parts: classes that compose a run or an index, and that users can add to. Files name a part by class and arguments.
+
+A part follows two conventions of scikit-learn: each argument of its constructor is kept as an attribute of the same name, and
+what it learns ends in an underscore or, in a network, is in its `state_dict`.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from catalyzer.errors import InvalidInput, UntrustedPart
+
+Trust = str | Sequence[str]
+"""Modules, such as `"my_parts"`, whose classes a file may name; their submodules are included."""
+
+Kind = TypeVar("Kind")
+
+
+class Part:
+    """Base of all parts.
+
+    Attributes:
+        label: what the part is called in tables and figures; by default the name of its class.
+
+    >>> class Halve(Part):
+    ...     def __init__(self, times: int = 1) -> None:
+    ...         self.times = times
+    >>> Halve.label, Halve(times=3).arguments
+    ('Halve', {'times': 3})
+    """
+
+    label: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "label" not in vars(cls):
+            cls.label = cls.__name__
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What makes an equal part, apart from what it has learned: by default the attributes named like the arguments.
+
+        Raises:
+            InvalidInput: the part keeps an argument under no attribute of its name.
+        """
+        try:
+            return {name: getattr(self, name) for name in parameters(type(self))}
+        except AttributeError as error:
+            name = str(error.name)
+            raise InvalidInput(
+                f"{type(self).__name__} takes {name} and does not keep it, so no file could say how it was made; "
+                f"add self.{name} = {name} to its __init__"
+            ) from None
+
+
+def parameters(cls: type) -> list[str]:
+    """The names of the constructor's arguments, without *args and **kwargs.
+
+    >>> parameters(InvalidInput)
+    []
+    """
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:] if each.kind in named]
+
+
+def describe(part: Part) -> dict[str, Any]:
+    """Class and arguments of a part, as a file keeps them.
+
+    Raises:
+        InvalidInput: an argument that JSON cannot hold.
+    """
+    description = {"class": f"{type(part).__module__}.{type(part).__qualname__}", "arguments": part.arguments}
+    try:
+        return json.loads(json.dumps(description, allow_nan=False))
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"the arguments of {type(part).__name__} are to be kept in a file, so they must be numbers, texts, lists or "
+            f"dicts of these; got {part.arguments}"
+        ) from None
+
+
+def find_class(path: str, kind: type[Kind], trust: Trust | None = None) -> type[Kind]:
+    """The class of a path such as `"catalyzer.quantizers.LatticeQuantizer"`.
+
+    Args:
+        path: module and name, with dots.
+        kind: what it must be derived from.
+        trust: modules that are allowed beside this package; None, where a user has typed the path, allows all.
+
+    Raises:
+        UntrustedPart: a module that is not allowed; it has not been imported then.
+        InvalidInput: there is no such module or class, or it is not of this kind.
+
+    >>> find_class("catalyzer.errors.InvalidInput", ValueError)
+    <class 'catalyzer.errors.InvalidInput'>
+    """
+    module_name, _, name = path.rpartition(".")
+    allowed = None if trust is None else ("catalyzer", *([trust] if isinstance(trust, str) else trust))
+    _check_trust(path, module_name, allowed)
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"{path}: there is no module {error.name}; install it, or add its folder to PYTHONPATH"
+        ) from None
+    except (ImportError, ValueError, AttributeError) as error:
+        raise InvalidInput(f"{path}: {str(error).splitlines()[0] if str(error) else 'there is no such class'}") from None
+    if not isinstance(found, type) or not issubclass(found, kind):
+        raise InvalidInput(f"{path}: expected a class derived from {kind.__module__}.{kind.__name__}")
+    _check_trust(path, found.__module__, allowed)  # a module of ours has names of others, too
+    return found
+
+
+def _check_trust(path: str, module: str, allowed: tuple[str, ...] | None) -> None:
+    if allowed is not None and not any(module == each or module.startswith(f"{each}.") for each in allowed):
+        raise UntrustedPart(
+            f"{path} is not a class of catalyzer, and loading it would run its module; if you trust that, add "
+            f"trust={module.partition('.')[0] or path}"
+        )
+
+
+def make(description: Any, kind: type[Kind], trust: Trust = ()) -> Kind:
+    """The part that `describe` described, with nothing learned.
+
+    Args:
+        description: of a file, hence checked.
+        kind: what it must be derived from.
+        trust: see `find_class`.
+
+    Raises:
+        UntrustedPart: see `find_class`.
+        InvalidInput: no such description, class or arguments.
+    """
+    if not (
+        isinstance(description, dict)
+        and description.keys() == {"class", "arguments"}
+        and isinstance(description["class"], str)
+        and isinstance(description["arguments"], dict)
+    ):
+        raise InvalidInput(f"expected class and arguments of a part, got {str(description)[:100]}")
+    cls = find_class(description["class"], kind, trust)
+    try:
+        return cls(**description["arguments"])
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"{description['class']} cannot be made of {description['arguments']}: {error}") from None

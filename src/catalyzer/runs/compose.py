@@ -1,0 +1,91 @@
+"""Composing `conf/` with Hydra, also from within Python, and the resolvers that its files use."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from catalyzer.errors import InvalidInput
+from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
+
+_PACKAGE = Path(__file__).parents[1]
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())
+"""The folder of the YAML files: in the package where it is installed, else that of the checkout."""
+
+
+def register_resolvers() -> None:
+    """Make the functions below known to the YAML files, as in `${native_precision:${trainer.accelerator}}`."""
+
+    def native_precision(accelerator: str) -> str:
+        import torch
+
+        from catalyzer.nn import multiplies_bfloat16
+
+        device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        return "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
+
+    # Milliseconds, since runs that a script starts side by side must not share a folder.
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+
+    def run_folder(resume: str | None, strategy: str = "auto") -> str:
+        # Processes that SLURM has started share a folder, also when it starts them again.
+        if strategy == "ddp" and (job := os.environ.get("SLURM_JOB_ID")):
+            return f"outputs/slurm-{job}.{os.environ.get('SLURM_STEP_ID', 0)}"
+        # A resumed run is logged where it began. Anything else, a mistyped folder too, gets a new name, since Hydra
+        # creates the folder before our checks can refuse it.
+        if resume and (Path(resume) / "config.yaml").is_file():
+            return str(resume)
+        return f"outputs/{stamp}"
+
+    def launched_devices() -> int:
+        # torchrun says how many processes it has started on this machine, SLURM on all.
+        if local := os.environ.get("LOCAL_WORLD_SIZE"):
+            return int(local)
+        return int(os.environ.get("SLURM_NTASKS", 1)) // launched_nodes()
+
+    def launched_nodes() -> int:
+        if "LOCAL_WORLD_SIZE" in os.environ:
+            return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+        return int(os.environ.get("SLURM_NNODES", 1))
+
+    def cache_folder() -> str:
+        if folder := os.environ.get("CATALYZER_CACHE"):
+            return folder
+        return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
+
+    cached = (native_precision, run_folder, launched_devices, launched_nodes, cache_folder)
+    for resolver in (default_d_out, default_lambda, default_rerank, *cached):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in cached, replace=True)
+
+
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
+    """What `conf/<name>.yaml` composes to with these overrides, also while another command or a Hydra of the user's runs.
+
+    Raises:
+        InvalidInput: Hydra refuses the overrides.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # afterwards Hydra is what it was before
+        try:
+            return compose(name, overrides)
+        except HydraException as error:
+            raise InvalidInput(" ".join(str(error).split())) from None
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values.
+
+    Raises:
+        InvalidInput: a key that must be given is missing, or an interpolation fails.
+    """
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise InvalidInput(f"{error.full_key} is missing; give it on the command line: {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise InvalidInput(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None

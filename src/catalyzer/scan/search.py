@@ -1,0 +1,302 @@
+"""The scan of lattice codes: the k nearest by asymmetric distance, exact, in memory that does not grow with the codes.
+
+Many queries: a block of codes is decoded once, and all queries meet it tile by tile in the processor's cache. One query:
+codes are split leaf by leaf and given up as soon as they cannot be among the best. `docs/lattice.md` has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput
+from catalyzer.lattice import SphericalLattice
+from catalyzer.progress import progress
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 1 << 16  # codes decoded at a time
+TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
+FEW = 1 << 14  # codes up to which a single query's lists are decoded, and not split leaf by leaf
+FIRST_ROUND, LAST_ROUND = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
+
+
+def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
+
+    Args:
+        lattice: whose codes they are.
+        queries: `(nq, dim)` float32.
+        codes: `(n, code_size)` uint8, in memory or memory-mapped; read once, block by block, for all queries together.
+        k: neighbours a query; at most n.
+
+    Returns:
+        `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows of
+        `codes`; ties by lower row.
+
+    Raises:
+        InvalidInput: shapes or k that do not fit, NaN or infinity in a query, or a code that is not one.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
+    >>> D, I = search(lattice, np.array([[1, 1, 0]], np.float32) / 2**0.5, codes, k=3)
+    >>> D.round(3).tolist(), I.tolist()
+    ([[0.0, 0.0, 1.0]], [[0, 2, 1]])
+    """
+    distances, ids = search_part(lattice, queries, codes, k, "searching")
+    return distances.astype(np.float32), ids
+
+
+def search_part(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` with the distances as they are compared, float64: what parts of the codes have found is merged by these.
+
+    Rounded to float32, some that differ would be equal, and a merge could not tell which comes first.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.eye(3, dtype=np.float32))
+    >>> search_part(lattice, np.ones((1, 3), np.float32) / 3**0.5, codes, k=1)[0].dtype
+    dtype('float64')
+    """
+    queries = _checked_queries(lattice, queries, codes, k)
+    import torch
+
+    if torch.cuda.is_available():
+        distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"), description)
+    elif len(queries) == 1 and _splits(lattice):
+        distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
+    else:
+        distances, ids = _search_many(lattice, queries, codes, k, description)
+    return distances, ids.astype(np.int64)
+
+
+def search_lists(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search` in some lists of codes for each query: exact in these, and the others are not read.
+
+    List by list, so that its codes are decoded once for all queries that probe it. It runs on the CPU.
+
+    Args:
+        lattice: whose codes they are.
+        queries: `(nq, dim)` float32.
+        codes: `(n, code_size)` uint8, in memory or memory-mapped, list by list.
+        offsets: `(lists + 1,)` int64: list l are rows `offsets[l]` to `offsets[l + 1]`.
+        probed: `(nq, nprobe)` int64, the lists of each query, distinct.
+        k: neighbours a query; at most n.
+
+    Returns:
+        As `search`; where a query's lists hold fewer than k codes, inf and -1 at the end.
+
+    Raises:
+        InvalidInput: as for `search`, or lists that are not there.
+
+    >>> lattice = SphericalLattice(dim=3, radius_sq=2)
+    >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
+    >>> query = np.array([[1, 1, 0]], np.float32) / 2**0.5
+    >>> D, I = search_lists(lattice, query, codes, offsets=np.array([0, 2, 3]), probed=np.array([[1]]), k=2)
+    >>> D.round(3).tolist(), I.tolist()
+    ([[0.0, inf]], [[2, -1]])
+    """
+    from catalyzer.scan.kernels import CODES, decode_tiles, queries_by_list, scan_lists
+
+    queries = _checked_queries(lattice, queries, codes, k)
+    last = len(offsets) - 2
+    if probed.ndim != 2 or len(probed) != len(queries) or probed.min(initial=0) < 0 or probed.max(initial=0) > last:
+        raise InvalidInput(f"probed must be (nq, nprobe) lists from 0 to {last:,}, got shape {probed.shape} of {probed.dtype}")
+    starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
+    queries_by_list(probed, starts, probing)
+    # Each list that somebody probes is cut into tiles, the last of which is not full.
+    lists = np.flatnonzero((np.diff(starts) > 0) & (np.diff(offsets) > 0))
+    tiles_of = -(-np.diff(offsets)[lists] // CODES)
+    lists = np.repeat(lists, tiles_of)
+    firsts = offsets[lists] + CODES * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
+    sizes = np.minimum(CODES, offsets[lists + 1] - firsts)
+    if len(queries) == 1 and sizes.sum() > FEW and _splits(lattice):
+        among, _ = _gathered(lattice, codes, firsts, sizes)
+        near, rows = _search_one(lattice, queries[0], among, min(k, len(among)), None)
+        distances, ids = np.full((1, k), np.inf, np.float32), np.full((1, k), -1)
+        at = np.searchsorted(np.cumsum(sizes), rows, side="right")
+        distances[0, : len(near)] = near
+        ids[0, : len(near)] = firsts[at] + rows - (np.cumsum(sizes) - sizes)[at]
+        return distances, ids
+
+    padded, distances, ids = _heaps(queries, k)
+    squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
+    block = BLOCK // CODES
+    tiles = np.zeros((min(block, len(lists)), padded.shape[1], CODES), np.float32)
+    scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
+    for part in (slice(first, first + block) for first in range(0, len(lists), block)):
+        _, (low, high) = _gathered(lattice, codes, firsts[part], sizes[part])
+        decode_tiles(low, high, np.append(0, np.cumsum(sizes[part])), lattice.tables, scale, tiles)
+        scan_lists(
+            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
+            *(padded, squares, slacks, task_size, distances, ids),
+        )
+    distances, ids = _sorted(distances, ids)
+    return distances.astype(np.float32), ids
+
+
+def _gathered(
+    lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Several runs of codes, one behind the other, and their words, by which they are checked."""
+    codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
+    runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+    gathered = np.concatenate(runs)
+    try:
+        return gathered, lattice.words(gathered)
+    except InvalidInput:
+        for first, run in zip(firsts.tolist(), runs, strict=True):
+            lattice.words(run, first)  # which says the row where it stands
+        raise
+
+
+def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
+    """Raise `InvalidInput` unless the queries, the codes and k of a search fit together."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InvalidInput(f"queries must be (n, {dim}), got {queries.shape}")
+    if codes.ndim != 2 or codes.shape[1] != code_size or codes.dtype != np.uint8:
+        raise InvalidInput(f"codes must be (n, {code_size}) uint8, got {codes.shape} {codes.dtype}")
+    if not 1 <= k <= len(codes):
+        raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+
+
+def _checked_queries(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
+    check_search(queries, codes, k, lattice.dim, lattice.code_size)
+    queries = np.ascontiguousarray(queries, np.float32)
+    refused = ~np.isfinite(queries).all(axis=1)
+    if refused.any():
+        raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
+    return queries
+
+
+def _splits(lattice: SphericalLattice) -> bool:
+    """Whether codes of this lattice can be split leaf by leaf for one query."""
+    return len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
+
+
+def _rounding(queries: np.ndarray) -> np.ndarray:
+    """What single precision may be off by in the dot product of each query with a point of norm 1; float64."""
+    return (queries.shape[1] + 16) * 2.0**-23 * (np.linalg.norm(queries.astype(np.float64), axis=1) + 1)
+
+
+def _search_many(
+    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    from catalyzer.scan.kernels import CODES, decode_columns, scan_many
+
+    padded, distances, ids = _heaps(queries, k)
+    columns = np.zeros((padded.shape[1], -(-min(BLOCK, len(codes)) // CODES) * CODES), np.float32)
+    squares = (queries.astype(np.float64) ** 2).sum(axis=1)
+    task_size = _task_size(len(queries))
+    with progress(description, len(codes), "codes") as advance:
+        for first in range(0, len(codes), BLOCK):
+            low, high = lattice.words(codes[first : first + BLOCK], first)
+            decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
+            scan_many(
+                *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
+                *(padded, squares, _rounding(queries), task_size, distances, ids),
+            )
+            advance(len(low))
+    return _sorted(distances, ids)
+
+
+def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries padded for the loops to an even number and a multiple of 8 dimensions, and empty heaps for their k best."""
+    nq, dim = queries.shape
+    padded = np.zeros((nq + nq % 2, -(-dim // 8) * 8), np.float32)
+    padded[:nq, :dim] = queries
+    return padded, np.full((nq, k), np.inf), np.full((nq, k), -1)
+
+
+def _task_size(nq: int) -> int:
+    """Queries of a task: enough tasks to share out evenly, each with enough queries that bringing codes into the cache costs
+    little."""
+    from numba import get_num_threads
+
+    return min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
+
+
+def _sorted(distances: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((ids, distances), axis=1)
+    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _search_one(
+    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    from catalyzer.lattice.kernels import decode
+    from catalyzer.scan.kernels import exact_distances, leaf_products, scan_one
+
+    tables, numbering, r = lattice.tables, lattice.numbering, lattice.radius_sq**0.5
+    scale = np.float32(1 / r)
+    leaves = np.zeros((len(numbering.widths), 4), np.float32)
+    left = np.zeros(len(numbering.widths))  # norm of the query's coordinates after each leaf
+    for t, (first, width) in enumerate(zip(np.cumsum((0, *numbering.widths)), numbering.widths, strict=False)):
+        leaves[t, :width] = query[first : first + width]
+        left[t] = np.linalg.norm(query[first + width :].astype(np.float64))
+    points = numbering.points.reshape(-1, 4)
+    products = np.empty((len(leaves), len(points)), np.float32)
+    leaf_products(leaves * scale, points, products)
+    rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
+    square, slack = float((query.astype(np.float64) ** 2).sum()), float(_rounding(query[None])[0])
+
+    distances, ids = np.full(k, np.inf), np.full(k, -1)
+    first, size = 0, max(FIRST_ROUND, k)
+    with progress(description, len(codes), "codes") as advance:
+        # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
+        while first < len(codes):
+            low, _ = lattice.words(codes[first : first + size], first)
+            limit = np.float32((square + 1 - distances[-1]) / 2 - slack)
+            rows = scan_one(low, tables, products, rest, limit)
+            vectors = np.empty((len(rows), lattice.dim), np.float32)
+            decode(low[rows], np.empty(0, np.uint64), tables, scale, vectors)
+            distances = np.concatenate([distances, exact_distances(query, vectors, square, r)])
+            ids = np.concatenate([ids, rows + first])
+            best = np.lexsort((ids, distances))[:k]
+            distances, ids = distances[best], ids[best]
+            advance(len(low))
+            first += len(low)
+            size = min(3 * first, LAST_ROUND)
+    return distances, ids
+
+
+def _search_torch(
+    lattice: SphericalLattice,
+    queries: np.ndarray,
+    codes: np.ndarray,
+    k: int,
+    device: torch.device,
+    description: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    q = torch.from_numpy(queries).to(device, torch.float64)
+    squares, r = q.square().sum(dim=1, keepdim=True), lattice.radius_sq**0.5
+    distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
+    ids = torch.full((len(q), k), -1, device=device)
+    with progress(description, len(codes), "codes") as advance:
+        for first in range(0, len(codes), BLOCK):
+            lattice.words(codes[first : first + BLOCK], first)  # checked here, where the row's number is known
+            block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK])).to(device)
+            points = (lattice.decode(block).double() * r).round_()
+            for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
+                d = (squares[rows] + 1 - 2 / r * (q[rows] @ points.T)).clamp_(min=0)
+                near = torch.cat([distances[rows], d], dim=1)
+                kept = near.topk(k, dim=1, largest=False)
+                columns = kept.indices
+                # topk chooses freely among equals at the k-th place; where there are any, a stable sort chooses for it.
+                tied = ((near <= kept.values.amax(dim=1, keepdim=True)).sum(dim=1) > k).nonzero()[:, 0]
+                columns[tied] = near[tied].argsort(dim=1, stable=True)[:, :k]
+                columns = columns.sort(dim=1).values
+                order = near.gather(1, columns).argsort(dim=1, stable=True)
+                columns = columns.gather(1, order)
+                old = ids[rows].gather(1, columns.clamp(max=k - 1))
+                ids[rows] = torch.where(columns < k, old, columns - k + first)
+                distances[rows] = near.gather(1, columns)
+            advance(len(block))
+    return distances.cpu().numpy(), ids.cpu().numpy()

@@ -1,0 +1,260 @@
+"""Codes in a folder: shards, which are npy files of so many rows each, and a manifest that says what they are codes of.
+
+A shard is written beside and renamed, then the manifest with its checksum. So a shard that the manifest names is whole, and one
+that it does not name is made again.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.errors import InvalidInput
+from catalyzer.progress import progress
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+LOCK = f"{MANIFEST}.lock"
+FORMAT = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Input(_Part):
+    """The file that was encoded: where it lay, its bytes, and when it was changed, in nanoseconds since 1970."""
+
+    path: str
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        status = path.stat()
+        return cls(path=str(path.resolve()), size=status.st_size, modified=status.st_mtime_ns)
+
+    def __str__(self) -> str:
+        changed = datetime.fromtimestamp(self.modified / 1e9).isoformat(" ", "seconds")
+        return f"{self.path} of {self.size:,} bytes, changed {changed}"
+
+
+class Shard(_Part):
+    """A file of codes: its name in the folder, how many it has, and the BLAKE2b-256 of the whole file."""
+
+    file: str = Field(pattern=r"^\d{6,}\.npy$")
+    rows: int = Field(ge=1)
+    blake2b: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(_Part):
+    """What the codes in a folder are.
+
+    Attributes:
+        format: of this file, 1.
+        run: folder of the run whose catalyzer made them.
+        weights: BLAKE2b-256 of its networks.
+        quantizer: its settings.
+        refine: lattice points that were tried for each vector.
+        input: the file of vectors.
+        rows: how many vectors that has.
+        code_size: bytes of a code.
+        shard_size: rows of each shard but the last.
+        shards: those that are there, by number.
+    """
+
+    format: Literal[1]
+    run: str
+    weights: str
+    quantizer: dict[str, Any]
+    refine: int
+    input: Input
+    rows: int = Field(ge=1)
+    code_size: int = Field(ge=1)
+    shard_size: int = Field(ge=1)
+    shards: dict[int, Shard]
+
+
+class CodeShards:
+    """A folder of codes of the rows of one file; shard i has those of rows `i * shard_size` and on.
+
+    Args:
+        folder: where they are.
+        manifest: what they are.
+
+    >>> import tempfile
+    >>> manifest = Manifest(
+    ...     format=1, run="outputs/RUN", weights="", quantizer={}, refine=1, input=Input(path="x.npy", size=0, modified=0),
+    ...     rows=5, code_size=2, shard_size=4, shards={},
+    ... )
+    >>> shards = CodeShards.create(Path(tempfile.mkdtemp()), manifest)
+    >>> for number in shards.unfinished():
+    ...     shards.record(number, shards.write(number, np.full((len(shards.rows(number)), 2), number, np.uint8)))
+    >>> CodeShards.open(shards.folder).read(1).tolist()
+    [[1, 1]]
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder.resolve(), manifest  # whole, since workers need not have been started where we were
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Manifest) -> Self:
+        """Make the folder, or go on with what it holds of the same; to be called by one process at a time.
+
+        Raises:
+            InvalidInput: the folder holds codes of another run, quantizer or input, shards of another size, or something else.
+        """
+        if (folder / MANIFEST).exists():
+            shards = cls.open(folder)
+            shards._check_same(manifest)
+            shards.remove_leftovers()
+            return shards
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != LOCK)
+        if others:
+            raise InvalidInput(
+                f"{folder} holds {others[0]}, and no codes that were made here; choose another folder by output=DIR"
+            )
+        shards = cls(folder, manifest)
+        shards._save()
+        return shards
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the manifest; codes are read, and checked, when they are asked for.
+
+        Raises:
+            InvalidInput: no manifest, or one that is damaged.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise InvalidInput(f"{folder} has no {MANIFEST}; expected a folder that src/encode.py made")
+        content = path.read_bytes()
+        try:
+            version = json.loads(content)["format"]
+            if isinstance(version, int) and version > FORMAT:
+                raise InvalidInput(
+                    f"{path} has format {version:,}, and this catalyzer reads up to {FORMAT}; install a newer one"
+                )
+            shards = cls(folder, Manifest.model_validate_json(content))
+            for number, shard in shards.manifest.shards.items():
+                if shard.file != f"{number:06d}.npy" or shard.rows != len(shards.rows(number)):
+                    raise ValueError(f"shard {number} contradicts the rest")
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _damaged(path, f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None
+        except (KeyError, TypeError):
+            raise _damaged(path, "it has no format") from None
+        except InvalidInput:
+            raise
+        except ValueError as error:
+            raise _damaged(path, str(error)) from None
+        return shards
+
+    @property
+    def count(self) -> int:
+        """How many shards all rows make."""
+        return -(-self.manifest.rows // self.manifest.shard_size)
+
+    def rows(self, number: int) -> range:
+        """The rows of the input whose codes a shard has."""
+        first = number * self.manifest.shard_size
+        return range(first, min(first + self.manifest.shard_size, self.manifest.rows))
+
+    def unfinished(self) -> list[int]:
+        """The numbers of the shards that are to be made, or made again because they are missing or damaged.
+
+        Reads all shards that there are; each that is not whole is named in the log.
+        """
+        whole = set()
+        with progress("checking shards", len(self.manifest.shards), "shards") as advance:
+            for number in self.manifest.shards:
+                try:
+                    self.read(number)
+                    whole.add(number)
+                except InvalidInput as error:
+                    log.warning("%s", error)
+                advance(1)
+        return [number for number in range(self.count) if number not in whole]
+
+    def write(self, number: int, codes: np.ndarray) -> Shard:
+        """Write the codes, `(rows, code_size)` uint8, of a shard; any process may do so, as often as it likes."""
+        assert codes.shape == (len(self.rows(number)), self.manifest.code_size)
+        assert codes.dtype == np.uint8
+        buffer = io.BytesIO()
+        np.save(buffer, codes, allow_pickle=False)
+        name = f"{number:06d}.npy"
+        write_atomically(self.folder / name, lambda file: file.write(buffer.getbuffer()))
+        return Shard(file=name, rows=len(codes), blake2b=_blake2b(buffer.getbuffer()))
+
+    def record(self, number: int, shard: Shard) -> None:
+        """Take a shard that `write` wrote into the manifest; one process does this for all."""
+        made = {**self.manifest.shards, number: shard}
+        self.manifest = self.manifest.model_copy(update={"shards": dict(sorted(made.items()))})
+        self._save()
+
+    def read(self, number: int) -> np.ndarray:
+        """The codes of a shard, `(rows, code_size)` uint8, compared with their checksum.
+
+        Raises:
+            InvalidInput: the shard is missing, or it is damaged.
+        """
+        shard = self.manifest.shards[number]
+        path = self.folder / shard.file
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise InvalidInput(f"{path} is missing; src/encode.py, started as before, makes it again") from None
+        if _blake2b(content) != shard.blake2b:
+            raise InvalidInput(f"{path} differs from its checksum; src/encode.py, started as before, makes it again")
+        codes: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+        return codes
+
+    def check_complete(self) -> None:
+        """Raise `InvalidInput` unless the manifest names all shards."""
+        missing = self.count - len(self.manifest.shards)
+        if missing:
+            raise InvalidInput(
+                f"{self.folder} is not finished: {missing:,} of its {self.count:,} shards are not made yet; "
+                "src/encode.py, started as before, goes on"
+            )
+
+    def remove_leftovers(self) -> None:
+        """Remove what writers that were killed have left beside the shards."""
+        for path in self.folder.glob(".*.npy.*"):
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob(f".{MANIFEST}.*"):
+            path.unlink(missing_ok=True)
+
+    def _check_same(self, wanted: Manifest) -> None:
+        there = self.manifest
+        decide = {"weights", "quantizer", "refine"}
+        if there.model_dump(include=decide) != wanted.model_dump(include=decide):
+            reason = f"holds codes of another run, {there.run}"
+        elif there.input != wanted.input:
+            reason = f"holds codes of another input, {there.input}"
+        elif there.shard_size != wanted.shard_size:
+            reason = f"holds shards of another size, shard_size={there.shard_size}"
+        else:
+            return
+        raise InvalidInput(f"{self.folder} {reason}; choose another folder by output=DIR, or remove it")
+
+    def _save(self) -> None:
+        text = self.manifest.model_dump_json(indent=1)
+        write_atomically(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+
+
+def _blake2b(content: bytes | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def _damaged(path: Path, reason: str) -> InvalidInput:
+    return InvalidInput(f"{path} is damaged ({reason}); remove {path.parent}, and encode anew")

@@ -1,0 +1,94 @@
+"""A file of vectors of any size to code shards."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from catalyzer.files.atomic import locked
+from catalyzer.codec import Codec
+from catalyzer.errors import InvalidInput
+from catalyzer.index.file import weights_digest
+from catalyzer.progress import progress
+from catalyzer.shards.engines import Engine, local
+from catalyzer.shards.code_shards import MANIFEST, CodeShards, Input, Manifest, Shard
+from catalyzer.runs.trained_run import TrainedRun
+from catalyzer.files.vectors import BLOCK, open_vectors
+
+log = logging.getLogger(__name__)
+
+SHARD_SIZE = 1 << 18
+
+
+def encode(
+    run: str | Path,
+    source: str | Path,
+    folder: str | Path,
+    shard_size: int = SHARD_SIZE,
+    engine: Engine = local,
+) -> CodeShards:
+    """Code all vectors of a file with a finished run, shard by shard; goes on with what `folder` holds of the same.
+
+    Memory is that of a shard's vectors, however many there are. A kill costs the shards that are in work.
+
+    Args:
+        run: folder of the run, whose quantizer is the lattice or signs.
+        source: file of `(n, d_in)` vectors in any format of `catalyzer.files.vectors`.
+        folder: of the shards; made if it is not there.
+        shard_size: vectors of a shard.
+        engine: who does the work.
+
+    Returns:
+        The shards, all of them.
+
+    Raises:
+        InvalidInput: run, file or a vector in it that cannot be used, a folder that holds something else or that another
+            process writes to.
+    """
+    run, source, folder = Path(run).resolve(), Path(source).expanduser().resolve(), Path(folder)
+    trained, vectors = TrainedRun.load(run), open_vectors(source)
+    codec = trained.own_codec
+    if vectors.shape[1] != codec.transform.d_in:
+        raise InvalidInput(f"{source}: its vectors have dimension {vectors.shape[1]}, those of {run} {codec.transform.d_in}")
+    wanted = Manifest(
+        format=1,
+        run=str(run),
+        weights=weights_digest(codec).hex(),
+        quantizer=trained.settings.quantizer.model_dump(),
+        refine=codec.refine,
+        input=Input.of(source),
+        rows=len(vectors),
+        code_size=codec.quantizer.code_size,
+        shard_size=shard_size,
+        shards={},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / MANIFEST):
+        shards = CodeShards.create(folder, wanted)
+        todo = shards.unfinished()
+        log.info("%s: %s of %s shards are to be made", folder, f"{len(todo):,}", f"{shards.count:,}")
+        with progress("encoding", sum(len(shards.rows(number)) for number in todo), "vectors") as advance:
+            for number, shard in engine(_Encode(codec, source, shards), todo):
+                shards.record(number, shard)
+                advance(shard.rows)
+        shards.remove_leftovers()
+    return shards
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The work on one shard: its codes, written by whoever makes them."""
+
+    codec: Codec
+    source: Path
+    shards: CodeShards
+
+    def __call__(self, number: int) -> Shard:
+        # Opened anew for each shard: pages of a mapped file count as the process's until it is closed.
+        vectors, rows = open_vectors(self.source), self.shards.rows(number)
+        blocks = [
+            self.codec.encode(vectors[first : min(first + BLOCK, rows.stop)], None)
+            for first in range(rows.start, rows.stop, BLOCK)
+        ]
+        return self.shards.write(number, np.concatenate(blocks))

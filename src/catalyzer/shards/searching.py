@@ -1,0 +1,167 @@
+"""Search in code shards: the k nearest of all codes, found shard by shard and merged."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.codec import PAIRS, Codec
+from catalyzer.errors import InvalidInput
+from catalyzer.index.file import weights_digest
+from catalyzer.progress import progress
+from catalyzer.quantizers import Quantizer
+from catalyzer.shards.engines import Engine, local
+from catalyzer.shards.code_shards import CodeShards
+from catalyzer.runs.trained_run import TrainedRun
+from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
+
+log = logging.getLogger(__name__)
+
+SHARDS = 16  # that are scanned as one piece of work: what they found is merged where it was found
+ROWS = 1 << 10  # queries whose candidates are merged at a time
+
+
+def search(
+    shards: CodeShards,
+    queries: str | Path,
+    k: int,
+    rerank: int | None = None,
+    run: str | Path | None = None,
+    engine: Engine = local,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k codes nearest to each query, exactly as `Codec.search` finds them in all codes at once.
+
+    Memory is that of a shard, of the result and of the candidates of the queries that are searched together, some 8 million
+    at most.
+
+    Args:
+        shards: what `encode` has finished; each is compared with its checksum when it is scanned.
+        queries: file of `(nq, d_in)` vectors.
+        k: at most the number of codes.
+        rerank: see `Codec.search`; None is as the run's settings say.
+        run: folder of the run that made the codes, where it is no longer where it was.
+        engine: who does the work.
+
+    Returns:
+        `D` `(nq, k)` float32 squared distances, ascending, and `I` `(nq, k)` int64 rows of the file that was encoded; ties by
+        lower row.
+
+    Raises:
+        InvalidInput: shards that are missing, damaged or of another run, queries, k or rerank that do not fit.
+    """
+    shards.check_complete()
+    manifest, folder = shards.manifest, Path(run or shards.manifest.run)
+    if run is None and not folder.is_dir():
+        raise InvalidInput(f"{folder}, the run that made the codes in {shards.folder}, is gone; say where it is by run=FOLDER")
+    trained, vectors = TrainedRun.load(folder), open_vectors(queries)
+    codec = trained.own_codec
+    if (weights_digest(codec).hex(), trained.settings.quantizer.model_dump()) != (manifest.weights, manifest.quantizer):
+        raise InvalidInput(
+            f"{shards.folder} holds codes of another run than {folder} is now; give the one that made them by run=FOLDER"
+        )
+    if vectors.shape[1] != codec.transform.d_in:
+        raise InvalidInput(f"{queries}: its vectors have dimension {vectors.shape[1]}, the run's {codec.transform.d_in}")
+    if not 1 <= k <= manifest.rows:
+        raise InvalidInput(f"k must be between 1 and the number of codes, {manifest.rows:,}; got {k}")
+    rerank = trained.settings.rerank if rerank is None else rerank
+    if rerank:
+        codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses before the search and not after it
+
+    latent = codec.map_queries(vectors)
+    candidates = min(max(k, rerank), manifest.rows)
+    distances, ids = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
+    pieces = [range(first, min(first + SHARDS, shards.count)) for first in range(0, shards.count, SHARDS)]
+    together = max(1, PAIRS // candidates)
+    parts = [slice(first, first + together) for first in range(0, len(vectors), together)]
+    with progress("searching", manifest.rows * len(parts), "codes") as advance:
+        for part in parts:
+            scan = _Scan(codec.quantizer, latent[part], shards, candidates)
+            best = scan.nothing()
+            for piece, found in engine(scan, pieces):
+                best.merge(found)
+                advance(sum(len(shards.rows(number)) for number in piece))
+            distances[part], ids[part] = best.reranked(codec, vectors[part], k) if rerank else (best.distances, best.ids)
+    return distances, ids
+
+
+@dataclass
+class _Candidates:
+    """The nearest codes found so far, ascending, ties by lower id; at distance inf where fewer have been seen.
+
+    Attributes:
+        distances: `(nq, m)` float64 as compared, or float32 of a quantizer that compares these.
+        ids: `(nq, m)` int64.
+        codes: `(nq, m, code_size)` uint8, so that what is reranked need not be read again.
+    """
+
+    distances: np.ndarray
+    ids: np.ndarray
+    codes: np.ndarray
+
+    def merge(self, other: Self) -> None:
+        """Keep the nearest of both; whatever the order of merges, they end with the same."""
+        m = self.ids.shape[1]
+        for first in range(0, len(self.ids), ROWS):
+            rows = slice(first, first + ROWS)
+            distances, ids, codes = (
+                np.concatenate([mine[rows], theirs[rows]], axis=1)
+                for mine, theirs in (
+                    (self.distances, other.distances), (self.ids, other.ids), (self.codes, other.codes)
+                )
+            )  # fmt: skip
+            best = np.lexsort((ids, distances), axis=1)[:, :m]
+            self.distances[rows] = np.take_along_axis(distances, best, 1)
+            self.ids[rows] = np.take_along_axis(ids, best, 1)
+            self.codes[rows] = np.take_along_axis(codes, best[..., None], 1)
+
+    def reranked(self, codec: Codec, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The second stage of `Codec.search` for all of them together."""
+        distinct, at, place = np.unique(self.ids, return_index=True, return_inverse=True)
+        codes = self.codes.reshape(-1, self.codes.shape[2])[at]
+        on_sphere = self.distances.astype(np.float32)
+        distances, best = codec.rerank(as_float32(queries), codes, on_sphere, place.reshape(self.ids.shape), k)
+        return distances, distinct[best]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """The work on some shards: the candidates that they have for each of the mapped queries."""
+
+    quantizer: Quantizer
+    queries: np.ndarray
+    shards: CodeShards
+    candidates: int
+
+    def nothing(self) -> _Candidates:
+        shape = (len(self.queries), self.candidates)
+        codes = np.zeros((*shape, self.quantizer.code_size), np.uint8)
+        return _Candidates(np.full(shape, np.inf), np.full(shape, -1), codes)
+
+    def __call__(self, numbers: range) -> _Candidates:
+        best = self.nothing()
+        for number in numbers:
+            codes = self.shards.read(number)
+            distances, rows = self.quantizer.search_part(self.queries, codes, min(self.candidates, len(codes)))
+            best.merge(_Candidates(distances, rows + self.shards.rows(number).start, codes[rows]))
+        return best
+
+
+def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:
+    """Write the result of a search beside `output`, each file whole or not at all.
+
+    Args:
+        output: what the names of the files begin with.
+        distances: `(nq, k)` float32.
+        ids: `(nq, k)` int64.
+        file_format: vecs for `.ivecs` (int32) and `.fvecs`, npy for `.ids.npy` (int64) and `.distances.npy`.
+    """
+    for array, (vecs, npy) in ((ids, (".ivecs", ".ids.npy")), (distances, (".fvecs", ".distances.npy"))):
+        if file_format == "vecs":
+            write_vecs(Path(f"{output}{vecs}"), [array])
+        else:
+            write_atomically(Path(f"{output}{npy}"), partial(np.save, arr=array, allow_pickle=False))
+    log.info("%s: %s rows of %s ids and distances", output, f"{len(ids):,}", f"{ids.shape[1]:,}")

@@ -1,0 +1,109 @@
+"""What a training logs: in time for its checkpoints, and as a table in its folder that a kill at any moment leaves readable."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
+
+from catalyzer.files.atomic import write_atomically
+from catalyzer.errors import InvalidInput
+
+
+class MetricsFile(Logger):
+    """A logger that writes CSV: a line for each time something is logged, with its step, and a column for each name.
+
+    Lightning's own deletes the file of a run that goes on, and writes it anew in place when a name is new.
+
+    Args:
+        path: of the file. What a killed run has left there is taken over up to the step that training goes on from.
+        step: that training goes on from.
+
+    Raises:
+        InvalidInput: the file there is none of ours.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
+    >>> metrics = MetricsFile(path)
+    >>> metrics.log_metrics({"loss": 0.5}, step=0)
+    >>> metrics.log_metrics({"recall": 0.25}, step=1)
+    >>> metrics.save()
+    >>> print(path.read_text(), end="")
+    step,loss,recall
+    0,0.5,
+    1,,0.25
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        super().__init__()
+        self._path = path
+        self._new: list[dict[str, Any]] = []
+        try:
+            rows = [row for row in self._rows() if int(row["step"]) < step]
+            self._columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
+        except (KeyError, ValueError, TypeError, csv.Error):
+            raise InvalidInput(
+                f"{path}: expected a run's metrics, with a number of steps in each line; remove the file"
+            ) from None
+        self._write(rows)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the settings have a file of their own."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._new.append({"step": step, **metrics})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was logged since the last time."""
+        names = {name for row in self._new for name in row} - {*self._columns}
+        if names:
+            self._columns[1:] = sorted({*self._columns[1:], *names})
+            self._write([*self._rows(), *self._new])
+        elif self._new:
+            with self._path.open("a", newline="") as file:
+                file.write(self._lines(self._new))
+        self._new = []
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self._path.exists():
+            return []
+        whole = self._path.read_text().rpartition("\n")[0]  # a kill may have left a part of a line at the end
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(whole))]
+
+    @rank_zero_only
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        content = self._lines([{name: name for name in self._columns}, *rows]).encode()
+        write_atomically(self._path, lambda file: file.write(content))
+
+    def _lines(self, rows: list[dict[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def log_at_once(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
+    """Have all loggers write metrics of a step, numbered from 0, or of the epoch that ended with it.
+
+    What a module logs by Lightning is written after the hooks in which a run that is told to stop is saved, and left: the run
+    that goes on from there would never have it.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **values}, step)
+        logger.save()

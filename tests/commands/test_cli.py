@@ -1,0 +1,360 @@
+"""The command `catalyzer`, as a user runs it: real processes where processes matter, and bad days."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from catalyzer import CatalyzerIndex, index, open_vectors
+from catalyzer.commands.cli import main
+from catalyzer.files.vectors import write_vecs
+from tests.conftest import ROOT, clustered
+
+BASE, QUERIES = clustered(300, 32, 1), clustered(20, 32, 2)
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def folder(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the user is: vector files, and a fitted index without vectors."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fitted, "a.catalyzer")
+    for name, vectors in (("learn", clustered(600, 32, 0)), ("base", BASE), ("queries", QUERIES)):
+        write_vecs(Path(f"{name}.fvecs"), [vectors])
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`catalyzer LINE` in `folder`, in this process: what it prints, or the sentence where `expect` is 2."""
+
+    def call(line: str, expect: int = 0) -> str:
+        try:
+            main(line.split())
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+        captured = capsys.readouterr()
+        assert code == expect, captured
+        return captured.out if code == 0 else captured.err
+
+    return call
+
+
+def process(line: str, folder: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """`catalyzer LINE` in a process of its own, which does `before` first."""
+    code = f"{before}\nfrom catalyzer.commands.cli import main; main({line.split()!r})"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_from_files_to_neighbours(folder: Path) -> None:
+    (folder / "a.catalyzer").unlink()
+    fit = process("fit b.catalyzer learn.fvecs --bits 32 --d-out 12 --hidden 32 --epochs 2 --metric cosine", folder)
+    assert fit.returncode == 0, fit.stderr
+    assert "epoch 2/2" in fit.stderr
+    assert "Warning" not in fit.stderr
+    assert "vectors  0" in fit.stdout
+    assert process("add b.catalyzer base.fvecs", folder).stdout == "added 300 vectors; b.catalyzer holds 300\n"
+    search = process("search b.catalyzer queries.fvecs -k 3", folder)
+    assert len(search.stdout.splitlines()) == 1 + 20 * 3
+    assert search.stdout.split()[:4] == ["query", "rank", "id", "similarity"]
+    assert {path.name for path in folder.iterdir()} == {"b.catalyzer", "learn.fvecs", "base.fvecs", "queries.fvecs"}
+
+
+def test_search_as_table_json_and_files(run: Run, folder: Path) -> None:
+    run("add a.catalyzer base.fvecs")
+    distances, ids = CatalyzerIndex.load("a.catalyzer").search(QUERIES, 5)
+    table = [line.split() for line in run("search a.catalyzer queries.fvecs -k 5").splitlines()[1:]]
+    assert [int(row[2]) for row in table] == ids.ravel().tolist()
+    lines = [json.loads(line) for line in run("search a.catalyzer queries.fvecs -k 5 --json").splitlines()]
+    assert [line["ids"] for line in lines] == ids.tolist()
+    np.testing.assert_allclose([line["distances"] for line in lines], distances, rtol=1e-6)
+    assert run("search a.catalyzer queries.fvecs -k 5 --output found") == "wrote found.ivecs and found.fvecs, 20 rows of 5\n"
+    np.testing.assert_array_equal(open_vectors("found.ivecs")[:], ids)
+    np.testing.assert_array_equal(open_vectors("found.fvecs")[:], distances)
+    sphere = CatalyzerIndex.load("a.catalyzer").search(QUERIES, 5, rerank=0)[1]
+    lines = [json.loads(line) for line in run("search a.catalyzer queries.fvecs -k 5 --rerank 0 --json").splitlines()]
+    assert [line["ids"] for line in lines] == sphere.tolist()
+
+
+def test_info_and_verify(run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    assert "SphericalLattice(dim=24, radius_sq=79)" in run("info a.catalyzer")
+    facts = json.loads(run("info a.catalyzer --json"))
+    assert facts == {
+        "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
+        "code_size": 8, "lattice": "SphericalLattice(dim=24, radius_sq=79)", "decoder": True, "lists": 0,
+    }  # fmt: skip
+    assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
+    content = bytearray(Path("a.catalyzer").read_bytes())
+    content[-1] ^= 1
+    Path("a.catalyzer").write_bytes(content)
+    run("info a.catalyzer")
+    for line in ("verify a.catalyzer", "add a.catalyzer base.fvecs"):
+        assert "vectors 0 to 299 differ from their checksum" in run(line, expect=2)
+    assert Path("a.catalyzer").read_bytes() == content
+
+
+def test_lists(run: Run) -> None:
+    assert "lists  12" in run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
+    assert run("add b.catalyzer base.fvecs").endswith("holds 300\n")
+    assert run("add b.catalyzer queries.fvecs").endswith("holds 320\n")
+    index = CatalyzerIndex.load("b.catalyzer")
+    assert sorted(index.ids.tolist()) == list(range(320))
+    for options, kept in (("--nprobe 2 --rerank 20", (20, 2)), ("--nprobe 12", (None, 12)), ("", (None, None))):
+        lines = [
+            json.loads(line)["ids"] for line in run(f"search b.catalyzer queries.fvecs -k 3 --json {options}").splitlines()
+        ]
+        assert lines == index.search(QUERIES, 3, *kept)[1].tolist()
+    index.remove(np.arange(100))
+    index.save("b.catalyzer")
+    assert run("verify b.catalyzer") == "b.catalyzer is whole: 220 vectors\n"
+    facts = json.loads(run("info b.catalyzer --json"))
+    assert (facts["vectors"], facts["lists"]) == (220, 12)
+    assert 220 / 12 < facts["longest"] <= 220
+    assert "longest" in run("info b.catalyzer")
+    for line, sentence in (
+        ("search b.catalyzer queries.fvecs --nprobe 13", "nprobe must be between 1 and the number of lists, 12; got 13"),
+        ("search a.catalyzer queries.fvecs --nprobe 3", "nprobe = 3 is for an index with lists, and this has none"),
+        ("fit c.catalyzer learn.fvecs --ivf 76", "ivf = 76 lists need at least 608 vectors to learn from, 8 a list; got 600"),
+        ("fit c.catalyzer learn.fvecs --ivf -1", "ivf must be a number of lists, or 0 for none; got -1"),
+    ):
+        assert sentence in run(line, expect=2)
+
+
+def test_ids_and_k_beyond_what_there_is(run: Run) -> None:
+    np.save("ids.npy", np.arange(300) + 2**40)
+    write_vecs(Path("ids.ivecs"), [np.arange(300)[:, None]])
+    write_vecs(Path("few.fvecs"), [BASE[:2]])
+    run("add a.catalyzer base.fvecs --ids ids.npy")
+    assert "beyond 2,147,483,647" in run("search a.catalyzer queries.fvecs --output found", expect=2)
+    run("add a.catalyzer base.fvecs --ids ids.ivecs")
+    for line, sentence in (
+        ("add a.catalyzer base.fvecs --ids ids.ivecs", "300 of the ids are in the index already, the first of them 0"),
+        ("add a.catalyzer few.fvecs --ids ids.npy", "expected an id for each of 2 vectors, got 300"),
+        ("add a.catalyzer few.fvecs --ids few.fvecs", r"ids must be int64 of shape (n,)"),
+        ("add a.catalyzer few.fvecs --ids missing.npy", "missing.npy: No such file or directory"),
+    ):
+        assert sentence in run(line, expect=2)
+    lines = run("search a.catalyzer few.fvecs -k 1000 --json").splitlines()
+    assert [len(json.loads(line)["ids"]) for line in lines] == [600, 600]
+    shutil.copy("a.catalyzer", "full.catalyzer")
+    assert "k must be at least 1" in run("search a.catalyzer few.fvecs -k 0", expect=2)
+
+
+def test_padding_in_files(run: Run) -> None:
+    write_vecs(Path("few.fvecs"), [BASE[:2]])
+    run("add a.catalyzer few.fvecs")
+    run("search a.catalyzer queries.fvecs -k 4 --output found")
+    assert (open_vectors("found.ivecs")[:][:, 2:] == -1).all()
+    assert len(run("search a.catalyzer queries.fvecs -k 4").splitlines()) == 1 + 20 * 2
+
+
+def test_invalid_rows(run: Run, folder: Path) -> None:
+    x = BASE.astype(np.float32)
+    x[7, 3], x[9] = np.nan, np.inf
+    write_vecs(Path("nan.fvecs"), [x])
+    before = files(folder)
+    for line, way in (
+        ("add a", ", or leave them out by skip_invalid"),
+        ("fit b", ", or leave them out by skip_invalid"),
+        ("search a", ""),
+    ):
+        said = run(f"{line}.catalyzer nan.fvecs", expect=2)
+        assert said == f"error: nan.fvecs: row 7 holds NaN or infinity; remove such rows{way}\n"
+    assert files(folder) == before
+    assert run("add a.catalyzer nan.fvecs --skip-invalid").splitlines() == [
+        "left out 2 invalid rows: 7, 9", "added 298 vectors; a.catalyzer holds 298",
+    ]  # fmt: skip
+
+
+def test_nothing_to_add_and_an_id_given_twice(run: Run, folder: Path) -> None:
+    np.save("none.npy", BASE[:0])
+    np.array([0, 32], np.uint32).tofile("none.fbin")
+    np.save("twice.npy", np.r_[:299, 7])
+    before = files(folder)
+    for line, sentence in (
+        (
+            "add a.catalyzer none.npy",
+            "none.npy: expected an array of shape (rows, dimension), at least one of each; got (0, 32)",
+        ),
+        ("add a.catalyzer none.fbin", "none.fbin: the header says 0 rows of dimension 32; expected at least one of each"),
+        ("add a.catalyzer base.fvecs --ids twice.npy", "row 299 has the id 7, as a row before it; ids must be distinct"),
+        ("search a.catalyzer none.npy", "at least one of each; got (0, 32)"),
+    ):
+        assert run(line, expect=2).endswith(f"{sentence}\n")
+    assert files(folder) == before
+    assert run("search a.catalyzer queries.fvecs -k 3").count("\n") == 1  # in an index without vectors, nothing is found
+
+
+def test_a_million_queries_at_once(run: Run) -> None:
+    write_vecs(Path("few.fvecs"), [BASE[:40]])
+    np.save("many.npy", np.resize(QUERIES, (1_000_000, 32)))
+    run("add a.catalyzer few.fvecs")
+    line = "search a.catalyzer many.npy -k 1 --rerank 0 --output found"
+    assert run(line) == "wrote found.ivecs and found.fvecs, 1,000,000 rows of 1\n"
+    ids = open_vectors("found.ivecs")[:].reshape(-1, len(QUERIES))
+    assert (ids == CatalyzerIndex.load("a.catalyzer").search(QUERIES, 1, 0)[1][:, 0]).all()
+
+
+def test_vectors_that_are_removed_while_they_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = index._check_ids
+
+    def remove(*arguments: Any) -> np.ndarray:
+        Path("base.fvecs").unlink()
+        return check(*arguments)
+
+    monkeypatch.setattr(index, "_check_ids", remove)
+    assert run("add a.catalyzer base.fvecs") == "added 300 vectors; a.catalyzer holds 300\n"
+    assert "base.fvecs: no such file" in run("add a.catalyzer base.fvecs", expect=2)
+    assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
+
+
+def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
+    write_vecs(Path("narrow.fvecs"), [BASE[:, :16]])
+    row = np.int32(32).tobytes() + np.zeros(32, np.float32).tobytes()
+    Path("mixed.fvecs").write_bytes(row + np.int32(31).tobytes() + row[4:])
+    Path("cut.fvecs").write_bytes(row[:-1])
+    Path("empty.fvecs").write_bytes(b"")
+    Path("note.txt").write_text("hello")
+    Path("folder.fvecs").mkdir()
+    before = {path.name: path.stat().st_size for path in folder.iterdir()}
+    for line, sentence in (
+        ("add a.catalyzer narrow.fvecs", "narrow.fvecs: expected vectors of dimension 32, as those learned from; got 16"),
+        ("search a.catalyzer narrow.fvecs", "expected vectors of dimension 32"),
+        ("add a.catalyzer mixed.fvecs", "mixed.fvecs: row 1 has dimension 31, the first row has 32"),
+        ("add a.catalyzer cut.fvecs", "not a whole number of rows"),
+        ("add a.catalyzer empty.fvecs", "the file is empty (0 bytes)"),
+        ("add a.catalyzer missing.fvecs", "missing.fvecs: no such file"),
+        ("add a.catalyzer folder.fvecs", "folder.fvecs: no such file"),
+        ("add a.catalyzer note.txt", "expected a file ending in"),
+        ("add missing.catalyzer base.fvecs", "missing.catalyzer: no such file; expected an index"),
+        ("add nowhere/a.catalyzer base.fvecs", "nowhere/a.catalyzer.lock cannot be made (No such file or directory)"),
+        ("add . base.fvecs", ".: no such file; expected an index"),
+        ("add base.fvecs base.fvecs", "base.fvecs is not an index"),
+        ("search note.txt queries.fvecs", "note.txt is not an index"),
+        ("info .", ".: no such file"),
+        ("verify missing.catalyzer", "missing.catalyzer: no such file"),
+        ("fit a.catalyzer learn.fvecs", "a.catalyzer is there already; remove it, or choose another name"),
+        ("fit b.catalyzer queries.fvecs", "the learn set has 20 vectors; at least 500 are needed"),
+        ("fit b.catalyzer learn.fvecs --budget soon", "expected a duration such as 90s"),
+        ("fit b.catalyzer learn.fvecs --bits 999", "bits must be between 1 and 128, got 999"),
+        ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
+    ):
+        error = run(line, expect=2)
+        assert sentence in error
+        assert "Traceback" not in error
+    assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
+
+
+def test_a_full_disk(folder: Path) -> None:
+    before = files(folder)
+    size = (folder / "a.catalyzer").stat().st_size
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))"
+    for line, sentence in (
+        ("add a.catalyzer base.fvecs", "error: a.catalyzer cannot be written (File too large); what was there is unchanged\n"),
+        ("fit b.catalyzer learn.fvecs --hidden 64 --d-out 24", "error: the training cannot be kept in "),
+    ):
+        outcome = process(line, folder, full)
+        assert outcome.returncode == 2, outcome.stderr
+        assert sentence in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert files(folder) == before
+
+
+def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
+    search = process("search a.catalyzer queries.fvecs --output found", folder, full)
+    assert search.returncode == 2
+    assert search.stderr.endswith("error: found.ivecs cannot be written (File too large)\n")
+    lock = process("add a.catalyzer base.fvecs", folder, full)  # which has no room for its name in the lock either
+    assert lock.returncode == 2
+    assert lock.stderr.endswith("error: a.catalyzer cannot be written (File too large); what was there is unchanged\n")
+    assert {*files(folder)} == {"a.catalyzer", "learn.fvecs", "base.fvecs", "queries.fvecs"}
+
+
+def test_an_index_removed_underneath(folder: Path) -> None:
+    reader = "import os, catalyzer.index.file as f\nold = f.read\n"
+    gone = reader + "def read(path, mmap):\n c = old(path, mmap); os.unlink(path); return c\nf.read = read"
+    assert process("add a.catalyzer base.fvecs", folder).returncode == 0
+    search = process("search a.catalyzer queries.fvecs -k 2", folder, gone)
+    assert len(search.stdout.splitlines()) == 41, search.stderr
+    assert not (folder / "a.catalyzer").exists()
+    again = process("search a.catalyzer queries.fvecs", folder)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr.startswith("error: a.catalyzer: no such file")
+
+
+def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
+    # The first holds the index while it reads vectors that it never gets.
+    slow = "import time, catalyzer.index as m\nm.open_source = lambda *_: (print('adding', flush=True), time.sleep(60))"
+    code = f"{slow}\nfrom catalyzer.commands.cli import main; main('add a.catalyzer base.fvecs'.split())"
+    first = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    first.stdout.readline()
+    before = (folder / "a.catalyzer").read_bytes()
+    second = process("add a.catalyzer base.fvecs", folder)
+    assert second.returncode == 2
+    assert f"a.catalyzer is being written by process {first.pid} on {os.uname().nodename}; wait" in second.stderr
+    assert "vectors  0" in run("info a.catalyzer")  # who only reads need not wait
+    first.kill()
+    first.wait()
+    assert (folder / "a.catalyzer").read_bytes() == before
+    run("add a.catalyzer base.fvecs")
+    assert not (folder / "a.catalyzer.lock").exists()
+
+
+def test_a_killed_fit_goes_on(folder: Path) -> None:
+    line = "fit b.catalyzer learn.fvecs --hidden 64 --d-out 24 --epochs 40 --folder run"
+    first = subprocess.Popen([sys.executable, "-m", "catalyzer.commands.cli", *line.split()], cwd=folder, stderr=subprocess.DEVNULL)
+    while first.poll() is None and not list((folder / "run/checkpoints").glob("step-*")):
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    assert not (folder / "b.catalyzer").exists()
+    second = process(line, folder)
+    assert second.returncode == 0, second.stderr
+    assert "going on from step-" in second.stderr
+    assert (folder / "b.catalyzer").exists()
+
+
+def test_help_comes_at_once_with_examples(run: Run) -> None:
+    assert "catalyzer search photos.catalyzer queries.fvecs -k 10" in run("--help")
+    for name in ("fit", "add", "search", "info", "verify"):
+        assert "INDEX" in run(f"{name} --help")
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    code += "from catalyzer.commands.cli import main; main(['--help'])"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.split()
+    assert not {"torch", "numpy", "hydra"} & {*modules}
+
+
+def test_who_has_read_enough_may_close_the_pipe(folder: Path, run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    write_vecs(Path("many.fvecs"), [np.resize(BASE, (20_000, 32))])
+    code = "from catalyzer.commands.cli import main; main('search a.catalyzer many.fvecs --rerank 0'.split())"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+def test_the_installed_command_is_this_one() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"catalyzer": f"{main.__module__}:{main.__name__}"}

@@ -1,0 +1,227 @@
+"""Sweeps as a user makes them, by each launcher: each job has its folder, one that fails stops no other, the best is first."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from catalyzer.runs.sweeps import Sweep, validation_recall
+from tests.conftest import FAST, ROOT, Command, command
+
+TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
+WRONG = "lambda=-1: input should be greater than or equal to 0; change it on the command line"
+
+
+@pytest.fixture
+def sweep_table(environment: dict[str, str], tmp_path: Path) -> Command:
+    """`python src/sweep_table.py FOLDER`."""
+    return command("sweep_table.py", environment, tmp_path)
+
+
+def relative(own_files: list[str], folder: Path) -> list[str]:
+    """The dataset by paths that are right in `folder` only."""
+    (folder / "data").symlink_to(Path(own_files[-1].split("=")[1]).parent)
+    return [re.sub("=/.*/", "=data/", text) for text in own_files]
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def recall_at_10(job: Path) -> float:
+    return 100 * json.loads((job / "results.json").read_text())["rows"][0]["recall"]["10"]
+
+
+def check_sweep_with_one_failure(process: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """Of lambda=0.01,-1,0.1 the second fails; the others are in the table, the best first, and logged as usual."""
+    for job in ("0", "2"):
+        assert "epoch 1/1" in (folder / job / "train.log").read_text()
+    assert (folder / "1" / "error.txt").read_text() == f"{WRONG}\n"
+    assert not (folder / "1" / "results.json").exists()
+    rows = csv_rows(folder)
+    best, second = sorted(("0", "2"), key=lambda job: -recall_at_10(folder / job))
+    assert [row["job"] for row in rows] == [best, second, "1"]
+    assert [row["lambda"] for row in rows] == [{"0": "0.01", "1": "-1", "2": "0.1"}[row["job"]] for row in rows]
+    assert [float(row["test R@10"]) for row in rows[:2]] == pytest.approx(
+        [recall_at_10(folder / row["job"]) for row in rows[:2]]
+    )
+    assert all(float(row["training s"]) > 0 and float(row["validation R@10"]) > 0 for row in rows[:2])
+    assert rows[2]["error"] == WRONG
+    assert "recall on the test split" in process.stdout
+    assert f"job 1 (lambda=-1): {WRONG}" in process.stdout
+    assert "error: 1 of 3 jobs failed: 1 (lambda=-1)" in process.stderr.splitlines()  # Ray prints a worker's lines late
+    assert "Traceback" not in process.stdout + process.stderr
+
+
+def test_a_failing_job_stops_no_other(
+    train: Command, sweep_table: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    process = train("-m", *own_files, *TINY, "lambda=0.01,-1,0.1", "logger=wandb", expect=1)
+    (folder,) = (tmp_path / "outputs").glob("*_sweep")
+    check_sweep_with_one_failure(process, folder)
+    (logged,) = folder.glob("wandb/offline-run-*/files/media/table/sweep_*.table.json")
+    assert json.loads(logged.read_text())["columns"][:2] == ["job", "lambda"]
+
+    shown = sweep_table(str(folder.relative_to(tmp_path)))
+    assert shown.stdout == process.stdout[process.stdout.index(folder.name) :]
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["job", "lambda", "R@1", "R@10", "R@100", "training", "s"] in lines
+
+    # What was killed is said to be unfinished, and a job that failed for another reason than its settings can be made up for.
+    for name in ("results.json", "catalyzer.json"):
+        (folder / "2" / name).unlink()
+    shown = sweep_table(str(folder))
+    assert f"job 2 (lambda=0.1): has not ended; python src/train.py resume={folder}/2 goes on with it" in shown.stdout
+    assert [row["job"] for row in csv_rows(folder)] == ["0", "1", "2"]
+    train(f"resume={folder}/2")
+    sweep_table(str(folder))
+    assert {row["job"] for row in csv_rows(folder) if not row["error"]} == {"0", "2"}
+
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit_local": ["hydra/launcher=submitit_local"],
+    "ray": ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_failing_job_stops_no_other_elsewhere(
+    launcher: str, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    train = command("train.py", {**environment, "RAY_USAGE_STATS_ENABLED": "0"}, tmp_path)
+    process = train("-m", *relative(own_files, tmp_path), *TINY, "lambda=0.01,-1,0.1", *LAUNCHERS[launcher], expect=1)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    check_sweep_with_one_failure(process, folder)
+
+
+@pytest.fixture
+def slurm(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of a user of SLURM, whose programs run all on this machine and keep what they got in `record`."""
+    (tmp_path / "record").mkdir()
+    path = f"{ROOT / 'tests' / 'slurm'}{os.pathsep}{environment['PATH']}"
+    return {**environment, "PATH": path, "SLURM_RECORD": str(tmp_path / "record")}
+
+
+def test_slurm_gets_an_array_of_jobs(own_files: list[str], slurm: dict[str, str], tmp_path: Path) -> None:
+    train, record = command("train.py", slurm, tmp_path), tmp_path / "record"
+    resources = ["hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "hydra.launcher.timeout_min=600"]
+    arguments = [*relative(own_files, tmp_path), *TINY, "lambda=0.01,-1,0.1", "hydra/launcher=submitit_slurm", *resources]
+    process = train("-m", *arguments, expect=1)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    check_sweep_with_one_failure(process, folder)
+
+    script = (record / "batch.sh").read_text()
+    for line in (
+        "array=0-2%3",
+        "partition=gpu",
+        "gpus-per-node=1",
+        "time=600",
+        "job-name=train",
+        "nodes=1",
+        "ntasks-per-node=1",
+    ):
+        assert f"#SBATCH --{line}\n" in script
+    assert f"#SBATCH --output={folder}/.submitit/%A_%a/%A_%a_0_log.out\n" in script
+    assert f"{sys.executable} -u -m submitit.core._submit {folder}/.submitit/%j" in script
+    assert {path.read_text() for path in record.glob("*.state")} == {"COMPLETED\n"}
+
+
+def test_a_job_that_slurm_preempts_goes_on_where_it_was(own_files: list[str], slurm: dict[str, str], tmp_path: Path) -> None:
+    sizes = ["catalyzer.hidden=512", "batch_size=16", "trainer.max_epochs=4", "baselines=[]", "hydra.sweep.dir=s"]
+    arguments = [*own_files, *sizes, "lambda=0.01,0.1", "hydra/launcher=submitit_slurm"]
+    command_line = [sys.executable, str(ROOT / "src" / "train.py"), "-m", *arguments]
+    with subprocess.Popen(command_line, cwd=tmp_path, env=slurm, stdout=subprocess.PIPE, text=True) as process:
+        train_log = tmp_path / "s" / "0" / "train.log"
+        while not (train_log.exists() and "epoch 2/4" in train_log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "record" / "0.pid").read_text()), signal.SIGUSR2)
+        shown = process.communicate()[0]
+    assert process.returncode == 0, shown
+    assert re.search(r"going on from step-\d+\.ckpt, epoch [1234] of 4", train_log.read_text())
+    assert {row["job"] for row in csv_rows(tmp_path / "s") if row["test R@10"]} == {"0", "1"}
+
+
+def test_optuna_searches_by_validation_recall(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    arguments = ["hydra.sweeper.n_trials=2", "d_out=16,24", "hydra.sweep.dir=search"]
+    process = train("experiment=search", *own_files, *TINY, *arguments)
+    jobs = [tmp_path / "search" / name for name in "01"]
+    for job in jobs:
+        config = yaml.safe_load((job / "config.yaml").read_text())
+        assert 0.002 <= config["lambda"] <= 0.2
+        assert config["d_out"] in (16, 24)
+        assert 0.02 <= config["learning_rate"] <= 0.5
+    found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    recalls = [validation_recall(job)[10] for job in jobs]
+    assert found["best_value"] == max(recalls)
+    best = jobs[recalls.index(max(recalls))]
+    assert [job for job in jobs if (job / "results.json").exists()] == [best]
+    assert f"the best, job {best.name} (lambda=" in process.stdout
+
+
+def test_a_search_of_nothing_but_failures_ends_in_a_sentence(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    process = train("experiment=search", *own_files, "batch_size=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=x", expect=1)
+    assert "Traceback" not in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("error: 2 of 2 jobs failed: 0 (")
+
+
+def test_crossvalidation_measures_the_best_on_the_test_split_and_no_other(
+    train: Command, sweep_table: Command, own_files: list[str], tmp_path: Path
+) -> None:
+    grid = ["lambda=0.01,0.1", "d_out=16,24", "hydra.sweep.dir=cv"]
+    process = train("experiment=crossvalidate", *own_files, *TINY, *grid)
+    folder = tmp_path / "cv"
+    recalls = {job: validation_recall(folder / job)[10] for job in "0123"}
+    rows = csv_rows(folder)
+    assert [float(row["validation R@10"]) for row in rows] == pytest.approx(
+        sorted((100 * r for r in recalls.values()), reverse=True)
+    )
+    best = rows[0]["job"]
+    assert [row["job"] for row in rows if row["test R@10"]] == [best]
+    assert [job for job in recalls if (folder / job / "results.json").exists()] == [best]
+    for job in set(recalls) - {best}:
+        assert "searching" not in (folder / job / "train.log").read_text()
+
+    lines = [line.split() for line in process.stdout.splitlines()]
+    assert ["lambda", "d_out", "=", "16", "d_out", "=", "24"] in lines
+    for value, jobs in (("0.01", "01"), ("0.1", "23")):
+        assert [value, *(f"{100 * recalls[job]:.1f}" for job in jobs)] in lines
+    assert f"the best, job {best} (lambda={rows[0]['lambda']} d_out={rows[0]['d_out']}), on the test split" in process.stdout
+    assert sweep_table("cv").stdout == process.stdout
+
+    # A run that was compared on the validation split stays one when it is resumed.
+    loser = next(job for job in recalls if job != best)
+    train(f"resume=cv/{loser}")
+    assert not (folder / loser / "results.json").exists()
+
+
+def test_what_varies_is_a_column_and_numbers_are_in_order(tmp_path: Path) -> None:
+    for number in (0, 2, 10):
+        (tmp_path / str(number)).mkdir()
+        given = ["bits=64", f"seed={number}", "baselines=[pq]", *(["+extra=1"] if number else [])]
+        (tmp_path / str(number) / "overrides.yaml").write_text(yaml.safe_dump(given))
+    sweep = Sweep.load(tmp_path)
+    assert sweep.keys == ["seed", "extra"]
+    assert [sweep.name(job) for job in sweep.failed] == ["0 (seed=0)", "2 (seed=2 extra=1)", "10 (seed=10 extra=1)"]
+    sweep.print()  # also where there is nothing in it yet
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_what_is_no_sweep_gets_one_sentence(sweep_table: Command, folder: str) -> None:
+    process = sweep_table(folder, expect=2)
+    assert process.stderr == f"error: {folder} is not the folder of a sweep: no folder in it has overrides.yaml\n"
+
+
+def test_resume_is_for_one_run(train: Command) -> None:
+    process = train("-m", "resume=a,b", expect=1)
+    assert "resume goes on with one run, which a sweep makes anew; leave out -m" in process.stdout
