@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.nn import Identity, Transform, embed
 from catalyzer.progress import progress
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
-from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
 PAIRS_HELD = 1 << 15  # of these, whose vectors are held at a time

@@ -7,14 +7,14 @@ index. Neighbours come as `(D, I)`: float32 squared distances and int64 ids, asc
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
-from catalyzer.progress import progress
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, float_blocks
+from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def _torch_knn(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int, device
     return best_d.cpu().numpy(), best_i.cpu().numpy()
 
 
-METHODS = ("auto", "exact", "ivf", "hnsw")
+Method = Literal["auto", "exact", "ivf", "hnsw"]
+METHODS = get_args(Method)
 
 
 def knn_graph(

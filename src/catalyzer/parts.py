@@ -102,9 +102,7 @@ def find_class(path: str, kind: type[Kind], trust: Trust | None = None) -> type[
     try:
         found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"{path}: there is no module {error.name}; install it, or add its folder to PYTHONPATH"
-        ) from None
+        raise InvalidInput(f"{path}: there is no module {error.name}; install it, or add its folder to PYTHONPATH") from None
     except (ImportError, ValueError, AttributeError) as error:
         raise InvalidInput(f"{path}: {str(error).splitlines()[0] if str(error) else 'there is no such class'}") from None
     if not isinstance(found, type) or not issubclass(found, kind):

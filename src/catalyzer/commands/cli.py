@@ -239,9 +239,9 @@ def _export(options: argparse.Namespace) -> None:
     if len({path.resolve() for path in given.values()}) < len(given):
         raise InvalidInput(f"each of the files needs a name of its own; got {' '.join(options.settings)}")
     from catalyzer import TrainedRun
-    from catalyzer.index.onnx import export
     from catalyzer.index.file import read
     from catalyzer.index.metric import Metric
+    from catalyzer.index.onnx import export
 
     if "run" in given:
         run = TrainedRun.load(given.pop("run"))

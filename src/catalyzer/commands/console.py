@@ -5,19 +5,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import ERROR_FILE, InvalidInput
+from catalyzer.files.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 

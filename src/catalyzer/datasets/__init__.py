@@ -1,12 +1,23 @@
 """What a benchmark is: training vectors, a validation split and a test split, each with exact ground truth."""
 
-from catalyzer.datasets.benchmark import Benchmark, Split
-from catalyzer.datasets.demo import load_demo
-from catalyzer.datasets.files import load_bigann, load_deep1b, load_files, load_photosift
+from catalyzer.datasets.benchmark import Benchmark, Dataset, DatasetVectors, Split, split_sizes
+from catalyzer.datasets.demo import Demo
+from catalyzer.datasets.files import BigANN, Deep1B, Files, Photosift, Published
 from catalyzer.datasets.photosift import make_photosift
 from catalyzer.datasets.published import fetch_published
 
 __all__ = [
-    "Benchmark", "Split", "fetch_published", "load_bigann", "load_deep1b", "load_demo", "load_files", "load_photosift",
+    "Benchmark",
+    "BigANN",
+    "Dataset",
+    "DatasetVectors",
+    "Deep1B",
+    "Demo",
+    "Files",
+    "Photosift",
+    "Published",
+    "Split",
+    "fetch_published",
     "make_photosift",
-]  # fmt: skip
+    "split_sizes",
+]

@@ -5,15 +5,19 @@ so that nothing is ever chosen by looking at the test split.
 """
 
 import logging
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.errors import InvalidInput
+from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.vectors import VectorFile, Vectors, fingerprint
 from catalyzer.neighbors import knn
-from catalyzer.files.vectors import Vectors, fingerprint
+from catalyzer.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +31,22 @@ class Split:
     """Base vectors, queries, and the true neighbours of the queries in the base.
 
     Args:
-        name: "validation" or "test".
         base: `(n, d)`.
         queries: `(nq, d)`.
-        cache: where computed ground truth is kept.
         shipped: `(nq, >= 1)` ids that the dataset came with; None to compute them.
+        cache: where computed ground truth is kept; by default in memory.
+        name: "validation" or "test", for progress displays.
+
+    >>> split = Split(base=np.eye(4, dtype=np.float32), queries=np.eye(4, dtype=np.float32)[2:])
+    >>> split.ground_truth[:, 0].tolist()
+    [2, 3]
     """
 
-    name: str
     base: Vectors
     queries: np.ndarray
-    cache: ArrayCache
     shipped: np.ndarray | None = None
+    cache: ArrayCache = field(default_factory=ArrayCache)
+    name: str = "validation"
 
     @cached_property
     def key(self) -> tuple[str, str]:
@@ -79,46 +87,122 @@ class Benchmark:
         return self.train.shape[1]
 
 
-def make_benchmark(
-    name: str,
-    learn: Vectors,
-    base: Vectors,
-    queries: Vectors,
-    ground_truth: np.ndarray | None,
-    *,
-    train_size: int,
-    validation_base_size: int,
-    validation_queries_size: int,
-    cache: ArrayCache,
-) -> Benchmark:
-    """Check that the parts fit together, read every row once, and split the learn set.
+class DatasetVectors(NamedTuple):
+    """What a dataset consists of, in memory or in files.
+
+    Attributes:
+        learn: `(n, d)` vectors to learn from; validation is cut from them too.
+        base: `(n, d)` vectors to code and to search in.
+        queries: `(nq, d)`.
+        ground_truth: `(nq, >= 1)` ids of each query's true neighbours in the base, nearest first; None to compute them.
+    """
+
+    learn: Vectors
+    base: Vectors
+    queries: Vectors
+    ground_truth: np.ndarray | None = None
+
+
+class Dataset(Part, ABC):
+    """Base of all datasets. A subclass defines `read`, and hands the sizes on to `super().__init__`.
+
+    Args:
+        base_size: use the first this many base vectors; None for all.
+        train_size: learn vectors that are trained on.
+        validation_base_size: learn vectors that are the base of the validation split.
+        validation_queries_size: learn vectors that are its queries.
 
     Raises:
-        InvalidInput: dimensions that differ, a learn set too small to split, ground truth of another size than the
-            queries or with ids outside the base, NaN or infinity anywhere.
+        InvalidInput: a size below 1.
+
+    >>> class Noise(Dataset):
+    ...     def read(self, cache: ArrayCache) -> DatasetVectors:
+    ...         learn, base, queries = (np.random.default_rng(n).normal(size=(n, 8)) for n in (1000, 300, 10))
+    ...         return DatasetVectors(learn, base, queries)
+    >>> Noise(base_size=200).load(ArrayCache()).test.ground_truth.shape
+    (10, 100)
     """
-    for part, vectors in (("base", base), ("queries", queries)):
-        if vectors.shape[1] != learn.shape[1]:
-            raise InvalidInput(
-                f"{name}: learn vectors have dimension {learn.shape[1]}, {part} vectors {vectors.shape[1]}; they must agree"
-            )
-    wanted = (train_size, validation_base_size, validation_queries_size)
-    train, val_base, val_queries = split_sizes(name, len(learn), *wanted)
-    held_out = learn[train : train + val_queries + val_base]
-    validation = Split("validation", held_out[val_queries:], held_out[:val_queries], cache)
-    test = Split("test", base, queries[:], cache, ground_truth)
-    if ground_truth is not None:
-        _check_ground_truth(name, ground_truth, len(queries), len(base))
-    benchmark = Benchmark(name, learn[:train], validation, test)
-    _ = test.key  # reads, and so checks, every row before hours of work depend on it
-    if (train, val_base, val_queries) != wanted:
-        log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",
-                 " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
-    log.info(
-        "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries",
-        name, f"{train:,}", benchmark.dim, f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
-    )  # fmt: skip
-    return benchmark
+
+    test_arguments: ClassVar[tuple[str, ...]] = ("base_size",)
+    """Arguments that decide what is tested on, and nothing about what is learned from."""
+
+    def __init__(
+        self,
+        base_size: int | None = None,
+        train_size: int = 500_000,
+        validation_base_size: int = 1_000_000,
+        validation_queries_size: int = 10_000,
+    ) -> None:
+        sizes = {
+            "base_size": base_size,
+            "train_size": train_size,
+            "validation_base_size": validation_base_size,
+            "validation_queries_size": validation_queries_size,
+        }
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise InvalidInput(f"dataset.{name} must be at least 1, got {size}")
+        self.base_size, self.train_size = base_size, train_size
+        self.validation_base_size, self.validation_queries_size = validation_base_size, validation_queries_size
+
+    @abstractmethod
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """Open or make the vectors.
+
+        Args:
+            cache: keeps what is worth computing once.
+
+        Raises:
+            InvalidInput: they are not there, or cannot be used.
+        """
+
+    def files(self, learn_only: bool = False) -> list[Path]:
+        """The files that are read, or of them what is learned from: results are remembered by their size and date.
+
+        By default all files that arguments name.
+        """
+        named = (Path(value).expanduser() for value in vars(self).values() if isinstance(value, str | Path))
+        return [path for path in named if path.is_file()]
+
+    def load(self, cache: ArrayCache) -> "Benchmark":
+        """Read the vectors, check that they fit together, and split the learn set; every row is looked at once.
+
+        Raises:
+            InvalidInput: as `read`; fewer base vectors than asked for; dimensions that differ; a learn set too small to split;
+                ground truth of another size than the queries or with ids outside the base; NaN or infinity anywhere.
+        """
+        learn, base, queries, ground_truth = self.read(cache)
+        name = self.label
+        for part, vectors in (("base", base), ("queries", queries)):
+            if vectors.shape[1] != learn.shape[1]:
+                raise InvalidInput(
+                    f"{name}: learn vectors have dimension {learn.shape[1]}, {part} vectors {vectors.shape[1]}; they must agree"
+                )
+        if self.base_size is not None:
+            if len(base) < self.base_size:
+                where = f"{base.path}: " if isinstance(base, VectorFile) else f"{name}: "
+                raise InvalidInput(
+                    f"{where}dataset.base_size = {self.base_size:,} asks for more than its {len(base):,} base vectors; "
+                    f"use dataset.base_size={len(base)} or less"
+                )
+            base = base.first(self.base_size) if isinstance(base, VectorFile) else base[: self.base_size]
+        wanted = (self.train_size, self.validation_base_size, self.validation_queries_size)
+        train, val_base, val_queries = split_sizes(name, len(learn), *wanted)
+        held_out = learn[train : train + val_queries + val_base]
+        validation = Split(held_out[val_queries:], held_out[:val_queries], cache=cache)
+        test = Split(base, queries[:], ground_truth, cache, "test")
+        if ground_truth is not None:
+            _check_ground_truth(name, ground_truth, len(queries), len(base))
+        benchmark = Benchmark(name, learn[:train], validation, test)
+        _ = test.key  # reads, and so checks, every row before hours of work depend on it
+        if (train, val_base, val_queries) != wanted:
+            log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",
+                     " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
+        log.info(
+            "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries",
+            name, f"{train:,}", benchmark.dim, f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
+        )  # fmt: skip
+        return benchmark
 
 
 def split_sizes(name: str, available: int, train: int, base: int, queries: int) -> tuple[int, int, int]:

@@ -10,10 +10,10 @@ from importlib.resources import files
 
 import numpy as np
 
-from catalyzer.files.array_cache import ArrayCache
-from catalyzer.datasets.benchmark import Benchmark, make_benchmark
+from catalyzer.datasets.benchmark import Dataset, DatasetVectors
 from catalyzer.datasets.sift import sift
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import MissingPackage
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.progress import progress
 
 LEARN = (
@@ -25,34 +25,32 @@ QUERIES = ("motorcycle_right.png",)
 NUM_QUERIES = 2_000
 
 
-def load_demo(cache: ArrayCache, base_size: int | None = None, **sizes: int) -> Benchmark:
+class Demo(Dataset):
     """About 76k learn, 24k base and 2k query vectors of 128 × uint8, extracted in seconds and cached.
 
-    Args:
-        cache: where the descriptors are kept.
-        base_size: use the first this many base vectors; None for all.
-        sizes: `train_size`, `validation_base_size`, `validation_queries_size`.
-
-    Raises:
-        InvalidInput: OpenCV or scikit-image is not installed, or the base is smaller than asked for.
+    See `Dataset` for the arguments.
     """
-    try:
-        import cv2  # noqa: F401
-        import skimage  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"the demo dataset needs {error.name}: pip install opencv-python-headless scikit-image") from None
-    versions = (version("opencv-python-headless"), version("scikit-image"))
-    parts = {}
-    for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
-        key = (*versions, photographs, limit)
-        parts[name] = cache.get(f"demo-{name}", key, partial(_descriptors, photographs, limit))
-    base = parts["base"][:base_size]
-    if base_size is not None and len(base) < base_size:
-        raise InvalidInput(
-            f"demo: dataset.base_size = {base_size:,} asks for more than its {len(base):,} base vectors; "
-            f"use dataset.base_size={len(base)} or less"
-        )
-    return make_benchmark("demo", parts["learn"], base, parts["queries"], None, cache=cache, **sizes)
+
+    label = "demo"
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """Extract the descriptors, or take them from the cache.
+
+        Raises:
+            MissingPackage: OpenCV, Pillow or scikit-image is not installed.
+        """
+        try:
+            import cv2  # noqa: F401
+            import PIL  # noqa: F401
+            import skimage  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingPackage(f'the demo dataset needs {error.name}: pip install "catalyzer[sift]"') from None
+        versions = (version("opencv-python-headless"), version("scikit-image"))
+        parts = {}
+        for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
+            key = (*versions, photographs, limit)
+            parts[name] = cache.get(f"demo-{name}", key, partial(_descriptors, photographs, limit))
+        return DatasetVectors(**parts)
 
 
 def _descriptors(photographs: tuple[str, ...], limit: int | None) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Benchmarks that lie in files: BigANN and Deep1B in their published layouts, photosift in BigANN's, or files of your own."""
 
 import re
+from abc import abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from catalyzer.files.array_cache import ArrayCache
-from catalyzer.datasets.benchmark import Benchmark, make_benchmark
+from catalyzer.datasets.benchmark import Dataset, DatasetVectors
 from catalyzer.errors import InvalidInput
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import VectorFile
 
 # Of a photosift folder.
@@ -43,87 +44,117 @@ def deep1b_layout(base_size: int) -> Layout:
     return Layout("learn.fvecs", "base.fvecs", "deep1B_queries.fvecs", f"deep{_abbreviated(base_size)}_groundtruth.ivecs")
 
 
-def load_bigann(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
-    """BigANN (SIFT1B): `bigann_{learn,base,query}.bvecs` and `gnd/idx_<n>M.ivecs` under `root`.
+class Published(Dataset):
+    """A dataset in a folder of files with fixed names.
 
     Args:
         root: the folder.
-        base_size: use the first this many base vectors.
-        cache: for ground truth that is not shipped.
-        sizes: `train_size`, `validation_base_size`, `validation_queries_size`.
-
-    Raises:
-        InvalidInput: a missing file (the message lists all that are expected), or one that `VectorFile` refuses.
+        base_size: use the first this many base vectors; shipped ground truth is that of just so many.
+        sizes: see `Dataset`.
     """
+
+    source: ClassVar[str]
+    """Where the files come from, for the message that says what is missing."""
+
+    def __init__(self, root: str, base_size: int = 1_000_000, **sizes: int) -> None:
+        super().__init__(base_size, **sizes)
+        self.root = root
+
+    @staticmethod
+    @abstractmethod
+    def layout(base_size: int) -> Layout:
+        """Names of the files below the folder."""
+
+    def files(self, learn_only: bool = False) -> list[Path]:
+        every = sorted(path for path in Path(self.root).expanduser().rglob("*") if path.is_file())
+        return [path for path in every if not learn_only or "learn" in path.name]
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """Open the files.
+
+        Raises:
+            InvalidInput: a missing file (the message lists all that are expected), or one that `VectorFile` refuses.
+        """
+        assert self.base_size is not None
+        root, layout = Path(self.root).expanduser(), self.layout(self.base_size)
+        needed = layout[:3]
+        missing = [file for file in needed if not (root / file).is_file()]
+        if missing:
+            raise InvalidInput(
+                f"{self.label}: {root} lacks {', '.join(missing)}; expected there: {', '.join(needed)} and optionally "
+                f"{layout.groundtruth}, {self.source}; set dataset.root, or $CATALYZER_DATA to the folder that holds "
+                f"{self.label}/"
+            )
+        truth = root / layout.groundtruth
+        learn, base, queries = (VectorFile(root / file) for file in needed)
+        return DatasetVectors(learn, base, queries, VectorFile(truth)[:] if truth.is_file() else None)
+
+
+class BigANN(Published):
+    """BigANN (SIFT1B): `bigann_{learn,base,query}.bvecs` and `gnd/idx_<n>M.ivecs`. See `Published` for the arguments."""
+
+    label = "bigann"
     source = (
         "fetched by: python src/prepare.py dataset=bigann, or from http://corpus-texmex.irisa.fr (ANN_SIFT1B; gunzip the files)"
     )
-    return _load("bigann", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
+    layout = staticmethod(bigann_layout)
 
 
-def load_photosift(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
-    """SIFT descriptors of photographs, as `catalyzer.datasets.photosift` makes them, in BigANN's layout.
+class Photosift(Published):
+    """SIFT descriptors of photographs, as `make_photosift` makes them, in BigANN's layout. See `Published` for the arguments."""
 
-    See `load_bigann` for arguments and errors; InvalidInput also where the making was interrupted.
-    """
-    if (Path(root) / UNFINISHED).exists() and not (Path(root) / MADE).exists():
-        raise InvalidInput(f"{root} is not finished; run the command that makes it once more, it goes on where it stopped")
+    label = "photosift"
     source = "made by: python src/prepare.py dataset=photosift images=<folder of photographs>"
-    return _load("photosift", Path(root), bigann_layout(base_size), base_size, source, cache, sizes)
+    layout = staticmethod(bigann_layout)
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """See `Published.read`; InvalidInput also where the making was interrupted."""
+        root = Path(self.root).expanduser()
+        if (root / UNFINISHED).exists() and not (root / MADE).exists():
+            raise InvalidInput(f"{root} is not finished; run the command that makes it once more, it goes on where it stopped")
+        return super().read(cache)
 
 
-def load_deep1b(root: str | Path, base_size: int, cache: ArrayCache, **sizes: int) -> Benchmark:
-    """Deep1B: `learn.fvecs`, `base.fvecs`, `deep1B_queries.fvecs` and `deep<size>_groundtruth.ivecs` under `root`.
+class Deep1B(Published):
+    """Deep1B: `learn.fvecs`, `base.fvecs`, `deep1B_queries.fvecs` and `deep<size>_groundtruth.ivecs`. See `Published`."""
 
-    See `load_bigann` for arguments and errors.
-    """
+    label = "deep1b"
     source = (
         "fetched by: python src/prepare.py dataset=deep1b, "
         "or from https://github.com/arbabenko/GNOIMI (Deep1B; concatenate the parts of base and learn)"
     )
-    return _load("deep1b", Path(root), deep1b_layout(base_size), base_size, source, cache, sizes)
+    layout = staticmethod(deep1b_layout)
 
 
-def load_files(
-    learn: str | Path,
-    base: str | Path,
-    queries: str | Path,
-    groundtruth: str | Path | None,
-    base_size: int | None,
-    cache: ArrayCache,
-    **sizes: int,
-) -> Benchmark:
-    """Vectors of your own, each file in any format of `catalyzer.files.vectors`; ground truth is computed where none is given.
+class Files(Dataset):
+    """Vectors of your own, each file in any format of `catalyzer.files.vectors`.
 
-    See `load_bigann` for the other arguments and the errors.
+    Args:
+        learn: file of the vectors to learn from.
+        base: file of those to code and to search in.
+        queries: file of the queries.
+        groundtruth: file of ids; None computes them.
+        sizes: see `Dataset`.
     """
-    truth = None if groundtruth is None else VectorFile(groundtruth)[:]
-    return make_benchmark(
-        "files", VectorFile(learn), VectorFile(base, base_size), VectorFile(queries), truth, cache=cache, **sizes
-    )
 
+    label = "files"
+    test_arguments = ("base", "queries", "groundtruth", "base_size")
 
-def _load(
-    name: str, root: Path, layout: Layout, base_size: int, source: str, cache: ArrayCache, sizes: dict[str, int]
-) -> Benchmark:
-    root = root.expanduser()
-    needed = layout[:3]
-    missing = [file for file in needed if not (root / file).is_file()]
-    if missing:
-        raise InvalidInput(
-            f"{name}: {root} lacks {', '.join(missing)}; expected there: {', '.join(needed)} and optionally "
-            f"{layout.groundtruth}, {source}; set dataset.root, or $CATALYZER_DATA to the folder that holds {name}/"
-        )
-    base = VectorFile(root / layout.base, base_size)
-    if len(base) < base_size:
-        raise InvalidInput(
-            f"{base.path}: dataset.base_size = {base_size:,} asks for more than its {len(base):,} vectors; "
-            f"use dataset.base_size={len(base)} or less"
-        )
-    truth = root / layout.groundtruth
-    shipped = VectorFile(truth)[:] if truth.is_file() else None
-    learn, queries = VectorFile(root / layout.learn), VectorFile(root / layout.queries)
-    return make_benchmark(name, learn, base, queries, shipped, cache=cache, **sizes)
+    def __init__(self, learn: str, base: str, queries: str, groundtruth: str | None = None, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.learn, self.base, self.queries, self.groundtruth = learn, base, queries, groundtruth
+
+    def files(self, learn_only: bool = False) -> list[Path]:
+        return [Path(self.learn).expanduser()] if learn_only else super().files()
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """Open the files.
+
+        Raises:
+            InvalidInput: one that `VectorFile` refuses.
+        """
+        truth = None if self.groundtruth is None else VectorFile(self.groundtruth)[:]
+        return DatasetVectors(VectorFile(self.learn), VectorFile(self.base), VectorFile(self.queries), truth)
 
 
 def _abbreviated(size: int) -> str:

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from catalyzer.files.atomic import locked, write_atomically
 from catalyzer.datasets.benchmark import GROUND_TRUTH_K
 from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
 from catalyzer.datasets.sift import sift
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import locked, write_atomically
+from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
 from catalyzer.neighbors import knn
 from catalyzer.progress import progress
-from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
 
 log = logging.getLogger(__name__)
 

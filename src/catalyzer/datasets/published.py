@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from catalyzer.files.atomic import locked, write_atomically
 from catalyzer.datasets.files import UNFINISHED, bigann_layout, deep1b_layout
 from catalyzer.errors import InvalidInput
-from catalyzer.progress import progress
+from catalyzer.files.atomic import locked, write_atomically
 from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
+from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)
 

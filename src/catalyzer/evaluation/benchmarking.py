@@ -9,8 +9,8 @@ import numpy as np
 
 from catalyzer.codec import Codec
 from catalyzer.evaluation.recall import RANKS, recall_at
-from catalyzer.progress import progress
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32
+from catalyzer.progress import progress
 
 
 @dataclass

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 class ArrayCache:
     """A folder of `.npy` files, one for each thing computed; two processes may compute the same at once.
 
+    Args:
+        folder: made when the first array is kept; None keeps arrays in memory, as long as the cache lives.
+
     >>> import tempfile
     >>> cache = ArrayCache(tempfile.mkdtemp())
     >>> cache.get("squares", ("up to", 4), lambda: np.arange(4) ** 2)
@@ -23,20 +26,23 @@ class ArrayCache:
     array([0, 1, 4, 9])
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self._arrays: dict[str, np.ndarray] = {}
 
     def has(self, name: str, key: tuple) -> bool:
         """Whether `get` would find the array."""
-        return self._path(name, key).exists()
-
-    def _path(self, name: str, key: tuple) -> Path:
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()
-        return self.folder / f"{name}-{digest}.npy"
+        file = _file_name(name, key)
+        return file in self._arrays if self.folder is None else (self.folder / file).exists()
 
     def get(self, name: str, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array kept under `name` and `key` (whatever decides its content); `compute` makes it if it is not there."""
-        path = self._path(name, key)
+        file = _file_name(name, key)
+        if self.folder is None:
+            if file not in self._arrays:
+                self._arrays[file] = compute()
+            return self._arrays[file]
+        path = self.folder / file
         if path.exists():
             try:
                 return np.load(path, allow_pickle=False)
@@ -45,3 +51,7 @@ class ArrayCache:
         array = compute()
         write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
         return array
+
+
+def _file_name(name: str, key: tuple) -> str:
+    return f"{name}-{hashlib.blake2b(repr(key).encode(), digest_size=12).hexdigest()}.npy"

@@ -7,12 +7,12 @@ The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.progress import progress
 
 BLOCK = 1 << 16  # rows a block: 32 MiB of 128 float32
@@ -93,10 +93,9 @@ class VectorFile:
             check_finite(block, str(self.path), start)
         return block
 
-    def blocks(self, size: int = BLOCK) -> Iterator[np.ndarray]:
-        """All rows, `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+    def first(self, n: int) -> Self:
+        """The same file with only its first n rows in use."""
+        return type(self)(self.path, n, self.finite)
 
     def _map_vecs(self, dtype: np.dtype) -> np.ndarray:
         size = self.path.stat().st_size

@@ -9,16 +9,16 @@ from typing import Literal, Self
 
 import numpy as np
 
-from catalyzer.index import file as index_file
 from catalyzer.codec import PAIRS
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import BLOCK
+from catalyzer.index import file as index_file
 from catalyzer.index.file import MAX_BITS, MAX_ID, Contents
 from catalyzer.index.lists import InvertedLists, check_learn
 from catalyzer.index.metric import Metric, MetricName
+from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
 from catalyzer.nn import embed
 from catalyzer.progress import progress
-from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
-from catalyzer.files.vectors import BLOCK
 
 RERANK = 500  # candidates of a search in two stages
 NPROBE = 16  # lists of a search, where there are so many

@@ -19,12 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.index.lists import InvertedLists
-from catalyzer.lattice import SphericalLattice
 from catalyzer.index.metric import Metric, MetricName
+from catalyzer.lattice import SphericalLattice
 from catalyzer.nn import Catalyzer, Decoder
 from catalyzer.progress import progress
 from catalyzer.quantizers import LatticeQuantizer

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import VectorFile, Vectors, as_float32
 from catalyzer.index.metric import Metric
 from catalyzer.progress import progress
-from catalyzer.files.vectors import VectorFile, Vectors, as_float32
 
 VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
 """`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""

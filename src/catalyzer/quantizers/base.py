@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -96,6 +96,12 @@ class Quantizer(Part, ABC):
                 raise InvalidInput(f"{self.label}: {name} is not the name of what a quantizer has learned")
             setattr(self, name, tensor.numpy())
 
+    def __reduce_ex__(self, protocol: int) -> Any:
+        # As in a file: faiss's objects can be neither pickled nor copied, and other processes need them.
+        if not self.is_learned:
+            return super().__reduce_ex__(protocol)
+        return _remade, (type(self), self.arguments, self.state_dict())
+
     def straight_through(self) -> nn.Module:
         """Quantization as a layer to train through: the identity backward; for quantizers that are fixed.
 
@@ -175,3 +181,9 @@ def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **sizes: int)
     if given != {name: ((size,), torch.float32) for name, size in sizes.items()}:
         expected = ", ".join(f"{name} of {size:,} float32" for name, size in sizes.items())
         raise InvalidInput(f"{quantizer.label}: expected {expected}; got {given or 'nothing'}")
+
+
+def _remade(cls: type[Quantizer], arguments: dict[str, Any], state: dict[str, Tensor]) -> Quantizer:
+    quantizer = cls(**arguments)
+    quantizer.load_state_dict(state)
+    return quantizer

@@ -12,10 +12,10 @@ from catalyzer.evaluation import Result, measure
 from catalyzer.lattice import SphericalLattice
 from catalyzer.nn import Identity
 from catalyzer.quantizers import LatticeQuantizer
-from catalyzer.runs.figures import line_style
 from catalyzer.reproduce.lab import Lab, Target, dataset_digest, training_digest
 from catalyzer.reproduce.outcome import Column, Made, Row, Table
 from catalyzer.reproduce.tables import BITS_COLUMN, LATTICE, RAW, RECALLS, base_note, recalls
+from catalyzer.runs.figures import line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import Vectors, float_blocks
 from catalyzer.neighbors import knn
 from catalyzer.reproduce.outcome import Column, Row, Table, Value
-from catalyzer.files.vectors import Vectors, float_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
+from catalyzer.files.vectors import as_float32
 from catalyzer.nn import embed
 from catalyzer.reproduce import angles, distances, toy
 from catalyzer.reproduce.distances import Space
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Made, Table
 from catalyzer.reproduce.tables import LATTICE
-from catalyzer.files.vectors import as_float32
 
 LAMBDAS = (0.0, 0.02, 1.0)  # of Figure 4
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 import catalyzer
-from catalyzer.files.atomic import write_atomically
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.runs.experiment import train
+from catalyzer.files.atomic import write_atomically
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
+from catalyzer.runs.experiment import train
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import loggers
 from catalyzer.runs.trained_run import TrainedRun, load_benchmark, measure_method, method_name

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.runs.figures import save_figure
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeGuard
 
 import yaml
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.reproduce.lab import RUNS
 from catalyzer.reproduce.outcome import Column, Outcome, Row, Table, Value
 from catalyzer.reproduce.pareto import Cost, draw_pareto, measured_points, pareto_front

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from catalyzer.runs.figures import line_style
 from catalyzer.reproduce.outcome import Outcome
+from catalyzer.runs.figures import line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

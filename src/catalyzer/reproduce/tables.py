@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from catalyzer.evaluation import Result
-from catalyzer.runs.figures import line_style
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
+from catalyzer.runs.figures import line_style
 from catalyzer.runs.settings import TABLE_3
 from catalyzer.runs.sweeps import validation_recall
 

@@ -11,11 +11,11 @@ from typing import Any
 from pytorch_lightning import seed_everything
 from pytorch_lightning.loggers import Logger
 
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed, save_module
 from catalyzer.runs.figures import draw_sphere, draw_training
 from catalyzer.runs.results import COLUMNS, print_table, table_cells

@@ -1,26 +1,20 @@
 """What a person looks at after a run: the table and the figures."""
 
-import csv
 import math
 import sys
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from catalyzer.files.atomic import write_atomically
-from catalyzer.evaluation import RANKS, Result
-from catalyzer.neighbors import knn
+from catalyzer.evaluation import Result
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 SPHERE_SAMPLE = 10_000
 """Points that `draw_sphere` looks at."""
 
 COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "error", "training s", "encoding s", "search s")
+
 
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
     """One row a result, under `COLUMNS`: recalls in percent, error as `Result.error`, times in seconds."""

@@ -11,8 +11,8 @@ from typing import Self
 
 import yaml
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import ERROR_FILE, InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.runs.results import print_rows, print_table
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers

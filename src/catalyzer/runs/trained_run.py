@@ -21,19 +21,19 @@ import torch
 from torch import nn
 
 import catalyzer
-from catalyzer.files.array_cache import ArrayCache
-from catalyzer.files.atomic import write_atomically
 from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files, load_photosift
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
+from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.atomic import write_atomically
+from catalyzer.files.vectors import Vectors
 from catalyzer.neighbors import engine
 from catalyzer.nn import Decoder, Identity, load_module
 from catalyzer.quantizers import ProductQuantizer
 from catalyzer.runs.figures import draw_recall
 from catalyzer.runs.results import print_table
 from catalyzer.runs.settings import Evaluation, Settings
-from catalyzer.files.vectors import Vectors
 
 log = logging.getLogger(__name__)
 

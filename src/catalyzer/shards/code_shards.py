@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from catalyzer.files.atomic import locked
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import locked
+from catalyzer.files.vectors import BLOCK, open_vectors
 from catalyzer.index.file import weights_digest
 from catalyzer.progress import progress
-from catalyzer.shards.engines import Engine, local
-from catalyzer.shards.code_shards import MANIFEST, CodeShards, Input, Manifest, Shard
 from catalyzer.runs.trained_run import TrainedRun
-from catalyzer.files.vectors import BLOCK, open_vectors
+from catalyzer.shards.code_shards import MANIFEST, CodeShards, Input, Manifest, Shard
+from catalyzer.shards.engines import Engine, local
 
 log = logging.getLogger(__name__)
 

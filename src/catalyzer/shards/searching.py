@@ -8,16 +8,16 @@ from typing import Literal, Self
 
 import numpy as np
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
+from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
 from catalyzer.index.file import weights_digest
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
-from catalyzer.shards.engines import Engine, local
-from catalyzer.shards.code_shards import CodeShards
 from catalyzer.runs.trained_run import TrainedRun
-from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
+from catalyzer.shards.code_shards import CodeShards
+from catalyzer.shards.engines import Engine, local
 
 log = logging.getLogger(__name__)
 

@@ -1,22 +1,30 @@
-"""Training: what is mined, the Lightning modules of the networks, and what surrounds them."""
+"""Training: what is mined, the Lightning modules of the networks, the terms of the loss, and what surrounds them."""
 
 from catalyzer.training.budget import measure_epoch, seconds_of
-from catalyzer.training.checkpoints import newest_checkpoint
+from catalyzer.training.checkpoints import Checkpoints, newest_checkpoint
 from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension
 from catalyzer.training.fit import check_trainer, fit, is_first
-from catalyzer.training.module import CatalyzerTraining, Loss, Optimization
+from catalyzer.training.module import CatalyzerTraining
 from catalyzer.training.query import COMPETITORS, QueryData, QueryTraining
+from catalyzer.training.schedule import Decay
+from catalyzer.training.terms import KoLeo, LossTerm, Reconstruction, TriangleRank, TripletRank, Triplets
 
 __all__ = [
     "COMPETITORS",
     "CatalyzerTraining",
-    "Loss",
+    "Checkpoints",
+    "Decay",
+    "KoLeo",
+    "LossTerm",
     "Miner",
-    "Optimization",
     "QueryData",
     "QueryTraining",
+    "Reconstruction",
+    "TriangleRank",
     "TripletData",
+    "TripletRank",
+    "Triplets",
     "check_trainer",
     "choose_dimension",
     "fit",

@@ -9,8 +9,8 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Callback
 
 from catalyzer.errors import InvalidInput
-from catalyzer.training.epoch_report import quiet_lightning
 from catalyzer.training.data import AnchorData
+from catalyzer.training.epoch_report import quiet_lightning
 from catalyzer.training.module import Training
 
 UNITS = {"s": 1, "min": 60, "h": 3600}

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, load without unpickling, and are there when a run is told to stop."""
+"""Checkpoints: written atomically, loaded without unpickling, and there when a run is told to stop."""
 
 import io
 import logging
@@ -16,8 +16,9 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback
 
+from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
-from catalyzer.errors import InvalidInput
+from catalyzer.training.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that was told to stop, as shells give it."""
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoints are written beside and renamed; loading takes tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -41,12 +42,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
     Raises:
-        InvalidInput: the file cannot be read, or holds more than tensors and plain values.
+        DamagedFile: the file cannot be read, or holds more than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no common class for what a damaged or hostile file raises
-        raise InvalidInput(f"{path}: not a checkpoint that can be loaded ({type(error).__name__})") from None
+        raise DamagedFile(f"{path}: not a checkpoint that can be loaded ({type(error).__name__})") from None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -58,16 +59,16 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that a run in `folder` can go on from, and its content; None where the run has none yet.
 
     Raises:
-        InvalidInput: there are checkpoints, and none of them can be loaded.
+        DamagedFile: there are checkpoints, and none of them can be loaded.
     """
     files = checkpoint_files(folder)
     for path in files:
         try:
             return path, load_checkpoint(path)
-        except InvalidInput as error:  # only whole files are renamed into place, so something else has damaged it
+        except DamagedFile as error:  # only whole files are renamed into place, so something else has damaged it
             log.warning("%s; going on from the one before it", error)
     if files:
-        raise InvalidInput(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start anew")
+        raise DamagedFile(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start anew")
     return None
 
 
@@ -80,9 +81,14 @@ class Checkpoints(Callback):
     Args:
         folder: of the run.
         keep: how many checkpoints.
+
+    Raises:
+        InvalidInput: none to be kept.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise InvalidInput(f"at least 1 checkpoint is kept, got keep = {keep}")
         self.folder, self.keep = folder, keep
         self._told: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
@@ -102,14 +108,15 @@ class Checkpoints(Callback):
         if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         if self._stopping(trainer):
-            self._save(trainer)
+            logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            self._save(trainer, "train/" if logged else None, stopping=True)
             self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Asked before saving, which takes a while: a thread of Gloo that still holds what it has reduced when Python ends
         # aborts the process ("terminate called without an active exception").
         stopping = self._stopping(trainer)
-        self._save(trainer)
+        self._save(trainer, "epoch/", stopping)
         if stopping:
             self._leave(trainer)
 
@@ -121,9 +128,14 @@ class Checkpoints(Callback):
     def _stopping(self, trainer: pl.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._told is not None, all=False)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, prefix: str | None, stopping: bool) -> None:
+        # Lightning writes what a module logs after this hook, which a run that is stopped here does not reach; a resumed run
+        # would never have it. The file of metrics gets it before each checkpoint, since a crash may follow at any time.
+        values = {} if prefix is None else {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith(prefix)}
         for logger in trainer.loggers:
-            logger.save()  # what a resumed run will not log again
+            if values and (stopping or isinstance(logger, MetricsFile)):
+                logger.log_metrics({"epoch": trainer.current_epoch, **values}, trainer.global_step - 1)
+            logger.save()
         trainer.save_checkpoint(self.folder / "checkpoints" / f"step-{trainer.global_step:09d}.ckpt")
         if trainer.is_global_zero:
             for old in checkpoint_files(self.folder)[self.keep :]:

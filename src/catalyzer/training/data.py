@@ -3,39 +3,55 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import catalyzer
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
-from catalyzer.neighbors import graph_recall, knn_graph
-from catalyzer.nn import embed
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
+from catalyzer.neighbors import METHODS, Method, graph_recall, knn_graph
+from catalyzer.nn import Transform, embed
+from catalyzer.parts import Part
 
 log = logging.getLogger(__name__)
 
 NEGATIVE_NPROBE = 8  # negatives only have to be hard, not to be the exact k-th; positives are mined once and carefully
 
 
-@dataclass(frozen=True)
-class Miner:
-    """How neighbours are found: `method` of `catalyzer.neighbors.knn_graph`.
+class Miner(Part):
+    """Finds the neighbours that triplets are made of; see `catalyzer.neighbors.knn_graph` for the methods.
 
-    Attributes:
-        positives: for those in the input space, once.
-        negatives: for those on the sphere, in every epoch.
+    Args:
+        positives: method for those in the input space, which are found once.
+        negatives: method for those on the sphere, which are found in every epoch.
+
+    Raises:
+        InvalidInput: another method.
+
+    >>> Miner("exact").find_positives(np.eye(4, dtype=np.float32), k=1, rows=slice(0, 2)).shape
+    (2, 1)
     """
 
-    positives: str = "auto"
-    negatives: str = "auto"
+    def __init__(self, positives: Method = "auto", negatives: Method = "auto") -> None:
+        for method in (positives, negatives):
+            if method not in METHODS:
+                raise InvalidInput(f"neighbours are mined by one of {', '.join(METHODS)}; got {method}")
+        self.positives, self.negatives = positives, negatives
+
+    def find_positives(self, x: np.ndarray, k: int, rows: slice) -> np.ndarray:
+        """The k nearest others of some rows of `(n, d)` training vectors: `(rows, k)` integers."""
+        return knn_graph(x, k, self.positives, description="mining positives", rows=rows)
+
+    def find_negatives(self, latent: np.ndarray, k: int, rows: slice, description: str = "mining negatives") -> np.ndarray:
+        """The k nearest others of some rows of `(n, d_out)` points on the sphere: `(rows, k)` integers."""
+        return knn_graph(latent, k, self.negatives, NEGATIVE_NPROBE, description, rows)
 
 
 class Batches:
@@ -79,13 +95,13 @@ class AnchorData(LightningDataModule, ABC):
 
     Args:
         train: `(n, d)` training vectors, kept in their dtype.
-        validation: where recall is measured between epochs.
+        validation: where recall is measured between epochs; None measures none.
         batch_size: anchors a batch, on each device.
         k_pos: how many nearest neighbours in the input space are found for each.
         k_neg: how many among the mapped vectors.
-        miner: how they are found.
         seed: decides what is drawn.
-        cache: keeps the neighbours in the input space.
+        miner: finds the neighbours.
+        cache: keeps those in the input space; by default in memory.
 
     Raises:
         InvalidInput: fewer training vectors than k_pos, k_neg or the batches of all processes ask for.
@@ -94,14 +110,14 @@ class AnchorData(LightningDataModule, ABC):
     def __init__(
         self,
         train: np.ndarray,
-        validation: Split,
+        validation: Split | None = None,
         *,
-        batch_size: int,
-        k_pos: int,
-        k_neg: int,
-        seed: int,
-        cache: ArrayCache,
-        miner: Miner = Miner(),
+        batch_size: int = 128,
+        k_pos: int = 10,
+        k_neg: int = 10,
+        seed: int = 0,
+        miner: Miner | None = None,
+        cache: ArrayCache | None = None,
     ) -> None:
         super().__init__()
         needed = max(k_pos + 1, k_neg + 1, batch_size)
@@ -112,7 +128,7 @@ class AnchorData(LightningDataModule, ABC):
             )
         self.train, self.validation = train, validation
         self.batch_size, self.k_pos, self.k_neg = batch_size, k_pos, k_neg
-        self.miner, self.seed, self.cache = miner, seed, cache
+        self.seed, self.miner, self.cache = seed, miner or Miner(), cache or ArrayCache()
         self.recall: dict[str, float] = {}
         """Share of the true neighbours that were found, of a sample, by the kind of neighbour."""
 
@@ -128,7 +144,8 @@ class AnchorData(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Find the validation ground truth, which every process then has from the cache."""
-        _ = self.validation.ground_truth
+        if self.validation is not None:
+            _ = self.validation.ground_truth
 
     def setup(self, stage: str) -> None:
         """Find the positives, or load them from the cache.
@@ -149,12 +166,12 @@ class AnchorData(LightningDataModule, ABC):
         self.positives = torch.from_numpy(positives).to(self.device)
 
     def _positives(self) -> np.ndarray:
-        method, description = self.miner.positives, "mining positives"
         # The version, since approximate neighbours depend on how this version searches.
-        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, method, catalyzer.__version__)
+        miner = f"{type(self.miner).__module__}.{type(self.miner).__qualname__}", sorted(self.miner.arguments.items())
+        key = (fingerprint(self.train, "checking training vectors"), self.k_pos, miner, catalyzer.__version__)
 
         def mine(rows: slice) -> np.ndarray:
-            return knn_graph(self.train, self.k_pos, method, description=description, rows=rows).astype(np.int32)
+            return self.miner.find_positives(self.train, self.k_pos, rows).astype(np.int32)
 
         # Machines may have caches of their own, and one that has to mine alone would wait for the others for ever.
         if self.agreed(self.cache.has("positives", key)):
@@ -185,7 +202,7 @@ class AnchorData(LightningDataModule, ABC):
     """Row numbers of the anchors, in an epoch's order."""
 
     @abstractmethod
-    def mine(self, transform: nn.Module, epoch: int) -> None:
+    def mine(self, transform: Transform, epoch: int) -> None:
         """Set the order of an epoch and the neighbours in it; every process of a distributed run has the same.
 
         Args:
@@ -206,8 +223,10 @@ class AnchorData(LightningDataModule, ABC):
         """Numbers of batches, which `on_after_batch_transfer` turns into what they are made of."""
         return Batches(self.steps)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | list:
         """All validation queries in one batch."""
+        if self.validation is None:
+            return []
         return DataLoader([torch.from_numpy(self.validation.queries)], batch_size=None)  # type: ignore[arg-type]
 
     def anchors(self, number: int) -> Tensor:
@@ -224,12 +243,12 @@ class AnchorData(LightningDataModule, ABC):
 class TripletData(AnchorData):
     """Triplets: an anchor, one of its k_pos neighbours in the input space, and the k_neg-th nearest neighbour of its f(x)."""
 
-    def mine(self, transform: nn.Module, epoch: int) -> None:
+    def mine(self, transform: Transform, epoch: int) -> None:
         """Set order, positives and negatives of an epoch; see `AnchorData.mine`."""
         latent = self.shared_out(lambda rows: embed(transform, self.train[rows], "mining negatives: embedding"))
 
         def search(rows: slice) -> np.ndarray:
-            graph = knn_graph(latent, self.k_neg, self.miner.negatives, NEGATIVE_NPROBE, "mining negatives: searching", rows)
+            graph = self.miner.find_negatives(latent, self.k_neg, rows)
             self.recall["negatives"] = graph_recall(latent, graph, rows.start)
             return graph[:, -1].astype(np.int32)
 

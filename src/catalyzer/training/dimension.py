@@ -5,26 +5,26 @@ import logging
 import numpy as np
 
 import catalyzer
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
+from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.vectors import Vectors, fingerprint
 from catalyzer.nn import PCA
 from catalyzer.quantizers import LatticeQuantizer
-from catalyzer.files.vectors import Vectors, fingerprint
 
 log = logging.getLogger(__name__)
 
 DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-SLACK = 0.01
+TOLERANCE = 0.01  # of recall@10 that a smaller dimension may lose
 
 
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache) -> int:
     """The dimension in which PCA and a lattice of so many bits, which need no training, find the most.
 
     With the dimension less is projected away, but fewer bits are left for each coordinate, so recall@10 rises and then
-    falls. A network keeps in fewer dimensions what PCA needs more for, hence the smallest one that comes within `SLACK` of the
+    falls. A network keeps in fewer dimensions what PCA needs more for, hence the smallest one that comes within `TOLERANCE` of the
     best. The search ends where recall falls; what it finds is kept in `cache`.
 
     Args:
@@ -53,7 +53,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
                 quantizer = LatticeQuantizer(dim, bits)
             except InvalidInput:  # so few dimensions have no lattice of so many bits that tables can hold
                 continue
-            pca = PCA(train.shape[1], dim).fit(train)
+            pca = PCA(train.shape[1], dim).adapt(train)
             codec, split = Codec(pca, quantizer), validation
             recall[dim] = measure(f"d_out = {dim}", codec, split.base, split.queries, split.ground_truth)[0].recall[10]
             if recall[dim] < max(recall.values()):
@@ -63,7 +63,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
                 f"d_out=auto found no lattice of {bits} bits in {DIMENSIONS[0]} to {train.shape[1]} dimensions; "
                 "use fewer bits, or set d_out to a number"
             )
-        chosen = next(dim for dim, value in recall.items() if value >= max(recall.values()) - SLACK)
+        chosen = next(dim for dim, value in recall.items() if value >= max(recall.values()) - TOLERANCE)
         seen = ", ".join(f"{100 * value:.1f} in {dim}" for dim, value in recall.items())
         log.info("d_out = %d: validation R@10 of PCA + lattice is %s dimensions", chosen, seen)
         return np.array([chosen])

@@ -12,13 +12,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from catalyzer.progress import progress
-from catalyzer.training.metrics_file import log_at_once
 
 log = logging.getLogger(__name__)
 
 
 class EpochReport(Callback):
-    """A progress display for each epoch's steps, its metrics and a line in the log after it, and the time all epochs took.
+    """A progress display for each epoch's steps, a line in the log after it, and the time that all epochs took.
 
     Args:
         name: what an epoch is called there.
@@ -76,7 +75,6 @@ class EpochReport(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}  # means over all processes
         if not trainer.is_global_zero:
             return
-        log_at_once(trainer, {k: v for k, v in values.items() if k.startswith("epoch/")}, trainer.global_step - 1)
         parts = [f"loss {values['epoch/loss']:.4f}"]
         if "epoch/violated" in values:
             parts.append(f"violated {values['epoch/violated']:.1%}")

@@ -1,4 +1,4 @@
-"""Train a catalyzer in a run folder, or go on where a killed run stopped."""
+"""Training in a run's folder; an interrupted one is resumed."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,40 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from catalyzer.errors import InvalidInput
 from catalyzer.neighbors import engine
-from catalyzer.training.epoch_report import EpochReport, quiet_lightning
-from catalyzer.training.checkpoints import TERMINATED, Checkpoints, WholeCheckpoints, load_checkpoint, newest_checkpoint
+from catalyzer.training.checkpoints import TERMINATED, AtomicCheckpoints, Checkpoints, load_checkpoint, newest_checkpoint
 from catalyzer.training.data import AnchorData
+from catalyzer.training.epoch_report import EpochReport, quiet_lightning
 from catalyzer.training.metrics_file import MetricsFile
 from catalyzer.training.module import Training
 
 log = logging.getLogger(__name__)
 
 
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+RESERVED = {  # arguments of pl.Trainer that `fit` sets, and what a user does instead
+    "callbacks": "callbacks are a group of their own: '+callbacks.NAME={_target_: ...}'",
+    "logger": "loggers are a group of their own: logger=wandb, or '+logger.NAME={_target_: ...}'",
+    "default_root_dir": "the folder of the run is hydra.run.dir",
+    "enable_checkpointing": "a run keeps checkpoints, or it could not be resumed",
+    "fast_dev_run": "it keeps nothing; trainer.limit_train_batches=1 trainer.max_epochs=1 makes a short run",
+}
+
+
 def check_trainer(options: dict[str, Any]) -> None:
     """Raise `InvalidInput` where Lightning would refuse the options, such as a GPU where there is none."""
+    for name in RESERVED.keys() & options.keys():
+        raise InvalidInput(f"trainer.{name} cannot be set: {RESERVED[name]}")
     quiet_lightning()
     try:
-        pl.Trainer(**options, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    except (MisconfigurationException, ValueError) as error:
+        pl.Trainer(**{**options, **QUIET}, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
         raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
@@ -45,30 +57,26 @@ def fit(
     folder: Path,
     *,
     trainer_options: dict[str, Any],
-    loggers: list[Logger],
-    monitor: str,
-    patience: int | None = None,
-    keep: int = 2,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger] = (),
     epoch_name: str = "epoch",
 ) -> float:
     """Train on `data`, and leave in the networks of `training` the weights of the best epoch on the validation split.
 
-    Writes `checkpoints/step-*.ckpt` after every epoch and when the process is told to stop, `checkpoints/best.ckpt` and
-    `metrics.csv` into `folder`; where a checkpoint is there already, training goes on from the newest.
+    Where `folder` has a checkpoint, training is resumed from the newest. Which epoch is best says the callback that writes
+    `checkpoints/best.ckpt`; where none does, the last weights are kept.
 
     Args:
         training: module and settings of the optimization.
         data: what is mined, and the validation split.
-        folder: of the run, or of a part of it.
+        folder: of the run, or of a part of it; `metrics.csv` and checkpoints are written there.
         trainer_options: arguments of `pytorch_lightning.Trainer`.
-        loggers: besides the CSV one.
-        monitor: metric, higher is better, that decides which epoch is best.
-        patience: stop after this many validations without a better one; None never stops early.
-        keep: how many of the last checkpoints.
+        callbacks: among them `Checkpoints`, without which nothing could be resumed.
+        loggers: besides `metrics.csv`.
         epoch_name: what the log calls an epoch.
 
     Returns:
-        Seconds of training, those of the run that this one goes on from included.
+        Seconds of training, those before it was resumed included.
 
     Raises:
         InvalidInput: the loss is no longer a number, or a training process has died.
@@ -77,40 +85,41 @@ def fit(
     folder = folder.resolve()  # Lightning forgets which epoch was best if a checkpoint's path is spelled differently
     found = newest_checkpoint(folder)
     report = EpochReport(epoch_name)
-    # Saved with the validation and not after the epoch, so that the epoch's own checkpoint knows of it.
-    best = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor=monitor, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [report, LearningRateMonitor(logging_interval="step"), Checkpoints(folder, keep), best]
-    if patience is not None:
-        callbacks.insert(0, EarlyStopping(monitor, mode="max", patience=patience))
-
     quiet_lightning()
-    plugins: list[Any] = [WholeCheckpoints()]
+    plugins = [AtomicCheckpoints(), *trainer_options.get("plugins", [])]
     if SLURMEnvironment.detect():  # by Lightning's own measure; jobs are queued again by `Checkpoints`
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = pl.Trainer(
-        **trainer_options,
+        **{
+            **QUIET,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,  # AnchorData shares out the batches itself
+            **trainer_options,
+            "plugins": plugins,
+        },
         default_root_dir=folder,
         logger=[MetricsFile(folder / "metrics.csv", found[1]["global_step"] if found else 0), *loggers],
-        callbacks=callbacks,
-        plugins=plugins,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # AnchorData shares out the batches itself
+        # A checkpoint has the state of all callbacks before it in the list.
+        callbacks=[
+            report,
+            LearningRateMonitor(logging_interval="step"),
+            *sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoints)),
+        ],
     )
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
     if found:
-        log.info("going on from %s, epoch %d of %d", found[0].name, found[1]["epoch"] + 1, trainer.max_epochs)
+        log.info("resuming from %s, epoch %d of %d", found[0].name, found[1]["epoch"] + 1, trainer.max_epochs)
     with _processes_as_one(folder):
         trainer.fit(training, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
 
-    training.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.ckpt")["state_dict"])
-    training.cpu().eval()
-    # The report's own count stays in the processes of a distributed run; the checkpoint has it in every case.
     last = newest_checkpoint(folder)
     assert last is not None
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        log.info("no epoch was chosen on the validation split; the weights are the last ones")
+    training.load_state_dict((load_checkpoint(best) if best.exists() else last[1])["state_dict"])
+    training.cpu().eval()
+    # The report's own count stays in the processes of a distributed run; the checkpoint has it in every case.
     return float(last[1]["callbacks"][report.state_key]["seconds"])
 
 
@@ -138,7 +147,7 @@ def _processes_as_one(folder: Path) -> Iterator[None]:
             raise SystemExit(TERMINATED) from None
         reason = error.signal_name or f"exit code {error.exit_code}"
         raise InvalidInput(
-            f"a training process ended with {reason}; resume={folder} goes on from its last checkpoint"
+            f"a training process ended with {reason}; resume={folder} resumes from its last checkpoint"
         ) from None
     except ProcessRaisedException as error:
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")

@@ -1,23 +1,22 @@
-"""What a training logs: in time for its checkpoints, and as a table in its folder that a kill at any moment leaves readable."""
+"""The metrics of a run as a table in its folder, which an interruption at any moment leaves readable."""
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 
 
 class MetricsFile(Logger):
     """A logger that writes CSV: a line for each time something is logged, with its step, and a column for each name.
 
-    Lightning's own deletes the file of a run that goes on, and writes it anew in place when a name is new.
+    Lightning's own deletes the file of a run that is resumed, and rewrites it in place when a name is new. What is logged a second
+    time for the same step is left out: checkpoints are preceded by metrics that Lightning itself logs later.
 
     Args:
         path: of the file. What a killed run has left there is taken over up to the step that training goes on from.
@@ -42,6 +41,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._path = path
         self._new: list[dict[str, Any]] = []
+        self._logged: dict[str, int | None] = {}  # the last step of each name
         try:
             rows = [row for row in self._rows() if int(row["step"]) < step]
             self._columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
@@ -64,7 +64,10 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self._new.append({"step": step, **metrics})
+        new = {name: value for name, value in metrics.items() if self._logged.get(name, -1) != step}
+        self._logged |= dict.fromkeys(new, step)
+        if new:
+            self._new.append({"step": step, **new})
 
     @rank_zero_only
     def save(self) -> None:
@@ -96,14 +99,3 @@ class MetricsFile(Logger):
         text = io.StringIO()
         csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
-
-
-def log_at_once(trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
-    """Have all loggers write metrics of a step, numbered from 0, or of the epoch that ended with it.
-
-    What a module logs by Lightning is written after the hooks in which a run that is told to stop is saved, and left: the run
-    that goes on from there would never have it.
-    """
-    for logger in trainer.loggers:
-        logger.log_metrics({"epoch": trainer.current_epoch, **values}, step)
-        logger.save()

@@ -6,21 +6,22 @@ vectors. Codes and the cost of a search stay as they are.
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from catalyzer.codec import Codec
 from catalyzer.evaluation import measure
-from catalyzer.neighbors import knn_graph
-from catalyzer.nn import ListNetLoss, embed
-from catalyzer.training.data import NEGATIVE_NPROBE, AnchorData
-from catalyzer.training.module import LOGGED_RANKS, Optimization, Training
+from catalyzer.errors import InvalidInput
+from catalyzer.nn import ListNetLoss, Transform, embed
+from catalyzer.training.data import AnchorData
+from catalyzer.training.module import LOGGED_RANKS, Training
+from catalyzer.training.schedule import Decay
 
 COMPETITORS = 48  # nearest on the sphere, with which a query's neighbours compete
-OPTIMIZATION = Optimization("adamw", learning_rate=1e-3, decay="cosine", warmup=0.1)
 
 
 class QueryData(AnchorData):
@@ -43,13 +44,12 @@ class QueryData(AnchorData):
         self.points = torch.from_numpy(quantizer.decode(quantizer.encode(latent))).to(self.device)
 
         def search(rows: slice) -> np.ndarray:
-            method, description = self.miner.negatives, "mining competitors: searching"
-            return knn_graph(latent, self.k_neg, method, NEGATIVE_NPROBE, description, rows).astype(np.int32)
+            return self.miner.find_negatives(latent, self.k_neg, rows, "mining competitors").astype(np.int32)
 
         competitors = torch.from_numpy(self.shared_out(search)).to(self.device)
         self.lists = torch.cat([self.positives, competitors], dim=1).sort(dim=1).values
 
-    def mine(self, transform: nn.Module, epoch: int) -> None:
+    def mine(self, transform: Transform, epoch: int) -> None:
         """Set the order of an epoch; see `AnchorData.mine`."""
         self.epoch = epoch
         self.order = torch.from_numpy(np.random.default_rng((self.seed, epoch)).permutation(len(self.train))).to(self.device)
@@ -77,22 +77,31 @@ class QueryTraining(Training):
 
     Args:
         codec: trained, with a fitted quantizer.
+        max_epochs: passes over the training vectors.
         sync_batchnorm: see `Training`.
+
+    Raises:
+        InvalidInput: no epoch.
     """
 
-    def __init__(self, codec: Codec, sync_batchnorm: bool = False) -> None:
+    def __init__(self, codec: Codec, max_epochs: int = 2, sync_batchnorm: bool = False) -> None:
+        if max_epochs < 1:
+            raise InvalidInput(f"query.max_epochs must be at least 1, got {max_epochs}")
         query = copy.deepcopy(codec.transform).train()  # as what is trained already is not
-        super().__init__(["loss"], Codec(codec.transform, codec.quantizer, query=query), OPTIMIZATION, sync_batchnorm)
-        self.query, self.list_loss = query, ListNetLoss()
+        optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
+        schedule = partial(Decay, decay="cosine", warmup=0.1)
+        super().__init__(Codec(codec.transform, codec.quantizer, query=query), optimizer, schedule, sync_batchnorm)
+        self.max_epochs, self.query, self.list_loss = max_epochs, query, ListNetLoss()
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         vectors, points, distances = batch
         squared = (points - self.query(vectors)[:, None]).square().sum(2)
         loss = self.list_loss(squared, distances).mean()
-        self.note(loss[None])
+        self.note({"loss": loss})
         return loss
 
     def validation_step(self, queries: Tensor, batch_idx: int) -> None:
         split = self.data.validation
+        assert split is not None
         row = measure("validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth)[0]
         self.log_dict({f"val/recall_at_{k}": row.recall[k] for k in LOGGED_RANKS if k in row.recall}, sync_dist=True)

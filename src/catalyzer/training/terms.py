@@ -1,0 +1,130 @@
+"""The terms of the loss: each has a weight, and a run minimizes their weighted sum. Equation 4 has the first two, rank and KoLeo."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from catalyzer.errors import InvalidInput
+from catalyzer.nn import KoLeoLoss, RankLoss, TriangleLoss, rows_of_all_processes
+from catalyzer.parts import Part
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """What a training step has made of a batch of n triplets; along the first axis are anchors, positives and negatives.
+
+    Attributes:
+        inputs: `(3, n, d_in)` float32 vectors.
+        points: `(3, n, d_out)`, where the transform maps them.
+        compared: `(3, n, d_out)`, the same as a search compares them: quantized where training is end-to-end.
+        decoded: `(3, n, d_in)`, what the decoder makes of the quantized points; None without a decoder.
+        deviation: standard deviation of the data, a scalar.
+    """
+
+    inputs: Tensor
+    points: Tensor
+    compared: Tensor
+    decoded: Tensor | None
+    deviation: Tensor
+
+
+class LossTerm(Part, nn.Module, ABC):
+    """Base of all terms. A subclass defines `forward`; it may have parameters, which are trained too.
+
+    Args:
+        weight: of the term in the sum.
+
+    Raises:
+        InvalidInput: a negative weight.
+
+    >>> class Variance(LossTerm):
+    ...     def forward(self, triplets: Triplets) -> Tensor:
+    ...         return -triplets.points.var(dim=(0, 1)).mean()
+    >>> Variance(weight=0.1).weight
+    0.1
+    """
+
+    needs_decoder: ClassVar[bool] = False
+    """Where true, the term is left out of a training without a decoder."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise InvalidInput(f"the weight of a loss term is at least 0, got {weight}")
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, triplets: Triplets) -> Tensor | dict[str, Tensor]:
+        """The term's value, a scalar, or as in Lightning's `training_step` a dict of it as "loss" and more scalars to log."""
+
+
+class TripletRank(LossTerm):
+    """The rank loss of equation 3; logs "violated", the share of negatives nearer than the positive.
+
+    Args:
+        weight: of the term.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = RankLoss(reduction="none")
+
+    def forward(self, triplets: Triplets) -> dict[str, Tensor]:
+        return _ranked(self.loss(*triplets.compared))
+
+
+class TriangleRank(LossTerm):
+    """The rank loss at all three corners of a triplet, in the input's order; logs "violated". See `TriangleLoss`.
+
+    Args:
+        weight: of the term.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.loss = TriangleLoss()
+
+    def forward(self, triplets: Triplets) -> dict[str, Tensor]:
+        return _ranked(self.loss(triplets.compared, triplets.inputs))
+
+
+def _ranked(losses: Tensor) -> dict[str, Tensor]:
+    return {"loss": losses.mean(), "violated": (losses > 0).float().mean()}
+
+
+class KoLeo(LossTerm):
+    """The entropy loss of equation 2 on the anchors alone, since a positive is near its anchor on purpose.
+
+    Args:
+        weight: λ of equation 4.
+        scope: "local" spreads the anchors of each process's batch, "global" those of all processes together.
+    """
+
+    def __init__(self, weight: float = 0.02, scope: Literal["local", "global"] = "local") -> None:
+        super().__init__(weight)
+        self.scope = scope
+        self.loss = KoLeoLoss()
+
+    def forward(self, triplets: Triplets) -> Tensor:
+        anchors = triplets.points[0]
+        # Each process then has the loss of all points. Its gradient reaches a point from every process, hence as often as there
+        # are processes, whose gradients are averaged afterwards: so it is right.
+        everywhere = self.scope == "global" and torch.distributed.is_initialized()
+        return self.loss(rows_of_all_processes(anchors) if everywhere else anchors)
+
+
+class Reconstruction(LossTerm):
+    """The mean squared error of the decoded vectors, in standard deviations of the data. The paper has no decoder.
+
+    Args:
+        weight: of the term.
+    """
+
+    needs_decoder = True
+
+    def forward(self, triplets: Triplets) -> Tensor:
+        assert triplets.decoded is not None
+        return ((triplets.decoded - triplets.inputs) / triplets.deviation).square().mean()
