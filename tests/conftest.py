@@ -1,19 +1,12 @@
-"""What the tests share: made vectors, a cache of their own, and the commands run as a user runs them."""
+"""The fixtures that all tests share: a cache and a home of their own, small data, the commands, fitted indexes."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import DIM, Command, clustered, command
 
 # Tests run side by side; threads of one would only wait for those of the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,20 +17,13 @@ def random() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def clustered(n: int, dim: int, seed: int) -> np.ndarray:
-    """Vectors that have neighbours: points around a few hundred centres that all seeds share; uint8."""
-    centres = np.random.default_rng(99).normal(128, 40, (300, dim))
-    random = np.random.default_rng(seed)
-    return (centres[random.integers(300, size=n)] + random.normal(0, 15, (n, dim))).clip(0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="session")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A small dataset in npy files, as the overrides that select it."""
     folder = tmp_path_factory.mktemp("vectors")
     overrides = ["dataset=files", "dataset.validation_base_size=1000", "dataset.validation_queries_size=200"]
     for seed, (part, n) in enumerate((("learn", 6000), ("base", 2000), ("queries", 200))):
-        np.save(folder / f"{part}.npy", clustered(n, 32, seed))
+        np.save(folder / f"{part}.npy", clustered(n, DIM, seed))
         overrides.append(f"dataset.{part}={folder / part}.npy")
     return overrides
 
@@ -50,9 +36,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     home = tmp_path_factory.mktemp("home")
     return {**kept, "HOME": str(home), "CATALYZER_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
-
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -79,81 +62,13 @@ def prepare(environment: dict[str, str], tmp_path: Path) -> Command:
     return command("prepare.py", environment, tmp_path)
 
 
-def command(script: str, environment: dict[str, str], folder: Path) -> Command:
-    """`python src/SCRIPT OVERRIDES` in `folder`.
-
-    The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
-    """
-
-    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        arguments = [str(ROOT / "src" / script), *overrides]
-        if script in TYPED:
-            process = Forking.started(environment).run(arguments, folder, environment)
-        else:
-            TYPED.add(script)
-            process = subprocess.run(
-                [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
-        assert process.returncode == expect, process.stdout + process.stderr
-        return process
-
-    return run
-
-
-TYPED: set[str] = set()
-"""Scripts that have been run as they are typed."""
-
-
-class Forking:
-    """The process of tests/forking.py, which forks those of commands."""
-
-    latest: ClassVar["Forking | None"] = None
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "forking.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-            start_new_session=True,
-        )
-
-    @classmethod
-    def started(cls, environment: dict[str, str]) -> "Forking":
-        """The one of this session, which ends with it."""
-        if cls.latest is None:
-            cls.latest = Forking(environment)
-        return cls.latest
-
-    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with tempfile.TemporaryDirectory() as printed:
-            out, err = Path(printed, "out"), Path(printed, "err")
-            asked = {"argv": arguments, "cwd": str(folder), "env": environment, "out": str(out), "err": str(err)}
-            try:
-                self.process.stdin.write(json.dumps(asked) + "\n")
-                self.process.stdin.flush()
-                code = int(self.process.stdout.readline())
-            except BaseException:  # the time limit of a test, for one: what hangs is not to outlive it
-                os.killpg(self.process.pid, signal.SIGKILL)
-                Forking.latest = None
-                raise
-            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
-
-
-FAST = ["catalyzer.hidden=64", "trainer.max_epochs=2", "batch_size=64"]
-"""Overrides that make a training on `own_files` a matter of seconds."""
-
-
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an index that holds no vectors yet, fitted to those of `clustered` in 32 dimensions; not to be changed."""
+    """The file of an index that holds no vectors yet, fitted to those of `clustered` in `DIM` dimensions; not to be changed."""
     from catalyzer import CatalyzerIndex
 
     path = tmp_path_factory.mktemp("index") / "fitted.catalyzer"
-    CatalyzerIndex(d_out=24, hidden=64).fit(clustered(1500, 32, 0), epochs=4).save(path)
+    CatalyzerIndex(d_out=24, hidden=64).fit(clustered(1500, DIM, 0), epochs=4).save(path)
     return path
 
 
@@ -166,6 +81,6 @@ def listed(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from catalyzer.index.lists import InvertedLists
 
     path, contents = tmp_path_factory.mktemp("index") / "listed.catalyzer", read(fitted, mmap=False)
-    lists = InvertedLists.fit(contents.codec, clustered(1500, 32, 0).astype(np.float32), 20)
+    lists = InvertedLists.fit(contents.codec, clustered(1500, DIM, 0).astype(np.float32), 20)
     write(path, replace(contents, lists=lists))
     return path

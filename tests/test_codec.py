@@ -14,7 +14,7 @@ from catalyzer.codec import Codec
 from catalyzer.neighbors import knn
 from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed
 from catalyzer.quantizers import HashQuantizer, ProductQuantizer, Quantizer
-from tests.conftest import clustered
+from tests.helpers import clustered
 
 
 def decoding(quantizer: Quantizer) -> Codec:

@@ -10,15 +10,9 @@ import pytest
 
 from catalyzer import CatalyzerIndex, SphericalLattice
 from catalyzer.commands.cli import main
-from catalyzer.index.recipe import learn_codec
 from catalyzer.files.vectors import write_vecs
-from tests.conftest import ROOT, clustered
-from tests.shards.conftest import make_run
-
-
-def blocks(page: str) -> list[tuple[str, str]]:
-    """Language, or none, and content of the fenced blocks."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+from catalyzer.index.recipe import learn_codec
+from tests.helpers import ROOT, blocks, clustered, make_run
 
 
 def run(page: str) -> dict[str, object]:

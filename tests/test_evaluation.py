@@ -11,7 +11,7 @@ from catalyzer.evaluation import measure
 from catalyzer.neighbors import knn
 from catalyzer.nn import Identity
 from catalyzer.quantizers import ProductQuantizer
-from tests.conftest import clustered
+from tests.helpers import clustered
 
 
 @given(nq=st.integers(1, 30), n=st.integers(1, 50), data=st.data())

@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, graph_recall, knn, knn_graph
 from catalyzer.files.vectors import VectorFile
-from tests.conftest import clustered
-
-
-def brute_force(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    difference = queries[:, None].astype(np.float64) - base[None].astype(np.float64)
-    distances = (difference**2).sum(-1)
-    ids = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(distances, ids, 1), ids
+from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, graph_recall, knn, knn_graph
+from tests.helpers import brute_force, clustered
 
 
 @settings(deadline=None, max_examples=30)

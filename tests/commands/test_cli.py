@@ -17,7 +17,7 @@ import pytest
 from catalyzer import CatalyzerIndex, index, open_vectors
 from catalyzer.commands.cli import main
 from catalyzer.files.vectors import write_vecs
-from tests.conftest import ROOT, clustered
+from tests.helpers import ROOT, clustered
 
 BASE, QUERIES = clustered(300, 32, 1), clustered(20, 32, 2)
 Run = Callable[..., str]

@@ -18,17 +18,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from catalyzer import TrainedRun, knn, recall_at
-from tests.conftest import FAST, ROOT, Command, clustered, command
-from tests.files.test_vectors import write
-
-
-def only_run(folder: Path) -> Path:
-    (run,) = (folder / "outputs").iterdir()
-    return run
-
-
-def rows(run: Path) -> dict[str, dict]:
-    return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+from tests.helpers import FAST, ROOT, Command, clustered, command, only_run, refused, rows, write
 
 
 def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) -> None:
@@ -325,14 +315,6 @@ def test_help_reads_well_and_comes_at_once(script: str, words: str, environment:
 
 
 # Users' mistakes: one sentence, exit code 2, no traceback, nothing written.
-
-
-def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert process.stderr.count("\n") == 1, process.stderr
-    assert process.stderr.startswith("error: ")
-    for word in words:
-        assert word in process.stderr
-    assert process.stdout == ""
 
 
 MISTAKES = {

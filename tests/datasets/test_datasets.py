@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets import load_bigann, load_deep1b, load_demo, load_files
 from catalyzer.datasets.benchmark import split_sizes
 from catalyzer.datasets.files import _abbreviated
-from tests.conftest import clustered
-from tests.test_neighbors import brute_force
-from tests.files.test_vectors import write
+from catalyzer.files.array_cache import ArrayCache
+from tests.helpers import brute_force, clustered, write
 
 SIZES = {"train_size": 1000, "validation_base_size": 400, "validation_queries_size": 50}
 

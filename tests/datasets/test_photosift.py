@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, open_vectors
+from catalyzer.datasets import load_photosift, make_photosift
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import locked
-from catalyzer.datasets import load_photosift, make_photosift
-from tests.conftest import ROOT, Command, command
-from tests.test_neighbors import brute_force
+from tests.helpers import ROOT, Command, brute_force, command
 
 SEED = 7
 SIZES = {"queries_size": 600, "base_size": 1500, "learn_size": 1000, "seed": SEED, "skip_unreadable": False}

@@ -1,14 +1,11 @@
 """Fetching from a server of our own on this machine that cuts connections, knows no ranges, lies about sizes, or is away."""
 
-import contextlib
 import gzip
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,87 +13,9 @@ import pytest
 
 from catalyzer import InvalidInput, open_vectors
 from catalyzer.datasets import fetch_published, published
-from tests.conftest import ROOT, Command, clustered
-from tests.commands.test_commands import refused
+from tests.helpers import ROOT, Command, Server, bvecs, clustered, refused, serving, u8bin
 
 LEARN, BASE, QUERIES = clustered(4000, 32, 0), clustered(3000, 32, 1), clustered(20, 32, 2)
-
-
-def u8bin(x: np.ndarray) -> bytes:
-    """Also fbin, of float32."""
-    return np.array(x.shape, "<i4").tobytes() + x.tobytes()
-
-
-def bvecs(x: np.ndarray) -> bytes:
-    return b"".join(np.int32(x.shape[1]).tobytes() + row.tobytes() for row in x)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves what is in `files`, as badly as the other attributes say, and keeps what was asked and how much was sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.cut_after: int | None = None  # bytes of each answer
-        self.ranges = True
-        self.size_off_by = 0
-        self.wait = 0.0  # seconds before each 4 KiB
-        self.answers: list[int] = []  # codes instead of files, one for each request
-        self.asked: list[tuple[str, str]] = []
-        self.sent = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/data"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server, wanted = self.server, self.headers["Range"]
-        name = self.path.removeprefix("/data/")
-        server.asked.append((name, wanted))
-        code = server.answers.pop(0) if server.answers else 200 if name in server.files else 404
-        if code != 200:
-            self.send_error(code)
-            return
-        content = server.files[name]
-        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted).groups()  # type: ignore[union-attr]
-        total = len(content) + server.size_off_by
-        if server.ranges:
-            body = content[int(first) : int(last) + 1 if last else None]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{total}")
-        else:
-            body = content
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(body) if server.ranges else total))
-        self.send_header("ETag", f'"{hash(content)}"')
-        self.end_headers()
-        body = body[: server.cut_after]
-        try:
-            for start in range(0, len(body), 4096):
-                time.sleep(server.wait)
-                self.wfile.write(body[start : start + 4096])
-                server.sent += len(body[start : start + 4096])
-        except OSError:  # who asked has seen enough
-            pass
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faiss.contrib import vecs_io
 from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
 from catalyzer.files.vectors import VectorFile, check_finite, fingerprint, float_blocks, open_vectors
+from tests.helpers import write
 
 DTYPES = {
     ".fvecs": np.float32,
@@ -22,20 +22,6 @@ DTYPES = {
     ".i8bin": np.int8,
     ".npy": np.float32,
 }
-
-
-def write(path: Path, x: np.ndarray) -> Path:
-    if path.suffix == ".npy":
-        np.save(path, x)
-    elif path.suffix.endswith("bin"):
-        path.write_bytes(np.array(x.shape, "<i4").tobytes() + x.tobytes())
-    elif path.suffix == ".fvecs":
-        vecs_io.fvecs_write(str(path), x)
-    elif path.suffix == ".ivecs":
-        vecs_io.ivecs_write(str(path), x)
-    else:
-        path.write_bytes(b"".join(np.int32(x.shape[1]).tobytes() + row.tobytes() for row in x))
-    return path
 
 
 @pytest.fixture(params=DTYPES)

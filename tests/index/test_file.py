@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from catalyzer import CatalyzerIndex, InvalidInput
 from catalyzer.index.file import BLOCK_ROWS, DIGEST_SIZE, HEADER_SIZE, MAGIC, Contents, read, verify, write
-from tests.conftest import ROOT, clustered
+from tests.helpers import ROOT, clustered
 
 COMMITTED = ROOT / "tests" / "index-format-1.catalyzer"
 COMMITTED_2 = ROOT / "tests" / "index-format-2.catalyzer"

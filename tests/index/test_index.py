@@ -22,7 +22,7 @@ from catalyzer.index.metric import MetricName
 from catalyzer.index.recipe import make_settings
 from catalyzer.runs.settings import Settings
 from catalyzer.files.vectors import write_vecs
-from tests.conftest import ROOT, clustered
+from tests.helpers import ROOT, clustered
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)
 

@@ -15,7 +15,7 @@ from catalyzer.index.file import Contents, read, verify, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import MetricName
 from catalyzer.nn import embed
-from tests.conftest import clustered
+from tests.helpers import clustered
 
 BASE, QUERIES = clustered(3000, 32, 1), clustered(40, 32, 2)
 

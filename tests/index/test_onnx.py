@@ -15,8 +15,7 @@ from catalyzer.commands.cli import main
 from catalyzer.index.file import Contents, write
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.nn import Identity, embed
-from tests.conftest import clustered
-from tests.shards.conftest import make_run
+from tests.helpers import clustered, make_run
 
 BASE = clustered(50, 32, 1).astype(np.float32)
 Run = Callable[..., str]

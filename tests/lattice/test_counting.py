@@ -1,7 +1,5 @@
 """Counts against enumeration and faiss; the choice of the radius."""
 
-import itertools
-
 import faiss
 import numpy as np
 import pytest
@@ -10,12 +8,7 @@ from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, SphericalLattice
 from catalyzer.lattice import best_radius_sq, enumerate_atoms, num_atoms, num_points
-
-
-def all_points(dim: int, radius_sq: int) -> np.ndarray:
-    most = int(radius_sq**0.5)
-    grid = np.array(list(itertools.product(range(-most, most + 1), repeat=dim)))
-    return grid[(grid**2).sum(1) == radius_sq]
+from tests.helpers import all_points
 
 
 @given(dim=st.integers(2, 5), radius_sq=st.integers(1, 12))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, SphericalLattice
-from tests.lattice.test_counting import all_points
+from tests.helpers import all_points
 
 SMALL = [(2, 25), (3, 6), (4, 9), (5, 7), (6, 4), (8, 2)]
 LARGE = [(24, 79), (32, 36), (40, 24), (16, 200), (24, 10), (24, 3), (128, 2)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from catalyzer import InvalidInput
 from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_module, multiplies_bfloat16, save_module
-from tests.conftest import clustered
+from tests.helpers import clustered
 
 
 def fitted(kind: str, x: np.ndarray) -> nn.Module:

@@ -14,7 +14,7 @@ from catalyzer.quantizers import (
     RaBitQuantizer,
     SignQuantizer,
 )
-from tests.conftest import clustered
+from tests.helpers import clustered
 
 DIM = 24
 

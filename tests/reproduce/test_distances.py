@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import open_vectors
 from catalyzer.reproduce import distances as module
 from catalyzer.reproduce.distances import (
     LATENT,
@@ -22,7 +23,6 @@ from catalyzer.reproduce.distances import (
     recall_thresholds,
     true_distances,
 )
-from catalyzer.files.vectors import open_vectors
 
 
 def small_space(random: np.random.Generator, n: int = 3000, queries: int = 600, dim: int = 6) -> Space:

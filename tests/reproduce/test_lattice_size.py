@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from catalyzer.reproduce import Outcome
-from tests.conftest import Command
+from tests.helpers import Command
 
 
 def test_figure6(reproduce: Command, tmp_path: Path) -> None:

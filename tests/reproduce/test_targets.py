@@ -17,7 +17,7 @@ from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_ta
 from catalyzer.reproduce.lab import dataset_digest, training_digest
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.sweeps import validation_recall
-from tests.conftest import FAST, ROOT, Command
+from tests.helpers import FAST, ROOT, Command
 
 
 def compose(overrides: list[str]) -> Settings:

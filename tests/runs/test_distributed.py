@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.conftest import FAST, ROOT, Command
-from tests.commands.test_commands import only_run, rows
+from tests.helpers import FAST, ROOT, Command, only_run, rows
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 EXACT = ["trainer.precision=32-true", "miner=exact", "trainer.log_every_n_steps=1", "baselines=[]"]

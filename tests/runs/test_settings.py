@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from catalyzer import InvalidInput
 from catalyzer.commands.console import register_resolvers, resolved
 from catalyzer.runs.settings import Settings, paper_lambda
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 CONF = ROOT / "conf"
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from catalyzer.runs.sweeps import Sweep, validation_recall
-from tests.conftest import FAST, ROOT, Command, command
+from tests.helpers import FAST, ROOT, Command, command
 
 TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
 WRONG = "lambda=-1: input should be greater than or equal to 0; change it on the command line"

@@ -4,32 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from catalyzer.commands.console import compose_config, register_resolvers, resolved
-from catalyzer.nn import Catalyzer, Decoder, save_module
-from catalyzer.runs.settings import Settings
-from tests.conftest import ROOT, Command, clustered, command
-
-DIM = 32
-
-
-def make_run(folder: Path, *overrides: str, seed: int = 0) -> Path:
-    """The folder of a run on `clustered` vectors, as `train.py OVERRIDES` would leave it but for the training."""
-    register_resolvers()
-    values = resolved(compose_config(ROOT / "conf", "train", ["catalyzer.hidden=64", *overrides]))
-    del values["resume"]
-    settings = Settings.check(values)
-    settings.save(folder / "config.yaml")
-    torch.manual_seed(seed)
-    transform = Catalyzer(DIM, int(settings.d_out), 64)
-    transform.fit(clustered(1000, DIM, 0))
-    save_module(transform, folder, "catalyzer", 0.0)
-    if settings.decoder.name == "mlp":
-        decoder = Decoder(transform.d_out, DIM, 64)
-        decoder.fit(transform)
-        save_module(decoder, folder, "decoder", 0.0)
-    return folder
+from tests.helpers import DIM, Command, clustered, command, make_run
 
 
 @pytest.fixture(scope="session")

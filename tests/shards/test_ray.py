@@ -19,14 +19,10 @@ import pytest
 import ray
 
 from catalyzer import InvalidInput, scale
-from catalyzer.shards import CodeShards
 from catalyzer.files.vectors import open_vectors
-from tests.conftest import ROOT, clustered
-from tests.datasets.test_published import serving
-from tests.datasets.test_published import u8bin as binary
-from tests.shards.conftest import DIM
-from tests.test_docs import blocks
-from tests.files.test_vectors import write
+from catalyzer.shards import CodeShards
+from tests.helpers import DIM, ROOT, blocks, clustered, serving, write
+from tests.helpers import u8bin as binary
 
 if not Path("/proc").is_dir():
     pytest.skip("workers are found in /proc", allow_module_level=True)

@@ -21,13 +21,10 @@ import pytest
 
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
 from catalyzer.files.atomic import locked
-from catalyzer.shards import CodeShards, encode, search, searching, write_neighbours
-from catalyzer.runs.settings import Encode
 from catalyzer.files.vectors import EXTENSIONS
-from tests.conftest import ROOT, Command, clustered
-from tests.shards.conftest import DIM, make_run
-from tests.commands.test_commands import refused
-from tests.files.test_vectors import write
+from catalyzer.runs.settings import Encode
+from catalyzer.shards import CodeShards, encode, search, searching, write_neighbours
+from tests.helpers import DIM, ROOT, Command, clustered, make_run, refused, write
 
 
 def all_codes(folder: Path) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, LatticeQuantizer, recall_at
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets import Split
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.nn import PCA, embed
 from catalyzer.training import choose_dimension
 from catalyzer.training.dimension import DIMENSIONS

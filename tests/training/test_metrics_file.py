@@ -16,7 +16,7 @@ from catalyzer import InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
 from catalyzer.training import CatalyzerTraining, Loss, Optimization, fit
 from catalyzer.training.metrics_file import MetricsFile
-from tests.training.test_training import network, options, triplet_data
+from tests.helpers import network, options, triplet_data
 
 
 class StopAt(Logger):

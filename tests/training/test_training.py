@@ -1,35 +1,17 @@
 """Mining against brute force, batches, and the schedule; training itself is tested through the commands."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
-from catalyzer.files.array_cache import ArrayCache
+from catalyzer import InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
-from catalyzer.datasets import Split
 from catalyzer.nn import embed
-from catalyzer.training import Miner, Optimization, QueryData, TripletData
+from catalyzer.training import Optimization, QueryData, TripletData
 from catalyzer.training.checkpoints import WholeCheckpoints, load_checkpoint
-from tests.conftest import clustered
-from tests.test_neighbors import brute_force
-
-N = 400
-
-
-def options(tmp_path: Path) -> dict[str, Any]:
-    cache = ArrayCache(tmp_path)
-    split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
-    sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
-    miner = Miner("exact", "exact")
-    return {"train": clustered(N, 16, 0), "validation": split, "miner": miner, "seed": 0, "cache": cache, **sizes}
-
-
-def triplet_data(tmp_path: Path, **changes: int) -> TripletData:
-    return TripletData(**options(tmp_path) | changes)
+from tests.helpers import TRAIN_SIZE, brute_force, clustered, network, options, triplet_data
 
 
 @pytest.fixture
@@ -41,25 +23,20 @@ def mined(tmp_path: Path) -> TripletData:
     return data
 
 
-def network() -> Catalyzer:
-    torch.manual_seed(0)
-    return Catalyzer(16, 8, hidden=32).fit(clustered(N, 16, 0))
-
-
 def test_positives_are_input_neighbours_and_never_the_point_itself(mined: TripletData) -> None:
-    x = clustered(N, 16, 0)
-    ranked = brute_force(x, x, N)[1]
-    for i in range(N):
+    x = clustered(TRAIN_SIZE, 16, 0)
+    ranked = brute_force(x, x, TRAIN_SIZE)[1]
+    for i in range(TRAIN_SIZE):
         others = ranked[i][ranked[i] != i][:5]
         assert mined.positive[i] in others
 
 
 def test_negatives_are_the_k_th_latent_neighbour(mined: TripletData) -> None:
-    latent = embed(network(), clustered(N, 16, 0))
+    latent = embed(network(), clustered(TRAIN_SIZE, 16, 0))
     distances, ids = brute_force(latent, latent, 21)
-    assert (ids[:, 0] == np.arange(N)).all()
+    assert (ids[:, 0] == np.arange(TRAIN_SIZE)).all()
     clear = (np.diff(distances, axis=1)[:, 18:] > 1e-6).all(axis=1)  # rows where float32 cannot swap neighbours 19 to 21
-    assert clear.sum() > N / 2
+    assert clear.sum() > TRAIN_SIZE / 2
     np.testing.assert_array_equal(mined.negative.numpy()[clear], ids[clear, 20])
 
 
@@ -79,15 +56,15 @@ def test_an_epoch_depends_on_seed_epoch_and_weights_alone(tmp_path: Path, mined:
 
 
 def test_an_epoch_visits_every_vector_once(mined: TripletData) -> None:
-    assert sorted(mined.order.tolist()) == list(range(N))
-    assert len(mined.train_dataloader()) == N // 32
+    assert sorted(mined.order.tolist()) == list(range(TRAIN_SIZE))
+    assert len(mined.train_dataloader()) == TRAIN_SIZE // 32
     anchors = torch.cat([mined.anchors(number) for number in mined.train_dataloader()])
     assert torch.equal(anchors, mined.order[: len(anchors)])
 
 
 def test_triplets_are_the_vectors_of_the_tables(mined: TripletData) -> None:
     anchors = torch.tensor([3, 5, 7])
-    x = torch.from_numpy(clustered(N, 16, 0)).float()
+    x = torch.from_numpy(clustered(TRAIN_SIZE, 16, 0)).float()
     triplets = mined.batch(anchors)
     assert triplets.dtype == torch.float32
     assert torch.equal(triplets[0], x[anchors])
@@ -105,14 +82,14 @@ def test_the_middle_of_an_epoch_comes_back(tmp_path: Path, mined: TripletData) -
 
 
 def test_a_query_has_a_list_of_neighbours_in_both_spaces(tmp_path: Path) -> None:
-    quantizer, x = LatticeQuantizer(8, 32), clustered(N, 16, 0)
+    quantizer, x = LatticeQuantizer(8, 32), clustered(TRAIN_SIZE, 16, 0)
     data = QueryData(codec=Codec(network(), quantizer), **options(tmp_path))
     data.setup("fit")
     data.mine(network(), epoch=0)
-    vectors, points, distances = data.batch(torch.arange(N))
+    vectors, points, distances = data.batch(torch.arange(TRAIN_SIZE))
     latent = embed(network(), x)
     assert torch.equal(vectors, torch.from_numpy(x).float())
-    for i in range(N):
+    for i in range(TRAIN_SIZE):
         once = distances[i].isfinite()
         members = data.lists[i][once].tolist()
         assert len(set(members)) == len(members)
@@ -127,7 +104,7 @@ def test_a_query_has_a_list_of_neighbours_in_both_spaces(tmp_path: Path) -> None
     lists, order = data.lists, data.order
     data.mine(network(), epoch=1)
     assert data.lists is lists
-    assert sorted(data.order.tolist()) == list(range(N))
+    assert sorted(data.order.tolist()) == list(range(TRAIN_SIZE))
     assert not torch.equal(data.order, order)
 
 

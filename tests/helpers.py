@@ -1,0 +1,297 @@
+"""What several test files use: made vectors, brute force, small trainings and runs, commands in processes, a file server."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch and Lightning take seconds to import, and most test files need neither
+    from catalyzer import Catalyzer
+    from catalyzer.training import TripletData
+
+ROOT = Path(__file__).parent.parent
+
+DIM = 32
+"""Dimension of the vectors of `own_files`, of the fitted index and of `make_run`."""
+
+FAST = ["catalyzer.hidden=64", "trainer.max_epochs=2", "batch_size=64"]
+"""Overrides that make a training on `own_files` a matter of seconds."""
+
+
+def clustered(n: int, dim: int, seed: int) -> np.ndarray:
+    """Vectors that have neighbours: points around a few hundred centres that all seeds share; uint8."""
+    centres = np.random.default_rng(99).normal(128, 40, (300, dim))
+    random = np.random.default_rng(seed)
+    return (centres[random.integers(300, size=n)] + random.normal(0, 15, (n, dim))).clip(0, 255).astype(np.uint8)
+
+
+def u8bin(x: np.ndarray) -> bytes:
+    """The content of a .u8bin file; of a .fbin file when x is float32."""
+    return np.array(x.shape, "<i4").tobytes() + x.tobytes()
+
+
+def bvecs(x: np.ndarray) -> bytes:
+    """The content of a .bvecs file."""
+    return b"".join(np.int32(x.shape[1]).tobytes() + row.tobytes() for row in x)
+
+
+def write(path: Path, x: np.ndarray) -> Path:
+    """Write x in the format that the extension names: .fvecs and .ivecs by faiss."""
+    # Imported here, since faiss reads OMP_NUM_THREADS when it is loaded, and conftest.py sets it.
+    from faiss.contrib import vecs_io
+
+    if path.suffix == ".npy":
+        np.save(path, x)
+    elif path.suffix == ".fvecs":
+        vecs_io.fvecs_write(str(path), x)
+    elif path.suffix == ".ivecs":
+        vecs_io.ivecs_write(str(path), x)
+    else:
+        path.write_bytes(u8bin(x) if path.suffix.endswith("bin") else bvecs(x))
+    return path
+
+
+def brute_force(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest neighbours, as `catalyzer.knn` has them, in double precision."""
+    difference = queries[:, None].astype(np.float64) - base[None].astype(np.float64)
+    distances = (difference**2).sum(-1)
+    ids = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, ids, 1), ids
+
+
+def all_points(dim: int, radius_sq: int) -> np.ndarray:
+    """All integer points of the sphere, `(num_points, dim)`, by enumeration."""
+    most = int(radius_sq**0.5)
+    grid = np.array(list(itertools.product(range(-most, most + 1), repeat=dim)))
+    return grid[(grid**2).sum(1) == radius_sq]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language, empty where none is given, and content of the fenced blocks of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+TRAIN_SIZE = 400
+"""Training vectors of `triplet_data`."""
+
+
+def options(tmp_path: Path) -> dict[str, Any]:
+    """Arguments of `TripletData` and `QueryData`, with a cache in `tmp_path`."""
+    from catalyzer.datasets import Split
+    from catalyzer.files.array_cache import ArrayCache
+    from catalyzer.training import Miner
+
+    cache = ArrayCache(tmp_path)
+    split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
+    sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
+    miner = Miner("exact", "exact")
+    return {"train": clustered(TRAIN_SIZE, 16, 0), "validation": split, "miner": miner, "seed": 0, "cache": cache, **sizes}
+
+
+def triplet_data(tmp_path: Path, **changes: int) -> "TripletData":
+    from catalyzer.training import TripletData
+
+    return TripletData(**options(tmp_path) | changes)
+
+
+def network() -> "Catalyzer":
+    """From the 16 dimensions of `triplet_data` to 8."""
+    import torch
+
+    from catalyzer import Catalyzer
+
+    torch.manual_seed(0)
+    return Catalyzer(16, 8, hidden=32).fit(clustered(TRAIN_SIZE, 16, 0))
+
+
+def make_run(folder: Path, *overrides: str, seed: int = 0) -> Path:
+    """The folder of a run on `clustered` vectors, as `train.py OVERRIDES` would leave it but for the training."""
+    import torch
+
+    from catalyzer.commands.console import compose_config, register_resolvers, resolved
+    from catalyzer.nn import Catalyzer, Decoder, save_module
+    from catalyzer.runs.settings import Settings
+
+    register_resolvers()
+    values = resolved(compose_config(ROOT / "conf", "train", ["catalyzer.hidden=64", *overrides]))
+    del values["resume"]
+    settings = Settings.check(values)
+    settings.save(folder / "config.yaml")
+    torch.manual_seed(seed)
+    transform = Catalyzer(DIM, int(settings.d_out), 64)
+    transform.fit(clustered(1000, DIM, 0))
+    save_module(transform, folder, "catalyzer", 0.0)
+    if settings.decoder.name == "mlp":
+        decoder = Decoder(transform.d_out, DIM, 64)
+        decoder.fit(transform)
+        save_module(decoder, folder, "decoder", 0.0)
+    return folder
+
+
+def only_run(folder: Path) -> Path:
+    """The one run folder in `outputs`."""
+    (run,) = (folder / "outputs").iterdir()
+    return run
+
+
+def rows(run: Path) -> dict[str, dict]:
+    """The results of a run by method."""
+    return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+
+
+def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Assert that a command has printed one sentence, with these words, and nothing else."""
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert process.stderr.startswith("error: ")
+    for word in words:
+        assert word in process.stderr
+    assert process.stdout == ""
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(script: str, environment: dict[str, str], folder: Path) -> Command:
+    """`python src/SCRIPT OVERRIDES` in `folder`.
+
+    The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
+    """
+
+    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        arguments = [str(ROOT / "src" / script), *overrides]
+        if script in TYPED:
+            process = Forking.started(environment).run(arguments, folder, environment)
+        else:
+            TYPED.add(script)
+            process = subprocess.run(
+                [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    return run
+
+
+TYPED: set[str] = set()
+"""Scripts that have been run as they are typed."""
+
+
+class Forking:
+    """The process of tests/forking.py, which forks those of commands."""
+
+    latest: ClassVar["Forking | None"] = None
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "forking.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+
+    @classmethod
+    def started(cls, environment: dict[str, str]) -> "Forking":
+        """The one of this session, which ends with it."""
+        if cls.latest is None:
+            cls.latest = Forking(environment)
+        return cls.latest
+
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with tempfile.TemporaryDirectory() as printed:
+            out, err = Path(printed, "out"), Path(printed, "err")
+            asked = {"argv": arguments, "cwd": str(folder), "env": environment, "out": str(out), "err": str(err)}
+            try:
+                self.process.stdin.write(json.dumps(asked) + "\n")
+                self.process.stdin.flush()
+                code = int(self.process.stdout.readline())
+            except BaseException:  # the time limit of a test, for one: what hangs is not to outlive it
+                os.killpg(self.process.pid, signal.SIGKILL)
+                Forking.latest = None
+                raise
+            return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+class Server(ThreadingHTTPServer):
+    """Serves what is in `files`, as badly as the other attributes say, and keeps what was asked and how much was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.cut_after: int | None = None  # bytes of each answer
+        self.ranges = True
+        self.size_off_by = 0
+        self.wait = 0.0  # seconds before each 4 KiB
+        self.answers: list[int] = []  # codes instead of files, one for each request
+        self.asked: list[tuple[str, str]] = []
+        self.sent = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/data"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers["Range"]
+        name = self.path.removeprefix("/data/")
+        server.asked.append((name, wanted))
+        code = server.answers.pop(0) if server.answers else 200 if name in server.files else 404
+        if code != 200:
+            self.send_error(code)
+            return
+        content = server.files[name]
+        first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted).groups()  # type: ignore[union-attr]
+        total = len(content) + server.size_off_by
+        if server.ranges:
+            body = content[int(first) : int(last) + 1 if last else None]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{total}")
+        else:
+            body = content
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(body) if server.ranges else total))
+        self.send_header("ETag", f'"{hash(content)}"')
+        self.end_headers()
+        body = body[: server.cut_after]
+        try:
+            for start in range(0, len(body), 4096):
+                time.sleep(server.wait)
+                self.wfile.write(body[start : start + 4096])
+                server.sent += len(body[start : start + 4096])
+        except OSError:  # who asked has seen enough
+            pass
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[Server]:
+    """A server on a free port of this machine."""
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
