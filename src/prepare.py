@@ -1,22 +1,6 @@
 """Make a dataset that `src/train.py` reads: `python src/prepare.py --help`."""
 
-import hydra
-from omegaconf import DictConfig
-
-from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
-
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
-def main(config: DictConfig) -> None:
-    with one_sentence_errors():
-        from catalyzer.runs.settings import PreparePhotosift, PreparePublished
-
-        values = resolved(config)
-        kind = PreparePhotosift if values["dataset"]["name"] == "photosift" else PreparePublished
-        kind.check(values).prepare()
-
+from catalyzer.commands.prepare import main
 
 if __name__ == "__main__":
     main()

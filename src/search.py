@@ -1,32 +1,6 @@
 """Search in the shards that `src/encode.py` made: `python src/search.py --help`."""
 
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from catalyzer.commands.console import one_sentence_errors, register_resolvers, resolved
-from catalyzer.errors import InvalidInput
-
-register_resolvers()
-
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="search")
-def main(config: DictConfig) -> None:
-    with one_sentence_errors():
-        from catalyzer.runs.settings import Search
-
-        settings = Search.check(resolved(config))
-
-        from catalyzer.shards import CodeShards, RayEngine, local, search, write_neighbours
-
-        shards = CodeShards.open(Path(settings.codes))
-        if settings.format == "vecs" and shards.manifest.rows > 1 << 31:
-            raise InvalidInput(f"{settings.codes} has ids beyond 2³¹, more than .ivecs files can hold; add format=npy")
-        engine = RayEngine(settings.address) if settings.engine == "ray" else local
-        found = search(shards, settings.queries, settings.k, settings.rerank, settings.run, engine)
-        write_neighbours(Path(settings.output), *found, settings.format)
-
+from catalyzer.commands.search import main
 
 if __name__ == "__main__":
     main()

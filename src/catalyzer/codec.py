@@ -12,6 +12,7 @@ import torch
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.nn import Identity, Transform, embed
+from catalyzer.parts import Part
 from catalyzer.progress import progress
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
 
@@ -59,6 +60,11 @@ class Codec:
                 f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "
                 f"makes {self.transform.d_out}; give both the same"
             )
+
+    @property
+    def parts(self) -> dict[str, Part | None]:
+        """The parts that codes and searches depend on, by the names that they have in files."""
+        return {"transform": self.transform, "quantizer": self.quantizer, "decoder": self.decoder, "query": self.query}
 
     @property
     def decodes(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the commands in `src/` share: Hydra resolvers, logging to the console, and errors as one sentence."""
+"""What the commands share: logging to the console, errors as one sentence, sweeps, and runs that are resumed."""
 
 import contextlib
 import logging
@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from catalyzer.errors import ERROR_FILE, InvalidInput
+from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.files.atomic import write_atomically
+from catalyzer.runs import ERROR_FILE
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (InvalidInput, OSError) as error:
+    except (CatalyzerError, OSError) as error:
         message = _sentence(error)
         if message is None:
             raise
@@ -70,7 +71,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_kept_in(folder: Path) -> Iterator[None]:
-    """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep go on.
+    """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep continue.
 
     A launcher cannot be left to deal with it: on an exit, that of one machine ends with the job, that of several processes
     stops them all or waits for ever. What is no user's mistake is logged with its traceback.
@@ -91,7 +92,7 @@ def errors_kept_in(folder: Path) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str | None:
     """What a user did wrong; None where the error is not of that kind."""
-    if isinstance(error, InvalidInput):
+    if isinstance(error, CatalyzerError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -109,18 +110,3 @@ class SweepFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.latest = Path(config.hydra.sweep.dir)
-
-
-def settings_to_resume(folder: str, overrides: list[str]) -> Any:
-    """The settings of the run in `folder`.
-
-    Raises:
-        InvalidInput: not a run folder, or other overrides beside `resume`, which would silently change nothing.
-    """
-    from catalyzer.runs.settings import Settings
-
-    settings = Settings.load(Path(folder) / "config.yaml")
-    others = [text for text in overrides if not text.startswith("resume=")]
-    if others:
-        raise InvalidInput(f"resume goes on with the settings of {folder}; leave out {' '.join(others)}")
-    return settings

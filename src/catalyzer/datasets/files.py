@@ -101,7 +101,7 @@ class BigANN(Published):
 
 
 class Photosift(Published):
-    """SIFT descriptors of photographs, as `make_photosift` makes them, in BigANN's layout. See `Published` for the arguments."""
+    """SIFT descriptors of photographs in BigANN's layout, made by `make_photosift`. See `Published` for the arguments."""
 
     label = "photosift"
     source = "made by: python src/prepare.py dataset=photosift images=<folder of photographs>"

@@ -1,24 +1,24 @@
-"""The training that the library does where a user says nothing of it: that of `conf/experiment/decoder.yaml`."""
+"""The training that an index does where a user says nothing of it: `experiment=decoder`, for so many epochs or so much time."""
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from catalyzer.codec import Codec
-from catalyzer.datasets import Benchmark, Split
-from catalyzer.datasets.benchmark import split_sizes
+from catalyzer.datasets import Benchmark, Split, split_sizes
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
-from catalyzer.nn import Catalyzer, multiplies_bfloat16
-from catalyzer.runs.experiment import build, data_options, make_training, train
-from catalyzer.runs.settings import DECODER_LAMBDA, Settings, paper_lambda
-from catalyzer.training import COMPETITORS, QueryData, QueryTraining, TripletData, measure_epoch
+from catalyzer.runs.build import build_query_training, build_training, check, fit_to_classes, trainer_options
+from catalyzer.runs.compose import compose_config, resolved
+from catalyzer.runs.experiment import data_options, new_codec, train
+from catalyzer.runs.settings import Settings
+from catalyzer.training import COMPETITORS, QueryData, TripletData, measure_epoch
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ TRAIN, VALIDATION_BASE, VALIDATION_QUERIES = 500_000, 100_000, 2_000  # vectors,
 LEARN = TRAIN + VALIDATION_BASE + VALIDATION_QUERIES
 EPOCHS = 20
 MAX_EPOCHS = 300  # of a budget: as many as the paper's
-QUERY_EPOCHS = 2
 VALIDATE_EVERY = 5  # epochs
 SHARE = 0.95  # of a budget that is planned with: no two epochs take the same time
 
@@ -36,108 +35,82 @@ def learn_codec(
     *,
     bits: int,
     d_out: int | Literal["auto"],
-    hidden: int,
+    hidden: int | None,
     decoder: bool,
+    overrides: Sequence[str] = (),
     epochs: int | None,
     seconds: float | None,
     folder: Path,
 ) -> Codec:
-    """Train a catalyzer, a decoder and a query network behind one lattice, or go on with what `folder` holds of them.
+    """Train a transform, a decoder and a query network behind a quantizer, or resume what `folder` holds of them.
 
     Args:
         learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
         bits: of a code, at most.
         d_out: dimension of the sphere.
-        hidden: width of the networks.
+        hidden: width of the networks; None for the default.
         decoder: train a decoder, and a query network, which pays only where there is one.
+        overrides: settings of `src/train.py`, as typed there.
         epochs: passes over the training vectors; None for what fits into `seconds`.
         seconds: that it may all take, from now on.
         folder: of the run.
 
+    Returns:
+        The codec, with a fitted quantizer.
+
     Raises:
-        InvalidInput: too few vectors, bits or dimensions that no lattice has, too few seconds for one epoch, or a folder that
-            holds a training of other settings or vectors.
+        InvalidInput: settings that are refused, too few vectors, too few seconds for one epoch, or a folder that holds a
+            training of other settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
+    given = [f"bits={bits}", f"d_out={d_out}", *overrides]
+    if hidden is not None:
+        given = [f"catalyzer.hidden={hidden}", *([f"decoder.hidden={hidden}"] if decoder else []), *given]
+    settings = make_settings(decoder, given, fingerprint(learn, "checking vectors"), folder / "cache")
+    check(settings, folder)
     benchmark = _benchmark(learn, folder)
-    settings = make_settings(
-        bits=bits,
-        d_out=d_out,
-        hidden=hidden,
-        decoder=decoder,
-        epochs=epochs or 1,
-        learn=fingerprint(learn, "checking vectors"),  # by their content, so that a folder goes on with the same ones alone
-        cache=folder / "cache",
-    )
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:
-        # A run that was stopped goes on to where it wanted to, or its learning rate would fall twice.
-        epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer.max_epochs
-        settings = settings.model_copy(update={"trainer": settings.trainer.model_copy(update=_schedule(epochs))})
+        # A run that was interrupted goes on to where it wanted to, or its learning rate would fall twice.
+        epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer["max_epochs"]
+    settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
     if held is not None and not held.decides_as(settings):
         raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
-    trained = train(settings, benchmark, folder)
+    trained = train(settings, benchmark, new_codec(settings, benchmark), folder)
     assert trained is not None  # it is, in the first process of several, and there is one
-    return trained.codec(settings)
+    return trained.codec
 
 
-def make_settings(
-    *, bits: int, d_out: int | Literal["auto"], hidden: int, decoder: bool, epochs: int, learn: str, cache: Path
-) -> Settings:
-    """`conf/experiment/decoder.yaml`, or without a decoder `conf/experiment/long.yaml`, composed and checked."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Settings.check({
-        "dataset": {
-            "name": "files",
-            "learn": learn,
-            "base": "",
-            "queries": "",
-            "groundtruth": None,
-            "base_size": None,
-            "train_size": TRAIN,
-            "validation_base_size": VALIDATION_BASE,
-            "validation_queries_size": VALIDATION_QUERIES,
-        },
-        "catalyzer": {"name": "mlp", "hidden": hidden},
-        "quantizer": {"name": "lattice", "d_out": 24, "bits": bits, "radius_sq": None},
-        "decoder": {"name": "mlp", "hidden": hidden, "rerank": 500, "latent_share": 0.2}
-        if decoder
-        else {"name": "none", "rerank": 0},
-        "query": {"name": "mlp", "max_epochs": QUERY_EPOCHS} if decoder else {"name": "none"},
-        "trainer": {
-            "accelerator": "auto",
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-            "precision": "bf16-mixed" if multiplies_bfloat16(device) else "32-true",
-            "log_every_n_steps": 50,
-            "sync_batchnorm": False,
-            **_schedule(epochs),
-        },
-        "logger": {"wandb": None, "tensorboard": False},
-        "callbacks": {"monitor": "val/recall_at_10", "patience": None, "keep_last": 2},
-        "bits": bits,
-        "d_out": d_out,
-        "lambda": DECODER_LAMBDA if decoder else paper_lambda(d_out),
-        "koleo": {"scope": "local"},
-        "loss": {"rank": 1, "reconstruction": 1},
-        "rerank": 500 if decoder else 0,
-        "refine": 1,
-        "end_to_end": False,
-        "rank_loss": "triangle",
-        "batch_size": 256,
-        "optimizer": "adamw",
-        "learning_rate": 0.001,
-        "momentum": 0.9,
-        "decay": "cosine",
-        "warmup": 0.02,
-        "k_pos": 10,
-        "k_neg": 12,
-        "miner": {"positives": "auto", "negatives": "auto"},
-        "baselines": ["pq", "opq"],
-        "seed": 0,
-        "cache": str(cache),
-    })  # fmt: skip
+def make_settings(decoder: bool, overrides: Sequence[str], learn: str, cache: Path) -> Settings:
+    """`experiment=decoder`, or without a decoder `experiment=long`, composed and checked.
+
+    Args:
+        decoder: whether there is one.
+        overrides: of the user.
+        learn: names the vectors by their content, so that a folder resumes a training of the same ones alone.
+        cache: folder for what is computed once.
+    """
+    dataset = {
+        "learn": learn, "base": "null", "queries": "null", "train_size": TRAIN,
+        "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES,
+    }  # fmt: skip
+    values = resolved(
+        compose_config(
+            "train",
+            [
+                f"experiment={'decoder' if decoder else 'long'}",
+                "dataset=files",
+                *(f"dataset.{key}={value}" for key, value in dataset.items()),
+                f"cache='{cache}'",
+                *overrides,
+            ],
+        )
+    )
+    for key in ("resume", "trust"):
+        del values[key]
+    Settings.check(values)
+    fit_to_classes(values, overrides)
+    return Settings.check(values)
 
 
 def _schedule(epochs: int) -> dict[str, Any]:
@@ -149,7 +122,7 @@ def _schedule(epochs: int) -> dict[str, Any]:
 def _benchmark(learn: np.ndarray, folder: Path) -> Benchmark:
     train, base, queries = split_sizes("fit", len(learn), TRAIN, VALIDATION_BASE, VALIDATION_QUERIES)
     held_out = learn[train : train + queries + base]
-    validation = Split("validation", held_out[queries:], held_out[:queries], ArrayCache(folder / "cache"))
+    validation = Split(held_out[queries:], held_out[:queries], cache=ArrayCache(folder / "cache"))
     # There is no test split: what is trained here is measured by nobody but its user.
     return Benchmark("fit", learn[:train], validation, validation)
 
@@ -161,25 +134,26 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     """
     assert end is not None
     start = time.perf_counter()
-    codec, options = build(settings, benchmark), data_options(settings, benchmark)
-    assert isinstance(codec.transform, Catalyzer)
-    codec.transform.fit(benchmark.train)
-    if codec.decoder is not None:
-        codec.decoder.fit(codec.transform)
-    trainer = settings.trainer.options
-    epoch, _ = measure_epoch(make_training(settings, codec), TripletData(k_neg=settings.k_neg, **options), trainer)
+    codec, options = new_codec(settings, benchmark), data_options(settings, benchmark)
+    trainer = trainer_options(settings)
+    epoch, _ = measure_epoch(build_training(settings, codec), TripletData(k_neg=settings.k_neg, **options), trainer)
     codec.transform.cpu().eval()
-    query = 0.0
-    if settings.query.name == "mlp":
+    if codec.decoder is not None:
+        codec.decoder.cpu().eval()
+    codec.fit(benchmark.train)
+    query, query_epochs = 0.0, 0
+    if settings.query["_target_"] is not None:
         k_neg = min(COMPETITORS, len(benchmark.train) - 1)
-        each, before = measure_epoch(QueryTraining(codec), QueryData(codec=codec, k_neg=k_neg, **options), trainer)
-        query = before + settings.query.max_epochs * each
+        training = build_query_training(settings, codec)
+        each, before = measure_epoch(training, QueryData(codec=codec, k_neg=k_neg, **options), trainer)
+        query_epochs = training.max_epochs
+        query = before + query_epochs * each
     split = benchmark.validation
     began = time.perf_counter()
     measure("validation", codec, split.base, split.queries, split.ground_truth, sorted({0, settings.rerank}))
     validation = time.perf_counter() - began
 
-    after = query + (1 + QUERY_EPOCHS) * validation
+    after = query + (1 + query_epochs) * validation
     each = epoch + validation / VALIDATE_EVERY
     left = SHARE * (end - time.perf_counter())
     epochs = min(MAX_EPOCHS, int((left - after) / each))

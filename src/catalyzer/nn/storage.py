@@ -50,7 +50,7 @@ def save_part(part: Part, folder: Path, name: str, training_seconds: float) -> N
 
 
 def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()) -> tuple[Kind, float]:
-    """What `save_part` wrote into `folder` under `name`, networks in evaluation mode on the CPU, and the seconds of its training.
+    """What `save_part` wrote under `name`, networks in evaluation mode on the CPU; and the seconds of its training.
 
     Args:
         folder: of the run.

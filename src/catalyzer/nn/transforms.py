@@ -1,7 +1,7 @@
 """Maps from the input space to the space that is quantized: the catalyzer (section 5.2), PCA (section 5.4), identity.
 
-All are `Transform`s: modules from `(n, d_in)` to `(n, d_out)` float32 with `adapt`, which takes from training vectors what needs
-no gradient. The decoder is one too, from the sphere to the original space.
+All are `Transform`s: modules from `(n, d_in)` to `(n, d_out)` float32 with `adapt`, which takes from training vectors what
+needs no gradient. The decoder is one too, from the sphere to the original space.
 """
 
 from abc import ABC, abstractmethod

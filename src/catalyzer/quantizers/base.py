@@ -51,7 +51,7 @@ class Quantizer(Part, ABC):
     symmetric: bool = False
 
     @classmethod
-    def default_dim(cls, bits: int) -> int:
+    def default_dim(cls, bits: int) -> int:  # noqa: ARG003 (some depend on it)
         """The dimension that is mapped to where none is given."""
         return 24
 

@@ -36,7 +36,7 @@ class RaBitQuantizer(Quantizer):
         self.bits = 8 * self._index.sa_code_size()
 
     @classmethod
-    def default_dim(cls, bits: int) -> int:
+    def default_dim(cls, bits: int) -> int:  # noqa: ARG003
         return 64  # 128 bits
 
     def fit(self, x: np.ndarray) -> Self:

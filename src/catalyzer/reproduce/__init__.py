@@ -78,7 +78,7 @@ def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]
         outcome = Outcome(
             name,
             target.title,
-            lab.common.dataset.name,
+            lab.dataset,
             lab.scale,
             shlex.join(["python", "src/reproduce.py", name, *lab.given]),
             made.tables,

@@ -32,7 +32,7 @@ def spaces(lab: Lab) -> tuple[Space, Space]:
 
 def with_paper(lab: Lab, table: Table) -> Table:
     """The table, with published numbers to compare with only where the data are those of Deep1M."""
-    return replace(table, comparable=lab.on_paper_base and lab.common.dataset.name == "deep1b")
+    return replace(table, comparable=lab.on_paper_base and lab.dataset == "deep1b")
 
 
 def figure3(lab: Lab) -> Made:
@@ -62,7 +62,7 @@ def figure4(lab: Lab) -> Made:
     latents = {}
     for value in LAMBDAS:
         run = lab.trained(figure4_overrides(value))
-        latents[value] = embed(run.transform, lab.benchmark(lab.common).train, f"embedding, λ = {value:g}")
+        latents[value] = embed(run.codec.transform, lab.benchmark(lab.common).train, f"embedding, λ = {value:g}")
     figure, table = angles.figure4(latents)
     caption = (
         "Angular histograms of the training vectors on two random planes, mapped to 8 dimensions; the dashed circle is the "

@@ -5,7 +5,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,15 @@ import torch
 import catalyzer
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
-from catalyzer.runs.experiment import train
+from catalyzer.runs.build import build_dataset, modules_of
+from catalyzer.runs.experiment import new_codec, train
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import loggers
-from catalyzer.runs.trained_run import TrainedRun, load_benchmark, measure_method, method_name
+from catalyzer.runs.trained_run import TrainedRun, measure_method, method_name
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Lab:
     @cached_property
     def _networks(self) -> tuple[bool, bool]:
         common = self.compose(self.overrides)
-        return common.decoder.name != "none", common.query.name != "none"
+        return common.decoder["_target_"] is not None, common.query["_target_"] is not None
 
     @property
     def scale(self) -> str:
@@ -89,7 +91,12 @@ class Lab:
     def name(self) -> str:
         """Of the folder that tables and figures go to: `<dataset>-<scale>`, and a digest of what else the user chose."""
         digest = f"-{_digest(sorted(self._chosen))[:6]}" if self._chosen else ""
-        return f"{self.common.dataset.name}-{self._preset}{digest}"
+        return f"{self.dataset}-{self._preset}{digest}"
+
+    @cached_property
+    def dataset(self) -> str:
+        """What the dataset is called."""
+        return build_dataset(self.common).label
 
     @property
     def _preset(self) -> str:
@@ -130,14 +137,14 @@ class Lab:
 
     def first(self, n: int) -> list[str]:
         """Overrides that cut the base to its first `n` vectors, and leave ground truth to be computed for these."""
-        groundtruth = ["dataset.groundtruth=null"] if self.common.dataset.name == "files" else []
+        groundtruth = ["dataset.groundtruth=null"] if "groundtruth" in self.common.dataset else []
         return [f"dataset.base_size={n}", *groundtruth]
 
     def benchmark(self, settings: Settings) -> Benchmark:
         """The dataset of a run; the latest is kept, since a run's many questions are asked one after the other."""
         key = repr(settings.dataset)
         if self._benchmark is None or self._benchmark[0] != key:
-            self._benchmark = key, load_benchmark(settings)
+            self._benchmark = key, build_dataset(settings).load(ArrayCache(settings.cache))
         return self._benchmark[1]
 
     def command(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> str:
@@ -161,14 +168,15 @@ class Lab:
         """The run of these overrides, trained now if it is not there; one that was interrupted goes on."""
         settings, folder = self.settings(overrides), self.run_folder(overrides)
         if (folder / "catalyzer.json").exists():
-            found = TrainedRun.load(folder)
+            found = TrainedRun.load(folder, trust=modules_of(settings))
             if not found.settings.decides_as(settings):  # the same training for another base, which evaluate.py shall find
                 settings.save(folder / "config.yaml")
             return replace(found, settings=settings)
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
-        with ExitStack() as stack:
-            made = stack.enter_context(loggers(settings, folder)) if settings.catalyzer.name == "mlp" else []
-            run = train(settings, self.benchmark(settings), folder, made)
+        benchmark = self.benchmark(settings)
+        codec = new_codec(settings, benchmark)
+        with loggers(settings, folder) if codec.transform.is_trained else nullcontext([]) as made:
+            run = train(settings, benchmark, codec, folder, made)
         if run is None:
             raise SystemExit  # a process that was spawned for training only
         return run
@@ -184,11 +192,13 @@ class Lab:
         run = self.trained(overrides if on is None else on)
 
         def compute() -> dict[str, Any]:
-            name = method_name(run.settings.catalyzer.name, settings.quantizer.name)
-            return asdict(measure_method(name, self.benchmark(settings), run.codec(settings), (settings.rerank,))[0])
+            benchmark = self.benchmark(settings)
+            chosen = run.with_settings(settings, benchmark.train)
+            codec = chosen.codec
+            return asdict(measure_method(method_name(codec), benchmark, codec, (settings.rerank,), chosen.fitting)[0])
 
         stages = settings.rerank, settings.refine
-        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer.model_dump(), *stages, self.threads)
+        key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer, *stages, self.threads)
         result = Result.load(self.measured("result", key, compute))
         result.training += run.seconds
         return result
@@ -198,7 +208,7 @@ class Lab:
         key = f"{run.folder} {run.settings.dataset!r}"
         if self._latent is None or self._latent[0] != key:
             test = self.benchmark(run.settings).test
-            base, queries = (embed(run.transform, part, f"embedding {name}") for name, part in
+            base, queries = (embed(run.codec.transform, part, f"embedding {name}") for name, part in
                              (("base", test.base), ("queries", test.queries)))  # fmt: skip
             self._latent = key, base, queries
         return self._latent[1:]
@@ -232,25 +242,21 @@ class Target:
 
 
 def training_digest(settings: Settings) -> str:
-    """Names a training by all that decides it: settings and the learn file, not what it is tested on."""
+    """Names a training by all that decides it: settings and the files it learns from, not what it is tested on."""
     decisive = settings.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "baselines", "dataset", "split"})
-    dataset = settings.dataset.model_dump(exclude={"base", "queries", "groundtruth", "base_size"})
-    return _digest([decisive, dataset, _files(settings, ["learn"])])
+    dataset = build_dataset(settings)
+    learned = {key: value for key, value in settings.dataset.items() if key not in dataset.test_arguments}
+    return _digest([decisive, learned, _states(dataset.files(learn_only=True))])
 
 
 def dataset_digest(settings: Settings) -> str:
     """Names a dataset by its settings and its files."""
-    return _digest([settings.dataset.model_dump(), _files(settings, ["learn", "base", "queries", "groundtruth"])])
+    return _digest([settings.dataset, _states(build_dataset(settings).files())])
 
 
-def _files(settings: Settings, parts: list[str]) -> list[tuple[str, int, int]]:
+def _states(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     # Path, size and date: reading gigabytes to see that nothing has changed would be slower than most targets.
-    dataset = settings.dataset.model_dump()
-    paths = [Path(dataset[part]).expanduser() for part in parts if dataset.get(part)]
-    if "root" in dataset:
-        files = sorted(path for path in Path(dataset["root"]).expanduser().rglob("*") if path.is_file())
-        paths = [path for path in files if parts != ["learn"] or "learn" in path.name]
-    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
 
 
 def _digest(values: Any) -> str:

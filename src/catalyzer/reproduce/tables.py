@@ -8,8 +8,8 @@ import numpy as np
 from catalyzer.evaluation import Result
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
+from catalyzer.runs.defaults import TABLE_3
 from catalyzer.runs.figures import line_style
-from catalyzer.runs.settings import TABLE_3
 from catalyzer.runs.sweeps import validation_recall
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def recalls(result: Result) -> list[float | None]:
 
 def published(lab: Lab, bigann: Sequence[Value], deep: Sequence[Value], bits: int | None = None) -> Sequence[Value] | None:
     """The paper's numbers for the dataset at hand; None where it has none, also if they are of `bits` and ours are not."""
-    which = PUBLISHED_FOR.get(lab.common.dataset.name)
+    which = PUBLISHED_FOR.get(lab.dataset)
     return None if which is None or bits not in (None, lab.common.bits) else (bigann, deep)[which]
 
 
 def base_note(lab: Lab) -> list[str]:
     """What the published numbers are of, and whether the base is as large, since recall depends on its size."""
-    name, size = lab.common.dataset.name, lab.base_shape[0]
+    name, size = lab.dataset, lab.base_shape[0]
     notes = [] if name not in PUBLISHED_FOR else [f"Published numbers are of {'Deep1M' if name == 'deep1b' else 'BigANN1M'}."]
     if not lab.on_paper_base:
         notes.append(f"The base here has {size:,} vectors, theirs a million; the smaller the base, the higher the recall.")

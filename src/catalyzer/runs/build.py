@@ -1,4 +1,4 @@
-"""The one place where a run's settings become objects, by Hydra's `instantiate`; and what is checked before any data is read."""
+"""The one place where settings become objects, by Hydra's `instantiate`; and what is checked before any data is read."""
 
 import inspect
 import logging
@@ -16,7 +16,7 @@ from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapt
 
 from catalyzer.codec import Codec
 from catalyzer.datasets import Dataset
-from catalyzer.errors import CatalyzerError, InvalidInput
+from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
 from catalyzer.nn import Transform, embed
 from catalyzer.parts import Trust, describe, find_class, make, parameters
 from catalyzer.quantizers import Quantizer, SignQuantizer
@@ -84,16 +84,16 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
         overrides: as typed.
 
     Raises:
-        InvalidInput: a class that is not there or of another kind, an argument of another type, or one that was typed and that the
-            class does not take.
+        InvalidInput: a class that is not there or of another kind, an argument of another type, or one that was typed and that
+            the class does not take.
     """
     typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
     for group, key, part in parts(values):
         cls = class_of(group, part)
-        hints, open_ended = _hints(cls)
+        hints, others = _hints(cls)
         for name in [name for name in part if not name.startswith("_") and (group, name) != ("trainer", "sync_batchnorm")]:
-            if name in hints or open_ended:
-                part[name] = _checked(f"{key}.{name}", part[name], hints.get(name, hints.get("**", Any)))
+            if name in hints or others is not None:
+                part[name] = _checked(f"{key}.{name}", part[name], hints.get(name, others))
             elif f"{key}.{name}" in typed:
                 takes = ", ".join(hints) or "nothing"
                 raise InvalidInput(f"{key}.{name}: {cls.__name__} has no argument {name}; it takes {takes}")
@@ -102,15 +102,15 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
                 del part[name]
 
 
-def _hints(cls: type) -> tuple[dict[str, Any], bool]:
-    """The types of the arguments by name, `Any` where none is given; and whether there may be more, whose type is "**"."""
+def _hints(cls: type) -> tuple[dict[str, Any], Any]:
+    """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others."""
     try:
         typed = get_type_hints(cls.__init__)
     except (NameError, TypeError):  # names that are imported for type checkers alone
         typed = {}
-    hints = {name: typed.get(name, Any) for name in parameters(cls)}
-    rest = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return hints | {"**": typed.get(name, Any) for name in rest}, bool(rest)
+    signature = inspect.signature(cls.__init__).parameters.values()
+    others = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
+    return {name: typed.get(name, Any) for name in parameters(cls)}, others
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
@@ -147,6 +147,11 @@ def check_trust(settings: Settings, trust: Trust, groups: Sequence[str] = tuple(
             walk(part)
 
 
+def modules_of(settings: Settings) -> list[str]:
+    """The modules that settings name, for those who have composed them themselves."""
+    return sorted({part["_target_"].rpartition(".")[0] for _, _, part in parts(settings.model_dump())})
+
+
 @contextmanager
 def _blamed(path: str) -> Iterator[None]:
     """Turn what goes wrong in a part into a sentence that names it, and the line in which it went wrong."""
@@ -154,6 +159,8 @@ def _blamed(path: str) -> Iterator[None]:
         yield
     except CatalyzerError:
         raise
+    except ImportError as error:
+        raise MissingPackage(f"{path}: {' '.join(str(error).split())}") from None
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split()) or "no message"
@@ -263,11 +270,6 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]
     return made
 
 
-def is_trained(settings: Settings) -> bool:
-    """Whether the transform has parameters to train."""
-    return bool(_tried(settings)[0].transform.is_trained)
-
-
 def check(settings: Settings, folder: Path) -> None:
     """Check all that can be known before data is read: classes, arguments, and whether parts can do what is asked of them.
 
@@ -284,8 +286,10 @@ def check(settings: Settings, folder: Path) -> None:
     codec, d_out = _tried(settings)
     transform, quantizer = codec.transform, codec.quantizer
     chosen = f"catalyzer={transform.label or 'identity'} quantizer={quantizer.label}"
-    if isinstance(quantizer, SignQuantizer) and transform.d_out == d_out and (
-        settings.d_out == "auto" or quantizer.bits != settings.bits
+    if (
+        isinstance(quantizer, SignQuantizer)
+        and transform.d_out == d_out
+        and (settings.d_out == "auto" or quantizer.bits != settings.bits)
     ):
         raise InvalidInput(
             f"the sign of each coordinate makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; "
@@ -300,8 +304,8 @@ def check(settings: Settings, folder: Path) -> None:
             raise InvalidInput(f"{what}, such as catalyzer=mlp quantizer=lattice or quantizer=sign; got {chosen}")
     if settings.query.get("_target_") is not None and (not through or quantizer.symmetric):
         raise InvalidInput(
-            "a network for queries is trained to rank the points of a fixed quantizer, such as catalyzer=mlp quantizer=lattice or "
-            f"quantizer=sign quantizer.asymmetric=true; got {chosen}"
+            "a network for queries is trained to rank the points of a fixed quantizer, such as catalyzer=mlp quantizer=lattice "
+            f"or quantizer=sign quantizer.asymmetric=true; got {chosen}"
         )
     if settings.refine > 1 and not quantizer.can("nearest"):
         raise InvalidInput(f"refine = {settings.refine} tries lattice points, got quantizer={quantizer.label}; set refine=1")
@@ -312,7 +316,7 @@ def check(settings: Settings, folder: Path) -> None:
         )
     build_baselines(settings, 128, 64)
     build_miner(settings)
-    _rehearse(codec)
+    rehearse(codec)
     if transform.is_trained:
         _check_training(settings, codec, folder)
 
@@ -340,8 +344,8 @@ def _path(part: object) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
-def _rehearse(codec: Codec) -> None:
-    """Send made-up vectors the way of a run through transforms and quantizers of other packages, and through a file and back."""
+def rehearse(codec: Codec) -> None:
+    """Send made-up vectors through transforms and quantizers of other packages, and these through a file."""
     random = np.random.default_rng(0)
     x = random.normal(size=(MADE_UP, codec.transform.d_in)).astype(np.float32)
     transform, quantizer = codec.transform, codec.quantizer
@@ -378,11 +382,14 @@ def _rehearse(codec: Codec) -> None:
 
 def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     """Build what trains, and try foreign terms of the loss, optimizers and schedules on made-up triplets."""
-    from catalyzer.training import Triplets, check_trainer
+    from catalyzer.training import Checkpoints, Triplets, check_trainer
     from catalyzer.training.module import VALIDATED
 
     check_trainer(trainer_options(settings))
-    for callback in build_callbacks(settings, folder):
+    callbacks = build_callbacks(settings, folder)
+    if not any(isinstance(callback, Checkpoints) for callback in callbacks):
+        raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
+    for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in VALIDATED:
             raise InvalidInput(f"{type(callback).__name__} monitors {monitor}; logged are {', '.join(sorted(VALIDATED))}")

@@ -16,26 +16,24 @@ from catalyzer.datasets import Benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result
 from catalyzer.files.array_cache import ArrayCache
-from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed, save_module
+from catalyzer.nn import embed, save_part
+from catalyzer.runs.build import (
+    build_baselines,
+    build_callbacks,
+    build_codec,
+    build_dataset,
+    build_miner,
+    build_query_training,
+    build_training,
+    check,
+    trainer_options,
+)
 from catalyzer.runs.figures import draw_sphere, draw_training
 from catalyzer.runs.results import COLUMNS, print_table, table_cells
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
-from catalyzer.runs.trained_run import TrainedRun, build_baselines, compare, load_benchmark, read_results, save_results
-from catalyzer.training import (
-    COMPETITORS,
-    CatalyzerTraining,
-    Loss,
-    Miner,
-    Optimization,
-    QueryData,
-    QueryTraining,
-    TripletData,
-    check_trainer,
-    choose_dimension,
-    fit,
-    is_first,
-)
+from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
+from catalyzer.training import COMPETITORS, QueryData, TripletData, choose_dimension, fit, is_first
 
 log = logging.getLogger(__name__)
 
@@ -48,28 +46,26 @@ def run(settings: Settings, folder: Path) -> list[Result]:
             nothing has been written then.
     """
     if (folder / "config.yaml").exists() and not Settings.load(folder / "config.yaml").decides_as(settings):
-        raise InvalidInput(
-            f"{folder} holds a run with other settings; go on with it by resume={folder}, or choose another folder"
-        )
+        raise InvalidInput(f"{folder} holds a run with other settings; resume it by resume={folder}, or choose another folder")
     if (folder / "results.json").exists():
         log.info("%s has ended already; this is its table", folder)
         rows, title = read_results(folder)
         print_table(rows, title)
         return rows
 
-    if settings.catalyzer.name == "mlp":
-        check_trainer(settings.trainer.options)
-    benchmark = load_benchmark(settings)
-    baselines = build_baselines(settings, benchmark.dim, build(settings, benchmark).quantizer.code_size * 8)
+    check(settings, folder)
+    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    codec = new_codec(settings, benchmark)
+    baselines = build_baselines(settings, benchmark.dim, codec.quantizer.code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with loggers(settings, folder) as made:
-        trained = train(settings, benchmark, folder, made)
+        trained = train(settings, benchmark, codec, folder, made)
         if trained is None:
             return []
         if settings.split == "validation":
             log.info("weights and metrics, without a look at the test split: %s", folder)
             return []
-        rows = compare(settings, benchmark, trained, baselines)
+        rows = compare(benchmark, trained, baselines)
         title = save_results(rows, settings, benchmark, folder, started)
         figures = {f"figures/{path.stem}": path for path in sorted((folder / "figures").glob("*.png"))}
         log_tables(made, {"results": (COLUMNS, table_cells(rows))}, figures)
@@ -78,107 +74,86 @@ def run(settings: Settings, folder: Path) -> list[Result]:
     return rows
 
 
-def train(settings: Settings, benchmark: Benchmark, folder: Path, loggers: Sequence[Logger] = ()) -> TrainedRun | None:
-    """Fit the transform or, where it is a network, train it; go on with what `folder` holds of it.
+def new_codec(settings: Settings, benchmark: Benchmark) -> Codec:
+    """The parts of a run, with nothing learned; all that is random in a run is seeded first.
+
+    Raises:
+        InvalidInput: parts that do not go with the data.
+    """
+    d_out = settings.d_out
+    if d_out == "auto":
+        d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
+    seed_everything(settings.seed, verbose=False)
+    return build_codec(settings, benchmark.dim, d_out)
+
+
+def train(
+    settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger] = ()
+) -> TrainedRun | None:
+    """Train or fit all parts; resume what `folder` holds of it.
 
     Writes settings, checkpoints, metrics and weights, and no results: the test split is not touched.
 
     Args:
         settings: all of the run's.
         benchmark: the dataset that they name.
+        codec: as `new_codec` makes it.
         folder: of the run.
-        loggers: of Lightning, besides the CSV one.
+        loggers: of Lightning, besides metrics.csv.
 
     Returns:
         The run; None in all but one of several processes that trained together.
     """
-    seed_everything(settings.seed, verbose=False)
-    codec = build(settings, benchmark)
     if is_first():
         settings.save(folder / "config.yaml")
     start = time.perf_counter()
-    codec.transform.fit(benchmark.train)  # type: ignore[operator]
-    seconds = time.perf_counter() - start
-    if isinstance(codec.transform, Catalyzer):
-        if codec.decoder is not None:
-            codec.decoder.fit(codec.transform)
+    if codec.transform.is_trained:
         seconds = train_networks(settings, benchmark, codec, folder, loggers)
-        if settings.query.name == "mlp":
-            codec, query_seconds = train_query(settings, settings.query.max_epochs, benchmark, codec, folder / "query")
+        if settings.query.get("_target_") is not None:
+            codec, query_seconds = train_query(settings, benchmark, codec, folder / "query")
             seconds += query_seconds
         if not is_first():  # one process of several goes on; the others were for training only
             return None
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
-        latent = embed(codec.transform, benchmark.validation.queries)
-        draw_sphere(latent, folder / "figures" / "sphere.png")
-    for name, module in (("decoder", codec.decoder), ("query", codec.query), ("catalyzer", codec.transform)):
-        if module is not None:
-            save_module(module, folder, name, seconds)
-    return TrainedRun(folder, settings, codec.transform, codec.decoder, codec.query, seconds)
-
-
-def build(settings: Settings, benchmark: Benchmark) -> Codec:
-    """Transform, quantizer and decoder, not fitted yet.
-
-    Raises:
-        InvalidInput: a quantizer that cannot code the transform's dimension.
-    """
-    chosen, d_in, d_out = settings.catalyzer, benchmark.dim, settings.d_out
-    if chosen.name == "identity":
-        return Codec(Identity(d_in), settings.quantizer.build(d_in))
-    if d_out == "auto":
-        d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
-    transform = Catalyzer(d_in, d_out, chosen.hidden) if chosen.name == "mlp" else PCA(d_in, d_out)
-    quantizer = settings.quantizer.build(d_out)
-    if settings.decoder.name == "none":
-        return Codec(transform, quantizer)
-    decoder = Decoder(d_out, d_in, settings.decoder.hidden)
-    return Codec(transform, quantizer, decoder, latent_share=settings.decoder.latent_share)
-
-
-def make_training(settings: Settings, codec: Codec) -> CatalyzerTraining:
-    """What trains catalyzer and decoder as the settings say."""
-    optimization = Optimization(
-        settings.optimizer,
-        settings.learning_rate,
-        settings.momentum,
-        "cosine" if settings.decay == "cosine" else tuple(settings.decay),
-        settings.warmup,
-    )
-    loss = Loss(settings.lambda_, settings.loss.rank, settings.loss.reconstruction, settings.rank_loss, settings.koleo.scope)
-    sync_batchnorm = settings.trainer.sync_batchnorm
-    return CatalyzerTraining(codec, loss, optimization, settings.end_to_end, settings.rerank, sync_batchnorm)
+        draw_sphere(embed(codec.transform, benchmark.validation.queries), folder / "figures" / "sphere.png")
+    else:
+        codec.transform.adapt(benchmark.train)
+        seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    codec.fit(benchmark.train)
+    fitting = time.perf_counter() - start
+    save_part(codec.quantizer, folder, "quantizer", fitting)
+    # The transform comes last: its file says that the run has been trained.
+    for name, network in (("decoder", codec.decoder), ("query", codec.query), ("catalyzer", codec.transform)):
+        if network is not None:
+            save_part(network, folder, name, seconds)
+    return TrainedRun(folder, settings, codec, seconds, fitting)
 
 
 def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:
-    """Train catalyzer and decoder, or go on with their training; returns the seconds that it took."""
+    """Train transform and decoder, or resume their training; returns the seconds that it took."""
     return fit(
-        make_training(settings, codec),
+        build_training(settings, codec),
         TripletData(k_neg=settings.k_neg, **data_options(settings, benchmark)),
         folder,
-        trainer_options=settings.trainer.options,
-        loggers=[*loggers],
-        monitor=settings.callbacks.monitor,
-        patience=settings.callbacks.patience,
-        keep=settings.callbacks.keep_last,
+        trainer_options=trainer_options(settings),
+        callbacks=build_callbacks(settings, folder.resolve()),
+        loggers=loggers,
     )
 
 
-def train_query(settings: Settings, max_epochs: int, benchmark: Benchmark, codec: Codec, folder: Path) -> tuple[Codec, float]:
-    """Train the queries' own network behind a trained catalyzer; returns the codec with it and the seconds that it took."""
-    training = QueryTraining(codec, settings.trainer.sync_batchnorm)
+def train_query(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path) -> tuple[Codec, float]:
+    """Train the network for queries behind a trained transform; returns the codec with it and the seconds that it took."""
+    training = build_query_training(settings, codec)
+    k_neg = min(COMPETITORS, len(benchmark.train) - 1)
+    # Callbacks that a user adds are for the training of the run.
+    own = settings.model_copy(update={"callbacks": {name: settings.callbacks.get(name) for name in ("best", "checkpoints")}})
     seconds = fit(
         training,
-        QueryData(
-            codec=codec,
-            k_neg=min(COMPETITORS, len(benchmark.train) - 1),
-            **data_options(settings, benchmark),
-        ),
+        QueryData(codec=codec, k_neg=k_neg, **data_options(settings, benchmark)),
         folder,
-        trainer_options=settings.trainer.options | {"max_epochs": max_epochs, "check_val_every_n_epoch": 1},
-        loggers=[],
-        monitor=settings.callbacks.monitor,
-        keep=settings.callbacks.keep_last,
+        trainer_options=trainer_options(settings) | {"max_epochs": training.max_epochs, "check_val_every_n_epoch": 1},
+        callbacks=build_callbacks(own, folder.resolve()),
         epoch_name="query epoch",
     )
     return replace(codec, query=training.query), seconds
@@ -191,7 +166,7 @@ def data_options(settings: Settings, benchmark: Benchmark) -> dict[str, Any]:
         "validation": benchmark.validation,
         "batch_size": settings.batch_size,
         "k_pos": settings.k_pos,
-        "miner": Miner(**settings.miner.model_dump()),
+        "miner": build_miner(settings),
         "seed": settings.seed,
         "cache": ArrayCache(settings.cache),
     }

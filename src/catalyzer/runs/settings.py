@@ -7,10 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from catalyzer.datasets import Dataset, fetch_published, make_photosift
-from catalyzer.errors import CatalyzerError, DamagedFile, InvalidInput
+from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
 from catalyzer.parts import find_class
 
@@ -101,7 +111,9 @@ class Settings(_Settings):
                 raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
         epochs, every = self.trainer.get("max_epochs"), self.trainer.get("check_val_every_n_epoch")
         if not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"trainer.max_epochs={epochs}: input should be a number of at least 1; change it on the command line")
+            raise ValueError(
+                f"trainer.max_epochs={epochs}: input should be a number of at least 1; change it on the command line"
+            )
         if isinstance(every, int) and every > epochs:
             raise ValueError(
                 f"trainer.check_val_every_n_epoch = {every} is more than trainer.max_epochs = {epochs}, so no epoch would be "

@@ -1,6 +1,7 @@
 """The jobs of a sweep as one table, and the choice between them on the validation split."""
 
 import csv
+import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from typing import Self
 
 import yaml
 
-from catalyzer.errors import ERROR_FILE, InvalidInput
+from catalyzer.errors import CatalyzerError, InvalidInput
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
+from catalyzer.runs import ERROR_FILE
+from catalyzer.runs.build import build_baselines, build_dataset, modules_of
 from catalyzer.runs.results import print_rows, print_table
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
-from catalyzer.runs.trained_run import TrainedRun, build_baselines, compare, load_benchmark, read_results, save_results
+from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +87,10 @@ class Job:
                 own = read_results(folder)[0][1 if settings.rerank else 0]
                 recall["test"], seconds = own.recall, own.training
             elif split == "validation" and (folder / "catalyzer.json").exists():
-                seconds = TrainedRun.load(folder).seconds
+                seconds = json.loads((folder / "catalyzer.json").read_text())["training_seconds"]
             else:
-                raise InvalidInput(f"has not ended; python src/train.py resume={folder} goes on with it")
-        except InvalidInput as reason:
+                raise InvalidInput(f"has not ended; python src/train.py resume={folder} resumes it")
+        except CatalyzerError as reason:
             kept = folder / ERROR_FILE
             error = kept.read_text().strip() if kept.exists() else str(reason)
         return cls(folder, overrides, split, recall, seconds, error)
@@ -228,13 +232,13 @@ def _short(value: str) -> str:
         return value
 
 
-def end_sweep(folder: Path, whole: bool) -> bool:
+def end_sweep(folder: Path, complete: bool) -> bool:
     """Print and write the table of a sweep, log it to W&B where its best job does, and say which jobs failed.
 
     Args:
         folder: of the sweep.
-        whole: whether all jobs were made; only then, and where they are compared on the validation split, is the best of them
-            measured on the test split.
+        complete: whether all jobs were made; only then, and where they are compared on the validation split, is the best of
+            them measured on the test split.
 
     Returns:
         Whether a job failed. A sweep that Hydra refused has none, and nothing is said about it.
@@ -242,7 +246,7 @@ def end_sweep(folder: Path, whole: bool) -> bool:
     if not any(folder.glob(f"*/{OVERRIDES_FILE}")):
         return False
     sweep = Sweep.load(folder)
-    if whole and sweep.split == "validation" and sweep.ended:
+    if complete and sweep.split == "validation" and sweep.ended:
         measure_on_test(sweep.ended[0].folder)
         sweep = Sweep.load(folder)
     sweep.print()
@@ -258,11 +262,11 @@ def end_sweep(folder: Path, whole: bool) -> bool:
 
 
 def measure_on_test(folder: Path) -> None:
-    """Measure a run that was only trained, beside the baselines, on the test split, and write its results.json."""
-    trained = TrainedRun.load(folder)
-    settings = trained.settings
+    """Measure a run that has been trained by the sweep at hand, beside the baselines, on the test split."""
+    settings = Settings.load(folder / "config.yaml")
+    trained = TrainedRun.load(folder, trust=modules_of(settings))  # they have just been run
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    benchmark = load_benchmark(settings)
-    baselines = build_baselines(settings, benchmark.dim, trained.codec(settings).quantizer.code_size * 8)
-    rows = compare(settings, benchmark, trained, baselines)
+    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    baselines = build_baselines(settings, benchmark.dim, trained.codec.quantizer.code_size * 8)
+    rows = compare(benchmark, trained, baselines)
     save_results(rows, settings, benchmark, folder, started)

@@ -1,4 +1,4 @@
-"""Where a run is logged beside its folder: Weights & Biases and TensorBoard."""
+"""Where a run is logged beside its folder: any of Lightning's loggers, and Weights & Biases in a way that needs no account."""
 
 import logging
 import secrets
@@ -7,16 +7,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
-from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import write_atomically
-from catalyzer.runs.settings import Settings, WandB
+from catalyzer.runs.build import build_loggers
+from catalyzer.runs.settings import Settings
 from catalyzer.training import is_first
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 30  # seconds in which W&B's server has to answer before the run goes on without it
+PATIENCE = 30  # seconds in which W&B's server has to answer before the run is logged offline
+
+
+class WandB(WandbLogger):
+    """Weights & Biases, offline where no API key is configured or no server answers; a resumed run continues there too.
+
+    Args:
+        save_dir: folder of the run.
+        project: where runs appear.
+        entity: user or team; None for the default.
+        group: name that gathers runs; None takes the sweep's folder in a sweep.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, project: str = "catalyzer", entity: str | None = None, group: str | None = None
+    ) -> None:
+        import wandb
+
+        folder = Path(save_dir)
+        identity = folder / "wandb_id"
+        if not identity.exists() and is_first():
+            write_atomically(identity, lambda file: file.write(secrets.token_hex(8).encode()))
+        options: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "group": group or (folder.parent.name if folder.parent.name.endswith("_sweep") else None),
+            "name": folder.name,
+            "id": identity.read_text() if identity.exists() else None,
+            "resume": "allow",
+            "save_dir": folder,
+            "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
+        }
+        try:
+            if wandb.login(prompt=False):  # asks the server too
+                super().__init__(**options)
+                _ = self.experiment
+                log.info("W&B: project %s", project)
+                return
+        except wandb.errors.Error as error:
+            log.warning("W&B: the server cannot be reached (%s)", str(error).split("\n")[0])
+        log.info("W&B: offline, no API key found or no server; later: wandb sync %s/wandb/offline-*", folder)
+        super().__init__(**options, offline=True, mode="offline")  # Lightning's own flag leaves W&B asking for a login
 
 
 @contextmanager
@@ -24,13 +65,9 @@ def loggers(settings: Settings, folder: Path) -> Iterator[list[Logger]]:
     """The loggers that the settings name, with the settings logged; closed in the end, as a failure where there is one.
 
     Raises:
-        InvalidInput: a package is missing.
+        MissingPackage: what a logger needs is not installed.
     """
-    made: list[Logger] = []
-    if settings.logger.tensorboard:
-        made.append(_tensorboard(folder))
-    if settings.logger.wandb is not None:
-        made.append(_wandb(settings.logger.wandb, folder))
+    made = build_loggers(settings, folder)
     for logger in made:
         logger.log_hyperparams(settings.model_dump(mode="json", by_alias=True))
     try:
@@ -51,44 +88,6 @@ def log_tables(
                 logger.log_table(name, [*columns], [[*row] for row in rows])
             for name, path in figures.items():
                 logger.log_image(name, [str(path)])
-
-
-def _tensorboard(folder: Path) -> Logger:
-    try:
-        return TensorBoardLogger(folder, name="", version="tensorboard")
-    except ModuleNotFoundError:
-        raise InvalidInput("logger=tensorboard needs TensorBoard: pip install tensorboard") from None
-
-
-def _wandb(chosen: WandB, folder: Path) -> WandbLogger:
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise InvalidInput("logger=wandb needs wandb: pip install wandb") from None
-
-    key = folder / "wandb_id"  # by which a resumed run goes on there too
-    if not key.exists() and is_first():
-        write_atomically(key, lambda file: file.write(secrets.token_hex(8).encode()))
-    options: dict[str, Any] = {
-        "project": chosen.project,
-        "entity": chosen.entity,
-        "group": chosen.group or (folder.parent.name if folder.parent.name.endswith("_sweep") else None),
-        "name": folder.name,
-        "id": key.read_text() if key.exists() else None,
-        "resume": "allow",
-        "save_dir": folder,
-        "settings": wandb.Settings(init_timeout=PATIENCE, silent=True),
-    }
-    try:
-        if wandb.login(prompt=False):  # asks the server too
-            logger = WandbLogger(**options)
-            _ = logger.experiment
-            log.info("W&B: project %s", chosen.project)
-            return logger
-    except wandb.errors.Error as error:
-        log.warning("W&B: the server cannot be reached (%s)", str(error).split("\n")[0])
-    log.info("W&B: offline, no API key found or no server; later: wandb sync %s/wandb/offline-*", folder)
-    return WandbLogger(**options, offline=True, mode="offline")  # Lightning's own flag leaves W&B asking for a login
 
 
 def _close(made: Sequence[Logger], status: str) -> None:

@@ -1,4 +1,4 @@
-"""A finished run: its networks, ready to code and to search, and the table of what they find beside the baselines.
+"""A finished run: its parts, ready to code and to search, and the table of what they find beside the baselines.
 
 Nothing here trains, so what only uses a run does not wait for Lightning.
 """
@@ -9,52 +9,45 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import nn
 
 import catalyzer
 from catalyzer.codec import Codec
-from catalyzer.datasets import Benchmark, load_bigann, load_deep1b, load_demo, load_files, load_photosift
-from catalyzer.errors import InvalidInput
+from catalyzer.datasets import Benchmark
+from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
 from catalyzer.files.vectors import Vectors
 from catalyzer.neighbors import engine
-from catalyzer.nn import Decoder, Identity, load_module
-from catalyzer.quantizers import ProductQuantizer
+from catalyzer.nn import Identity, Transform, load_part
+from catalyzer.parts import Trust, describe
+from catalyzer.quantizers import Quantizer
+from catalyzer.runs.build import build_baselines, build_dataset, build_quantizer, check_trust, rehearse
 from catalyzer.runs.figures import draw_recall
 from catalyzer.runs.results import print_table
 from catalyzer.runs.settings import Evaluation, Settings
 
 log = logging.getLogger(__name__)
 
-LABELS = {
-    "mlp": "catalyzer", "pca": "PCA",
-    "lattice": "lattice", "sign": "sign", "pq": "PQ", "opq": "OPQ", "rq": "RQ", "lsq": "LSQ",
-    "lsh": "LSH", "itq": "ITQ", "rabitq": "RaBitQ",
-}  # fmt: skip
 
-
-@dataclass
+@dataclass(frozen=True)
 class TrainedRun:
     """A finished run, ready to code vectors and to search them.
 
     Attributes:
         folder: of the run.
         settings: what it was made with.
-        transform: the fitted map, in evaluation mode on the CPU.
-        decoder: the way back, likewise, or None.
-        query: the queries' own network, likewise, or None.
-        seconds: that its training took.
+        codec: its parts, fitted, in evaluation mode on the CPU.
+        seconds: that the training of its networks took.
+        fitting: seconds that the quantizer took to learn.
 
     A run's folder is all that is needed:
 
@@ -65,64 +58,63 @@ class TrainedRun:
 
     folder: Path
     settings: Settings
-    transform: nn.Module
-    decoder: Decoder | None
-    query: nn.Module | None
+    codec: Codec
     seconds: float
+    fitting: float = 0.0
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, trust: Trust = ()) -> Self:
         """Read a run's folder; nothing in it is unpickled.
 
+        Args:
+            folder: of the run.
+            trust: modules beside this package, such as "my_parts", whose classes the folder may name.
+
         Raises:
-            InvalidInput: not a run folder, a run that has not ended, or damaged files.
+            InvalidInput: not a run folder, or a run that has not ended.
+            DamagedFile: damaged files.
+            UntrustedPart: a class of a module that is not allowed.
         """
         folder = Path(folder)
         settings = Settings.load(folder / "config.yaml")
-        transform, seconds = load_module(folder, "catalyzer")
-        decoder = load_module(folder, "decoder")[0] if settings.decoder.name == "mlp" else None
-        query = load_module(folder, "query")[0] if settings.query.name == "mlp" else None
-        return cls(folder, settings, transform, decoder, query, seconds)  # type: ignore[arg-type]
+        transform, seconds = load_part(folder, "catalyzer", Transform, trust)
+        networks = {
+            name: load_part(folder, name, Transform, trust)[0] if part.get("_target_") is not None else None
+            for name, part in (("decoder", settings.decoder), ("query", settings.query))
+        }
+        quantizer, fitting = load_part(folder, "quantizer", Quantizer, trust)
+        codec = Codec(transform, quantizer, refine=settings.refine, latent_share=settings.latent_share, **networks)
+        return cls(folder, settings, codec, seconds, fitting)
 
-    def codec(self, settings: Settings) -> Codec:
-        """The run's networks with the quantizer of `settings`, not fitted yet.
-
-        Raises:
-            InvalidInput: a quantizer that cannot code the transform's dimension.
-        """
-        quantizer = settings.quantizer.build(self.transform.d_out)  # type: ignore[arg-type]
-        share = settings.decoder.latent_share if settings.decoder.name == "mlp" else 0.0
-        query = self.query if settings.quantizer == self.settings.quantizer else None  # it knows these points and no others
-        return Codec(self.transform, quantizer, self.decoder, settings.refine, share, query)
-
-    @cached_property
-    def own_codec(self) -> Codec:
-        """The run's networks and its quantizer, if it is fixed (lattice, sign): one that is learned is not kept in the folder.
+    def with_settings(self, settings: Settings, train: np.ndarray) -> Self:
+        """The run with the quantizer and the search of other settings; the quantizer is fitted to `(n, d_in)` training vectors.
 
         Raises:
-            InvalidInput: the quantizer is a learned one.
+            InvalidInput: a quantizer, rerank or refine that does not go with the run's networks.
         """
-        if self.settings.quantizer.name not in ("lattice", "sign"):
-            raise InvalidInput(
-                f"{self.folder}: the codebooks of {self.settings.quantizer.name} are not kept with a run; "
-                "train with quantizer=lattice or quantizer=sign, which have none"
-            )
-        return self.codec(self.settings)
+        quantizer = build_quantizer(settings.quantizer, self.codec.transform.d_out)
+        codec = replace(self.codec, refine=settings.refine, latent_share=settings.latent_share)
+        if describe(quantizer) == describe(self.codec.quantizer):
+            return replace(self, settings=settings, codec=codec)
+        codec = replace(codec, quantizer=quantizer, query=None)  # the query network knows the points of its own quantizer alone
+        start = time.perf_counter()
+        codec.fit(train)
+        return replace(self, settings=settings, codec=codec, fitting=time.perf_counter() - start)
 
     def encode(self, x: Vectors) -> np.ndarray:
         """Map and code `(n, d_in)` vectors: `(n, code_size)` uint8."""
-        return self.own_codec.encode(x)
+        return self.codec.encode(x)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors, `(n, d_in)` float32 in the original space, that codes stand for; see `Codec.decode`."""
-        return self.own_codec.decode(codes)
+        return self.codec.decode(codes)
 
     def search(self, queries: Vectors, codes: np.ndarray, k: int, rerank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared distances and int64 row numbers.
 
         `rerank` is by default the run's own; see `Codec.search`.
         """
-        return self.own_codec.search(queries, codes, k, self.settings.rerank if rerank is None else rerank)
+        return self.codec.search(queries, codes, k, self.settings.rerank if rerank is None else rerank)
 
 
 def evaluate_run(evaluation: Evaluation) -> list[Result]:
@@ -133,17 +125,26 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
 
     Raises:
         InvalidInput: not a finished run, or a quantizer, rerank or refine that does not go with its networks.
+        UntrustedPart: see `TrainedRun.load`.
     """
-    folder, quantizer = Path(evaluation.run), evaluation.quantizer
-    trained = TrainedRun.load(folder)
+    folder = Path(evaluation.run)
+    trained = TrainedRun.load(folder, evaluation.trust)
+    check_trust(trained.settings, evaluation.trust, ["dataset"])
     started = datetime.now(UTC).isoformat(timespec="seconds")
     given = {key: n for key in ("rerank", "refine") if (n := getattr(evaluation, key)) is not None}
-    settings = trained.settings.model_copy(update={"quantizer": quantizer, **given})
-    built = trained.codec(settings).quantizer
-    benchmark = load_benchmark(settings)
-    baselines = build_baselines(settings, benchmark.dim, built.code_size * 8)
-    rows = compare(settings, benchmark, trained, baselines)
-    name = "-".join([quantizer.name, f"{built.bits}bits", *(f"{key}{n}" for key, n in given.items())])
+    chosen = {} if evaluation.quantizer is None else {"quantizer": evaluation.quantizer}
+    settings = trained.settings.model_copy(update={**chosen, **given})
+    quantizer = build_quantizer(settings.quantizer, trained.codec.transform.d_out)
+    codec = replace(trained.codec, quantizer=quantizer, refine=settings.refine)
+    if settings.rerank and not codec.decodes:
+        raise InvalidInput(
+            f"rerank = {settings.rerank} needs decoded vectors, and {folder} has no decoder; train with decoder=mlp"
+        )
+    rehearse(codec)
+    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
+    rows = compare(benchmark, trained.with_settings(settings, benchmark.train), baselines)
+    name = "-".join([quantizer.label.lower(), f"{quantizer.bits}bits", *(f"{key}{n}" for key, n in given.items())])
     target = folder / "evaluations" / name
     title = save_results(rows, settings, benchmark, target, started)
     print_table(rows, title)
@@ -151,63 +152,41 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
     return rows
 
 
-def load_benchmark(settings: Settings) -> Benchmark:
-    """The dataset that the settings name, checked."""
-    load: dict[str, Callable[..., Benchmark]] = {
-        "demo": load_demo,
-        "bigann": load_bigann,
-        "deep1b": load_deep1b,
-        "photosift": load_photosift,
-        "files": load_files,
-    }
-    options = settings.dataset.model_dump(exclude={"name"})
-    return load[settings.dataset.name](cache=ArrayCache(settings.cache), **options)
-
-
-def build_baselines(settings: Settings, d_in: int, bits: int) -> dict[str, ProductQuantizer]:
-    """The baselines that the settings name, at the size of the chosen quantizer's codes, without what is chosen itself."""
-    chosen = settings.quantizer.name if settings.catalyzer.name == "identity" else None
-    try:
-        return {n: ProductQuantizer(d_in, bits, rotate=n == "opq") for n in settings.baselines if n != chosen}
-    except InvalidInput as error:
-        raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
-
-
-def compare(
-    settings: Settings, benchmark: Benchmark, trained: "TrainedRun", baselines: dict[str, ProductQuantizer]
-) -> list[Result]:
-    """Rows for the settings' quantizer on the trained transform, and for the baselines on the raw vectors."""
-    codec = trained.codec(settings)
-    name = method_name(settings.catalyzer.name, settings.quantizer.name)
-    rows = measure_method(name, benchmark, codec, sorted({0, settings.rerank}))
-    for row in rows:
-        row.training += trained.seconds
-    for name, baseline in baselines.items():
-        rows += measure_method(LABELS[name], benchmark, Codec(Identity(benchmark.dim), baseline))
+def compare(benchmark: Benchmark, run: TrainedRun, baselines: Sequence[Quantizer]) -> list[Result]:
+    """Rows for a run, in one stage and where it reranks in two, and for the baselines on the raw vectors."""
+    name = method_name(run.codec)
+    rows = measure_method(name, benchmark, run.codec, sorted({0, run.settings.rerank}), run.seconds + run.fitting)
+    for quantizer in baselines:
+        codec = Codec(Identity(benchmark.dim), quantizer)
+        if method_name(codec) != name:
+            start = time.perf_counter()
+            codec.fit(benchmark.train)
+            rows += measure_method(method_name(codec), benchmark, codec, training=time.perf_counter() - start)
     return rows
 
 
-def measure_method(method: str, benchmark: Benchmark, codec: Codec, reranks: Sequence[int] = (0,)) -> list[Result]:
-    """Fit the quantizer to the transformed training vectors, and measure the codec on the test split."""
+def measure_method(
+    method: str, benchmark: Benchmark, codec: Codec, reranks: Sequence[int] = (0,), training: float = 0.0
+) -> list[Result]:
+    """Measure a fitted codec on the test split; `training` is the seconds that it took to train and fit."""
     test = benchmark.test
     truth = test.ground_truth  # before the clocks start
     log.info("%s: coding %s vectors, searching %s queries", method, f"{len(test.base):,}", f"{len(test.queries):,}")
-    start = time.perf_counter()
-    codec.fit(benchmark.train)
-    fitting = time.perf_counter() - start
     rows = measure(method, codec, test.base, test.queries, truth, reranks)
     for row in rows:
-        row.training = fitting
+        row.training = training
     return rows
 
 
-def method_name(transform: str, quantizer: str) -> str:
+def method_name(codec: Codec) -> str:
     """What a composition is called in tables and figures.
 
-    >>> method_name("mlp", "lattice"), method_name("identity", "opq")
-    ('catalyzer + lattice', 'OPQ')
+    >>> from catalyzer.nn import Catalyzer
+    >>> from catalyzer.quantizers import LatticeQuantizer
+    >>> method_name(Codec(Catalyzer(16, 8), LatticeQuantizer(8, 32)))
+    'catalyzer + lattice'
     """
-    return " + ".join(LABELS[name] for name in (transform, quantizer) if name != "identity")
+    return " + ".join(label for label in (codec.transform.label, codec.quantizer.label) if label)
 
 
 def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, folder: Path, started: str) -> str:
@@ -257,9 +236,9 @@ def read_results(folder: Path) -> tuple[list[Result], str]:
     """
     path = folder / "results.json"
     if not path.is_file():
-        raise InvalidInput(f"{folder} holds no finished run: it has no results.json; go on with it by resume={folder}")
+        raise InvalidInput(f"{folder} holds no finished run: it has no results.json; resume it by resume={folder}")
     try:
         content = json.loads(path.read_text())
         return [Result.load(row) for row in content["rows"]], content["title"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InvalidInput(f"{path} is damaged; remove it and go on with the run by resume={folder}") from None
+        raise DamagedFile(f"{path} is damaged; remove it and resume the run by resume={folder}") from None

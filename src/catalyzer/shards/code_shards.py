@@ -10,7 +10,7 @@ import json
 import logging
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,8 +61,7 @@ class Manifest(_Part):
     Attributes:
         format: of this file, 1.
         run: folder of the run whose catalyzer made them.
-        weights: BLAKE2b-256 of its networks.
-        quantizer: its settings.
+        parts: BLAKE2b-256 of its transform, quantizer, decoder and query network; see `catalyzer.nn.digest`.
         refine: lattice points that were tried for each vector.
         input: the file of vectors.
         rows: how many vectors that has.
@@ -73,8 +72,7 @@ class Manifest(_Part):
 
     format: Literal[1]
     run: str
-    weights: str
-    quantizer: dict[str, Any]
+    parts: str
     refine: int
     input: Input
     rows: int = Field(ge=1)
@@ -92,7 +90,7 @@ class CodeShards:
 
     >>> import tempfile
     >>> manifest = Manifest(
-    ...     format=1, run="outputs/RUN", weights="", quantizer={}, refine=1, input=Input(path="x.npy", size=0, modified=0),
+    ...     format=1, run="outputs/RUN", parts="", refine=1, input=Input(path="x.npy", size=0, modified=0),
     ...     rows=5, code_size=2, shard_size=4, shards={},
     ... )
     >>> shards = CodeShards.create(Path(tempfile.mkdtemp()), manifest)
@@ -236,7 +234,7 @@ class CodeShards:
 
     def _check_same(self, wanted: Manifest) -> None:
         there = self.manifest
-        decide = {"weights", "quantizer", "refine"}
+        decide = {"parts", "refine"}
         if there.model_dump(include=decide) != wanted.model_dump(include=decide):
             reason = f"holds codes of another run, {there.run}"
         elif there.input != wanted.input:

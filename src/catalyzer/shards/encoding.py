@@ -10,7 +10,8 @@ from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import BLOCK, open_vectors
-from catalyzer.index.file import weights_digest
+from catalyzer.nn import digest
+from catalyzer.parts import Trust
 from catalyzer.progress import progress
 from catalyzer.runs.trained_run import TrainedRun
 from catalyzer.shards.code_shards import MANIFEST, CodeShards, Input, Manifest, Shard
@@ -27,17 +28,19 @@ def encode(
     folder: str | Path,
     shard_size: int = SHARD_SIZE,
     engine: Engine = local,
+    trust: Trust = (),
 ) -> CodeShards:
     """Code all vectors of a file with a finished run, shard by shard; goes on with what `folder` holds of the same.
 
     Memory is that of a shard's vectors, however many there are. A kill costs the shards that are in work.
 
     Args:
-        run: folder of the run, whose quantizer is the lattice or signs.
+        run: folder of the run.
         source: file of `(n, d_in)` vectors in any format of `catalyzer.files.vectors`.
         folder: of the shards; made if it is not there.
         shard_size: vectors of a shard.
         engine: who does the work.
+        trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
         The shards, all of them.
@@ -47,15 +50,14 @@ def encode(
             process writes to.
     """
     run, source, folder = Path(run).resolve(), Path(source).expanduser().resolve(), Path(folder)
-    trained, vectors = TrainedRun.load(run), open_vectors(source)
-    codec = trained.own_codec
+    trained, vectors = TrainedRun.load(run, trust), open_vectors(source)
+    codec = trained.codec
     if vectors.shape[1] != codec.transform.d_in:
         raise InvalidInput(f"{source}: its vectors have dimension {vectors.shape[1]}, those of {run} {codec.transform.d_in}")
     wanted = Manifest(
         format=1,
         run=str(run),
-        weights=weights_digest(codec).hex(),
-        quantizer=trained.settings.quantizer.model_dump(),
+        parts=digest(codec.parts),
         refine=codec.refine,
         input=Input.of(source),
         rows=len(vectors),

@@ -12,7 +12,8 @@ from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import write_atomically
 from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
-from catalyzer.index.file import weights_digest
+from catalyzer.nn import digest
+from catalyzer.parts import Trust
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
 from catalyzer.runs.trained_run import TrainedRun
@@ -32,6 +33,7 @@ def search(
     rerank: int | None = None,
     run: str | Path | None = None,
     engine: Engine = local,
+    trust: Trust = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k codes nearest to each query, exactly as `Codec.search` finds them in all codes at once.
 
@@ -45,6 +47,7 @@ def search(
         rerank: see `Codec.search`; None is as the run's settings say.
         run: folder of the run that made the codes, where it is no longer where it was.
         engine: who does the work.
+        trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
         `D` `(nq, k)` float32 squared distances, ascending, and `I` `(nq, k)` int64 rows of the file that was encoded; ties by
@@ -57,9 +60,9 @@ def search(
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
     if run is None and not folder.is_dir():
         raise InvalidInput(f"{folder}, the run that made the codes in {shards.folder}, is gone; say where it is by run=FOLDER")
-    trained, vectors = TrainedRun.load(folder), open_vectors(queries)
-    codec = trained.own_codec
-    if (weights_digest(codec).hex(), trained.settings.quantizer.model_dump()) != (manifest.weights, manifest.quantizer):
+    trained, vectors = TrainedRun.load(folder, trust), open_vectors(queries)
+    codec = trained.codec
+    if digest(codec.parts) != manifest.parts:
         raise InvalidInput(
             f"{shards.folder} holds codes of another run than {folder} is now; give the one that made them by run=FOLDER"
         )

@@ -24,8 +24,8 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
     """The dimension in which PCA and a lattice of so many bits, which need no training, find the most.
 
     With the dimension less is projected away, but fewer bits are left for each coordinate, so recall@10 rises and then
-    falls. A network keeps in fewer dimensions what PCA needs more for, hence the smallest one that comes within `TOLERANCE` of the
-    best. The search ends where recall falls; what it finds is kept in `cache`.
+    falls. A network keeps in fewer dimensions what PCA needs more for, hence the smallest one that comes within
+    `TOLERANCE` of the best. The search ends where recall falls; what it finds is kept in `cache`.
 
     Args:
         train: `(n, d)`, what PCA learns from.

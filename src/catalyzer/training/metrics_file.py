@@ -15,8 +15,8 @@ from catalyzer.files.atomic import write_atomically
 class MetricsFile(Logger):
     """A logger that writes CSV: a line for each time something is logged, with its step, and a column for each name.
 
-    Lightning's own deletes the file of a run that is resumed, and rewrites it in place when a name is new. What is logged a second
-    time for the same step is left out: checkpoints are preceded by metrics that Lightning itself logs later.
+    Lightning's own deletes the file of a run that is resumed, and rewrites it in place when a name is new. What is logged a
+    second time for the same step is left out: checkpoints are preceded by metrics that Lightning itself logs later.
 
     Args:
         path: of the file. What a killed run has left there is taken over up to the step that training goes on from.
@@ -64,9 +64,9 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        new = {name: value for name, value in metrics.items() if self._logged.get(name, -1) != step}
+        new = {name: value for name, value in metrics.items() if name == "epoch" or self._logged.get(name, -1) != step}
         self._logged |= dict.fromkeys(new, step)
-        if new:
+        if new.keys() - {"epoch"}:
             self._new.append({"step": step, **new})
 
     @rank_zero_only

@@ -29,11 +29,13 @@ VALIDATED = {
     *(f"val/latent_recall_at_{k}" for k in LOGGED_RANKS),
     "val/squared_error",
 }
-"""What is logged of a validation: the recall of the search that was asked for; where that reranks, also of its first stage, on the
-sphere; and the error of decoded codes, where there is a decoder."""
+"""What is logged of a validation: the recall of the search that was asked for; where that reranks, also of its first stage, on
+the sphere; and the error of decoded codes, where there is a decoder."""
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
+SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.2, momentum=0.9)
+COSINE: MakeScheduler = partial(Decay, decay="cosine")
 
 
 class Training(LightningModule, ABC):
@@ -50,9 +52,7 @@ class Training(LightningModule, ABC):
         sync_batchnorm: whether batch norm sees the batches of all processes; see `BatchNorm`.
     """
 
-    def __init__(
-        self, codec: Codec, optimizer: MakeOptimizer, scheduler: MakeScheduler, sync_batchnorm: bool = False
-    ) -> None:
+    def __init__(self, codec: Codec, optimizer: MakeOptimizer, scheduler: MakeScheduler, sync_batchnorm: bool = False) -> None:
         super().__init__()
         self.codec, self.sync_batchnorm = codec, sync_batchnorm
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -169,8 +169,8 @@ def _takes(make: Callable[..., Any], name: str) -> bool:
 class CatalyzerTraining(Training):
     """Trains a transform, and a decoder with it where the codec has one; its trainer needs a `TripletData` as datamodule.
 
-    Before the first step the networks take the mean and scale of the training vectors (`Transform.adapt`). The metrics are loss,
-    what each term is, by its name, and what it logs besides.
+    Before the first step the networks take the mean and scale of the training vectors (`Transform.adapt`). The metrics are
+    loss, what each term is, by its name, and what it logs besides.
 
     Args:
         codec: transform, decoder or None, and the quantizer that the decoder reads through a straight-through layer. With it
@@ -199,8 +199,8 @@ class CatalyzerTraining(Training):
         codec: Codec,
         terms: Mapping[str, LossTerm] | None = None,
         *,
-        optimizer: MakeOptimizer = partial(torch.optim.SGD, lr=0.2, momentum=0.9),
-        scheduler: MakeScheduler = partial(Decay, decay="cosine"),
+        optimizer: MakeOptimizer = SGD,
+        scheduler: MakeScheduler = COSINE,
         end_to_end: bool = False,
         rerank: int = 0,
         sync_batchnorm: bool = False,

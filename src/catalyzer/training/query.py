@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from catalyzer.codec import Codec
-from catalyzer.evaluation import measure
 from catalyzer.errors import InvalidInput
+from catalyzer.evaluation import measure
 from catalyzer.nn import ListNetLoss, Transform, embed
 from catalyzer.training.data import AnchorData
 from catalyzer.training.module import LOGGED_RANKS, Training

@@ -1,4 +1,4 @@
-"""The terms of the loss: each has a weight, and a run minimizes their weighted sum. Equation 4 has the first two, rank and KoLeo."""
+"""The terms of the loss: a run minimizes their weighted sum. Equation 4 has the first two, rank and KoLeo."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
