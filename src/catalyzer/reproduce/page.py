@@ -16,12 +16,10 @@ from catalyzer.files.atomic import write_atomically
 from catalyzer.reproduce.lab import RUNS
 from catalyzer.reproduce.outcome import Column, Outcome, Row, Table, Value
 from catalyzer.reproduce.pareto import Cost, draw_pareto, measured_points, pareto_front
+from catalyzer.runs.targets import PAPER_TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ORDER = ("table1", "table2", "table3", "figure2", "figure3", "figure4", "figure5", "figure6", "figure7", "large_scale")
-"""The paper's tables and figures as the page shows them; what else is found comes after them."""
 
 LARGEST_SVG = 2_000_000
 """Bytes: a drawing of more than that has so many points that a browser shows the PNG sooner, and as well."""
@@ -70,7 +68,7 @@ def write_report(root: Path, path: Path) -> Path:
     """
     folders = [file.parent for file in root.glob("*/*/results.json") if file.parts[-3] != RUNS]
     if not folders:
-        raise InvalidInput(f"{root} holds no table and no figure yet; make one, as by python src/reproduce.py {ORDER[0]}")
+        raise InvalidInput(f"{root} holds no table and no figure yet; make one, as by python src/reproduce.py table1")
     parts = [Part(Outcome.load(folder), folder, f"part{i}") for i, folder in enumerate(sorted(folders, key=_place))]
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part.folder.parent)]
     latest = max((part.outcome for part in parts), key=lambda outcome: outcome.ended)
@@ -105,7 +103,8 @@ def write_report(root: Path, path: Path) -> Path:
 
 def _place(folder: Path) -> tuple[str, int, str]:
     """Where a target's folder stands on the page: by dataset and scale, then as in the paper."""
-    return folder.parent.name, ORDER.index(folder.name) if folder.name in ORDER else len(ORDER), folder.name
+    place = PAPER_TARGETS.index(folder.name) if folder.name in PAPER_TARGETS else len(PAPER_TARGETS)
+    return folder.parent.name, place, folder.name
 
 
 def _where(outcome: Outcome) -> str:
@@ -172,7 +171,7 @@ def _missing(groups: Sequence[Sequence[Part]]) -> list[tuple[str, str]]:
     """What of the paper no dataset has yet, with the command of a target that was made, whose name is replaced."""
     made = {part.outcome.target for group in groups for part in group}
     model = max(groups, key=len)[0].outcome
-    return [(target, model.command.replace(model.target, target, 1)) for target in ORDER if target not in made]
+    return [(target, model.command.replace(model.target, target, 1)) for target in PAPER_TARGETS if target not in made]
 
 
 def _duration(seconds: float) -> str:
