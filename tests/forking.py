@@ -33,10 +33,6 @@ def serve() -> list[str]:
 
 if __name__ == "__main__":
     sys.path[0] = str(SRC)
-    import catalyzer.runs.experiment
-    import catalyzer.reproduce
-    import catalyzer.shards
-    import catalyzer.runs.sweeps  # noqa: F401
 
     sys.argv = serve()
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -243,6 +243,7 @@ class Server(ThreadingHTTPServer):
         self.answers: list[int] = []  # codes instead of files, one for each request
         self.asked: list[tuple[str, str]] = []
         self.sent = 0
+        self.changes_to: dict[str, bytes] = {}  # contents that files have once their size has been asked for
 
     @property
     def url(self) -> str:
@@ -252,28 +253,34 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
-        server, wanted = self.server, self.headers["Range"]
+        server, wanted = self.server, self.headers["Range"] or "bytes=0-"
         name = self.path.removeprefix("/data/")
-        server.asked.append((name, wanted))
+        if self.command == "GET":
+            server.asked.append((name, wanted))
         code = server.answers.pop(0) if server.answers else 200 if name in server.files else 404
         if code != 200:
             self.send_error(code)
             return
         content = server.files[name]
+        if self.command == "HEAD" and name in server.changes_to:
+            server.files[name] = server.changes_to.pop(name)
         first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted).groups()  # type: ignore[union-attr]
         total = len(content) + server.size_off_by
-        if server.ranges:
+        if server.ranges and self.headers["Range"]:
             body = content[int(first) : int(last) + 1 if last else None]
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{total}")
         else:
             body = content
             self.send_response(200)
-        self.send_header("Content-Length", str(len(body) if server.ranges else total))
+        self.send_header("Content-Length", str(len(body) if server.ranges and self.headers["Range"] else total))
         self.send_header("ETag", f'"{hash(content)}"')
         self.end_headers()
-        body = body[: server.cut_after]
+        body = b"" if self.command == "HEAD" else body[: server.cut_after]
         try:
             for start in range(0, len(body), 4096):
                 time.sleep(server.wait)

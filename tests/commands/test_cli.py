@@ -320,7 +320,9 @@ def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
 
 def test_a_killed_fit_goes_on(folder: Path) -> None:
     line = "fit b.catalyzer learn.fvecs --hidden 64 --d-out 24 --epochs 40 --folder run"
-    first = subprocess.Popen([sys.executable, "-m", "catalyzer.commands.cli", *line.split()], cwd=folder, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "catalyzer.commands.cli", *line.split()], cwd=folder, stderr=subprocess.DEVNULL
+    )
     while first.poll() is None and not list((folder / "run/checkpoints").glob("step-*")):
         time.sleep(0.01)
     first.kill()

@@ -1,19 +1,19 @@
 """Fetching from a server of our own on this machine that cuts connections, knows no ranges, lies about sizes, or is away."""
 
 import gzip
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from catalyzer import InvalidInput, open_vectors
+from catalyzer import open_vectors
 from catalyzer.datasets import fetch_published, published
-from tests.helpers import ROOT, Command, Server, bvecs, clustered, refused, serving, u8bin
+from catalyzer.errors import DamagedFile, InvalidInput, Unavailable
+from tests.helpers import Server, bvecs, clustered, serving, u8bin
 
 LEARN, BASE, QUERIES = clustered(4000, 32, 0), clustered(3000, 32, 1), clustered(20, 32, 2)
 
@@ -27,7 +27,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(published, "ATTEMPTS", 3)
+    monkeypatch.setattr(published, "RETRIES", published.RETRIES.new(total=2, backoff_factor=0.001))
     monkeypatch.setattr(published, "TIMEOUT", 2)
 
 
@@ -71,7 +72,9 @@ def test_every_kind_from_every_kind_of_server(
         server.files[f"{name}.{kind}"] = whole if kind.endswith(".gz") else content
     server.ranges, server.cut_after = ranges, cut_after
     if cut_after and not ranges:  # it would never come further than the first cut
-        with pytest.raises(InvalidInput, match=r"the connection was cut, 3 times; what has come is kept, start again to go on"):
+        with pytest.raises(
+            Unavailable, match="the connection was cut 3 times; what was fetched is kept, start again to resume"
+        ):
             fetch(server, tmp_path, kind)
         server.cut_after = None
     fetch(server, tmp_path, kind)
@@ -103,39 +106,71 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("harm", "kind", "words"),
     [
-        (lambda server: server.files.pop("base.u8bin"), "base.u8bin: the server answers 404 Not Found; give another place"),
-        (lambda server: setattr(server, "size_off_by", 5), "are not those of 20 whole rows of dimension 32"),
-        (lambda server: server.files.update({"base.u8bin": u8bin(BASE[:999])}), "has 999 vectors, and 1,000 are asked for"),
-        (lambda server: server.files.update({"base.u8bin": b"abc"}), "has 3 bytes, too few for vectors"),
-        (lambda server: server.files.update({"base.u8bin": b"<html>not found</html>"}), "so it is not what its name says"),
-        (lambda server: server.answers.extend([503] * 3), "the server answers 503 Service Unavailable, 3 times"),
-        (lambda server: setattr(server, "cut_after", 0), "the connection was cut, 3 times"),
+        (lambda server: server.files.pop("base.u8bin"), InvalidInput, "404 Client Error: Not Found for url: http"),
+        (lambda server: server.answers.extend([200] * 6 + [400]), InvalidInput, "400 Client Error: Bad Request"),
+        (lambda server: setattr(server, "size_off_by", 5), DamagedFile, "are not those of rows of dimension 32"),
+        (lambda server: server.files.update({"base.u8bin": u8bin(BASE[:999])}), InvalidInput, "has 999 vectors, and 1,000 are"),
+        (lambda server: server.files.update({"base.u8bin": b"abc"}), DamagedFile, "has 3 bytes, too few for vectors"),
+        (lambda server: server.files.update({"base.u8bin": b"<html>not found</html>"}), DamagedFile, "it is not what its name"),
+        (lambda server: server.answers.extend([503] * 3), Unavailable, "503 Server Error: Service Unavailable"),
+        (lambda server: setattr(server, "cut_after", 0), Unavailable, "the connection was cut 3 times"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_sentence(harm, words: str, server: Server, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_one_sentence(
+    harm: Callable[[Server], object], kind: type[Exception], words: str, server: Server, tmp_path: Path
+) -> None:
     harm(server)
-    with pytest.raises(InvalidInput, match=re.escape(words)):
+    with pytest.raises(kind, match=words) as raised:
         fetch(server, tmp_path)
+    assert "\n" not in str(raised.value)
     assert not (tmp_path / "bigann_base.bvecs").exists()
     server.files["base.u8bin"] = u8bin(BASE)  # it has been put right
     server.size_off_by, server.cut_after, server.answers = 0, None, []
-    if "999" in words:  # its beginning is good, and is kept; but it is another file now
-        (tmp_path / "unfinished" / "base.u8bin").unlink()
     fetch(server, tmp_path)
     check(tmp_path)
 
 
-def test_a_file_that_changes_on_the_way_is_refused(server: Server, tmp_path: Path) -> None:
-    server.cut_after = 100
-    server.answers = [200] * 6 + [400]
-    with pytest.raises(InvalidInput, match="400 Bad Request"):
+def test_compressed_files_that_end_too_early(server: Server, tmp_path: Path) -> None:
+    names = ("learn.u8bin", "base.bvecs.gz", "q.u8bin")
+    whole = gzip.compress(bvecs(BASE[:999]))
+    for content, kind, words in (
+        (whole, InvalidInput, "has 999 vectors, and 1,000 are asked for; lower dataset.base_size"),
+        (whole[:-100], DamagedFile, "base.bvecs.gz is not a complete gzip file"),
+        (b"<html>not found</html>", DamagedFile, "base.bvecs.gz is not a complete gzip file"),
+        (gzip.compress(bvecs(BASE)[:-1]), DamagedFile, "base.bvecs.gz ends within a row"),
+        (gzip.compress(bvecs(BASE[:500]) + bvecs(BASE[:720, :31])), DamagedFile, "its rows differ in dimension"),
+    ):
+        server.files["base.bvecs.gz"] = content
+        base_size = 3000 if kind is DamagedFile else 1000
+        with pytest.raises(kind, match=words):
+            fetch_published("bigann", tmp_path, server.url, *names, learn_size=1500, base_size=base_size)
+
+
+def test_a_server_that_is_away(tmp_path: Path) -> None:
+    with Server() as server:
+        pass
+    with pytest.raises(Unavailable, match=r"q\.u8bin cannot be reached: .*Connection refused; what was fetched is kept"):
         fetch(server, tmp_path)
-    server.cut_after, name = None, server.asked[-1][0]
-    server.files[name] = server.files[name][:-1] + b"x"
-    with pytest.raises(InvalidInput, match=r"is no longer the file that .* is a part of; remove that, and start again"):
+
+
+def test_versions_of_a_file_are_not_mixed(server: Server, tmp_path: Path) -> None:
+    server.cut_after = 20_011
+    server.answers = [200] * 4 + [400]  # asked for its size, the beginning, and twice for the rest
+    server.files["q.u8bin"] = u8bin(clustered(2000, 32, 2))
+    with pytest.raises(InvalidInput, match="400 Client Error"):
         fetch(server, tmp_path)
+    (kept,) = (tmp_path / "unfinished").iterdir()
+    assert kept.stat().st_size == 8 + 2 * 20_011
+    server.cut_after = None
+    server.files["q.u8bin"] = u8bin(QUERIES)
+    fetch(server, tmp_path)
+    check(tmp_path)
+
+    server.changes_to["base.u8bin"] = u8bin(BASE[::-1])
+    with pytest.raises(Unavailable, match=r"base\.u8bin has changed"):
+        fetch(server, tmp_path, base_size=1100)
 
 
 def test_other_than_http_and_kinds_that_do_not_fit(tmp_path: Path) -> None:
@@ -149,29 +184,24 @@ def test_other_than_http_and_kinds_that_do_not_fit(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_killed_start_is_gone_on_with(server: Server, prepare: Command, environment: dict[str, str], tmp_path: Path) -> None:
-    root = tmp_path / "bigann"
-    arguments = [
-        "dataset=bigann", f"dataset.root={root}", "dataset.base_size=1_000", f"source={server.url}", "learn=learn.u8bin",
-        "base=base.u8bin", "queries=q.u8bin", "dataset.train_size=1_000", "dataset.validation_base_size=400",
-        "dataset.validation_queries_size=100",
-    ]  # fmt: skip
+def test_a_killed_fetch_is_resumed(server: Server, tmp_path: Path) -> None:
     server.wait = 0.1
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "prepare.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    code = (
+        "from pathlib import Path; from catalyzer.datasets import fetch_published\n"
+        f"fetch_published('bigann', Path({str(tmp_path)!r}), {server.url!r}, 'learn.u8bin', 'base.u8bin', 'q.u8bin', "
+        "learn_size=1500, base_size=1000)"
     )
-    half = root / "unfinished" / "learn.u8bin"
-    while not (half.exists() and half.stat().st_size > 10_000):
-        assert process.poll() is None
-        time.sleep(0.01)
-    with pytest.raises(InvalidInput, match=f"unfinished is being written by process {process.pid} on .*; wait until that has"):
-        fetch(server, root)
-    process.kill()
-    process.wait()
-    server.wait, before = 0.0, half.stat().st_size
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        kept: list[Path] = []
+        while not kept or kept[0].stat().st_size <= 10_000:
+            assert process.poll() is None
+            time.sleep(0.01)
+            kept = [*(tmp_path / "unfinished").glob("*.learn.u8bin")]
+        with pytest.raises(Unavailable, match="unfinished is being written by another process; wait until that has ended"):
+            fetch(server, tmp_path)
+        process.kill()
+    server.wait, before = 0.0, kept[0].stat().st_size
     server.asked.clear()
-    assert f"going on after {before:,} bytes of {server.url}/learn.u8bin" in prepare(*arguments).stderr
+    fetch(server, tmp_path)
     assert server.asked[0] == ("learn.u8bin", f"bytes={before}-{8 + 1500 * 32 - 1}")
-    check(root)
-    error = prepare(*arguments, f"dataset.root={tmp_path / 'other'}", "source=ftp://h", expect=2)
-    refused(error, "source=ftp://h: expected an address that begins with http:// or https://")
+    check(tmp_path)

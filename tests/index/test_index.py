@@ -17,11 +17,11 @@ import torch
 import catalyzer.index
 from catalyzer import CatalyzerIndex, InvalidInput, knn, open_vectors, recall_at
 from catalyzer.commands.console import compose_config, register_resolvers, resolved
+from catalyzer.files.vectors import write_vecs
 from catalyzer.index.file import Contents, read, weights_digest, write
 from catalyzer.index.metric import MetricName
 from catalyzer.index.recipe import make_settings
 from catalyzer.runs.settings import Settings
-from catalyzer.files.vectors import write_vecs
 from tests.helpers import ROOT, clustered
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)

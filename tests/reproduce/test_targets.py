@@ -5,6 +5,8 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_ta
 from catalyzer.reproduce.lab import dataset_digest, training_digest
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.sweeps import validation_recall
+from catalyzer.runs.targets import TARGET_NAMES
 from tests.helpers import FAST, ROOT, Command
 
 
@@ -36,6 +39,16 @@ def lab(own_files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def values(outcome: Outcome, table: int = 0) -> dict[str, list]:
     return {row.label: list(row.values) for row in outcome.tables[table].rows}
+
+
+def test_help_lists_every_target_at_once(environment: dict[str, str]) -> None:
+    assert tuple(TARGETS) == TARGET_NAMES
+    script = str(ROOT / "src" / "reproduce.py")
+    code = f"import runpy, sys; sys.argv = ['x', '--help']; runpy.run_path({script!r}, run_name='__main__')"
+    check = f"import atexit, sys; atexit.register(lambda: sys.stderr.write(str('torch' in sys.modules)))\n{code}"
+    process = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
+    assert f"Targets\n  {' '.join(TARGETS)}\n" in process.stdout
+    assert process.stderr == "False"
 
 
 def test_table1(lab: Lab, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_bad_days_of_the_command(
 
 
 def test_two_at_once_are_one_too_many(codes: Path, run: Path, source: Path) -> None:
-    with locked(codes / "manifest.json"), pytest.raises(InvalidInput, match="is being written by process"):
+    with locked(codes / "manifest.json"), pytest.raises(Unavailable, match="is being written by another process"):
         encode(run, source, codes, shard_size=128)
 
 

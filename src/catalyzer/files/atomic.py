@@ -2,81 +2,79 @@
 
 import contextlib
 import os
-import socket
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from catalyzer.errors import InvalidInput
+from filelock import FileLock, Timeout
+
+from catalyzer.errors import InvalidInput, Unavailable
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
-    """Write a binary file beside `path` and rename it: whoever looks sees the old file, or the new one, never a half.
+    """Write a binary file under a temporary name and rename it, so that a reader sees the old file or the new one.
+
+    Where `path` is a symbolic link, its target is replaced and the link stays.
+
+    Args:
+        path: its folder is made if it is missing.
+        write: writes the content to the open file that it gets.
+
+    Raises:
+        Unavailable: the file cannot be written, as on a full disk; the old one is still there then.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a.bin"
-    >>> write_atomically(target, lambda file: file.write(b"whole"))
+    >>> write_atomically(target, lambda file: file.write(b"content"))
     >>> target.read_bytes()
-    b'whole'
+    b'content'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    target = _target(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes private files; results are for everyone the umask allows
-        Path(beside).replace(path)
+        temporary.replace(target)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a full disk says which file it was that did not fit
-        Path(beside).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):  # not of what `write` reads
+            raise Unavailable(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
 
-    The lock is on a file beside, `<name>.lock`, that says who holds it and is removed at the end.
+    The lock is on a file `<name>.lock` in the same folder, which is removed at the end. A symbolic link and its target
+    share it.
 
     Raises:
-        InvalidInput: another process holds it, or there is no folder to write to.
+        InvalidInput: there is no such folder.
+        Unavailable: another process holds the lock, or the folder is read-only.
     """
-    beside = path.parent / f"{path.name}.lock"
+    target = _target(path)
+    lock = FileLock(target.with_name(f"{target.name}.lock"), blocking=False)
     try:
-        lock = _lock(path, beside)
+        if not target.parent.is_dir():  # filelock would make it
+            raise InvalidInput(f"{path} cannot be written: there is no folder {target.parent}; make it first")
+        lock.acquire()
+    except Timeout:
+        raise Unavailable(f"{path} is being written by another process; wait until that has ended") from None
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {beside} cannot be made ({error.strerror})") from None
+        raise Unavailable(f"{path} cannot be written: {lock.lock_file} cannot be made ({error.strerror})") from None
     try:
         yield
     finally:
-        beside.unlink(missing_ok=True)
-        os.close(lock)
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()  # while it is held: filelock takes no lock on a file that has lost its name
+        lock.release()
 
 
-def _lock(path: Path, beside: Path) -> int:
-    import fcntl  # not there on Windows, where all but the command line works
-
-    while True:
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-            os.close(lock)
-            raise InvalidInput(f"{path} is being written by {holder}; wait until that has ended") from None
-        if os.fstat(lock).st_nlink:
-            with contextlib.suppress(OSError):  # a full disk has no room for who holds it, and the lock holds without
-                os.truncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-            return lock
-        os.close(lock)  # who held it before has removed the file between our opening and locking it
+def _target(path: Path) -> Path:
+    # Unlike Path.resolve, realpath also takes a link that leads to itself.
+    return Path(os.path.realpath(path))

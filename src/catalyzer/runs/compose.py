@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from catalyzer.errors import InvalidInput
 from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
+from catalyzer.runs.targets import TARGET_NAMES
 
 _PACKAGE = Path(__file__).parents[1]
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if path.is_dir())
@@ -58,8 +59,11 @@ def register_resolvers() -> None:
             return folder
         return str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "catalyzer")
 
+    def reproduce_targets() -> str:
+        return " ".join(TARGET_NAMES)
+
     cached = (native_precision, run_folder, launched_devices, launched_nodes, cache_folder)
-    for resolver in (default_d_out, default_lambda, default_rerank, *cached):
+    for resolver in (default_d_out, default_lambda, default_rerank, reproduce_targets, *cached):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in cached, replace=True)
 
 
