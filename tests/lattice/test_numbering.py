@@ -125,18 +125,20 @@ def test_decoding_and_encoding_are_inverse(case: tuple[int, int], data: st.DataO
 @pytest.mark.parametrize(("dim", "radius_sq"), CASES)
 def test_torch_operations_give_the_same_bytes(dim: int, radius_sq: int) -> None:
     lattice = SphericalLattice(dim, radius_sq)
-    device = DeviceLattice(lattice, torch.device("cpu"))
+    device = DeviceLattice(lattice.atoms, lattice.tables, lattice.num_points, torch.device("cpu"))
     y = np.concatenate([vectors(500, dim), np.zeros((1, dim)), np.ones((1, dim)), -np.eye(dim)]).astype(np.float32)
     codes = lattice.encode(y)
     tensor = torch.from_numpy(y)
     np.testing.assert_array_equal(device.quantize(tensor).numpy(), lattice.quantize(y))
+    if lattice.bits > 64:  # codes are then made on the CPU
+        return
     np.testing.assert_array_equal(device.encode(tensor).numpy(), codes)
     np.testing.assert_array_equal(device.decode(torch.from_numpy(codes)).numpy(), lattice.decode(codes))
 
 
 def test_the_first_and_the_last_code_in_torch_operations() -> None:
     lattice = SphericalLattice(24, 79)
-    device = DeviceLattice(lattice, torch.device("cpu"))
+    device = DeviceLattice(lattice.atoms, lattice.tables, lattice.num_points, torch.device("cpu"))
     numbers = [0, 2**63 - 1, 2**63, lattice.num_points - 1]
     codes = np.array([list(n.to_bytes(8, "little")) for n in numbers], np.uint8)
     np.testing.assert_array_equal(device.decode(torch.from_numpy(codes)).numpy(), lattice.decode(codes))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, SphericalLattice, scan
 from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.scan.searching import _search_torch
 
 CASES = [(24, 79), (24, 10), (5, 7), (2, 25), (24, 200), (128, 20), (16, 200)]
 
@@ -42,9 +43,9 @@ def test_the_k_nearest(dim: int, radius_sq: int, nq: int, random: np.random.Gene
 
 @pytest.mark.parametrize("nq", [1, 5])
 def test_over_several_blocks_and_rounds(nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "BLOCK", 1000)
-    monkeypatch.setattr(scan, "FIRST_ROUND", 64)
-    monkeypatch.setattr(scan, "LAST_ROUND", 1500)
+    monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
+    monkeypatch.setattr("catalyzer.scan.searching.FIRST_ROUND_CODES", 64)
+    monkeypatch.setattr("catalyzer.scan.searching.LAST_ROUND_CODES", 1500)
     lattice = SphericalLattice(24, 79)
     codes, queries = lattice.encode(sphere(random, 10_001, 24)), sphere(random, nq, 24)
     np.testing.assert_array_equal(scan.search(lattice, queries, codes, 100)[1], brute_force(lattice, queries, codes, 100)[1])
@@ -79,11 +80,11 @@ def test_any_number_of_codes_queries_and_neighbours(n: int, nq: int, data: st.Da
 
 
 def test_the_way_through_torch_agrees(random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "BLOCK", 1000)
-    monkeypatch.setattr(scan, "TORCH_QUERIES", 7)
+    monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
+    monkeypatch.setattr("catalyzer.scan.searching.TORCH_QUERIES", 7)
     lattice = SphericalLattice(24, 10)
     codes, queries = lattice.encode(sphere(random, 300, 24))[random.integers(0, 300, 4_100)], sphere(random, 30, 24)
-    distances, ids = scan._search_torch(lattice, queries, codes, 50, torch.device("cpu"))
+    distances, ids = _search_torch(lattice, queries, codes, 50, torch.device("cpu"))
     expected, expected_ids = scan.search(lattice, queries, codes, 50)
     np.testing.assert_allclose(distances, expected, atol=1e-6)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -101,7 +102,7 @@ def test_memory_mapped_codes(nq: int, random: np.random.Generator, tmp_path: Pat
 
 @pytest.mark.parametrize("nq", [1, 3])
 def test_a_bad_code_in_a_later_block_is_named(nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "BLOCK", 1000)
+    monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
     lattice = SphericalLattice(24, 10)
     codes = lattice.encode(sphere(random, 5_000, 24))
     codes[4_321] = 255
@@ -141,8 +142,8 @@ def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists
     offsets = in_lists(random, n, lists)
     probed = random.permuted(np.tile(np.arange(lists), (nq, 1)), axis=1)[:, :nprobe]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "BLOCK", data.draw(st.sampled_from([256, 512, 1 << 16])))
-        patch.setattr(scan, "FEW", data.draw(st.sampled_from([0, 1 << 15])))
+        patch.setattr("catalyzer.scan.searching.BLOCK_CODES", data.draw(st.sampled_from([256, 512, 1 << 16])))
+        patch.setattr("catalyzer.scan.searching.FEW_CODES", data.draw(st.sampled_from([0, 1 << 15])))
         distances, ids = scan.search_lists(lattice, queries, codes, offsets, probed, k)
     assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (nq, k))
     for row in range(nq):

@@ -11,44 +11,48 @@ from torch import Tensor
 from catalyzer.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from catalyzer.lattice.spherical import SphericalLattice
+    from catalyzer.lattice.kernels import Tables
 
-CHUNK = 1 << 26  # products of vectors with atoms that are held at a time, in double precision
-SIGN = -(1 << 63)  # flips the order of int64 into that of the uint64 with the same bits, since torch compares no uint64
+DOT_PRODUCTS = 1 << 26  # of vectors with atoms, held at a time in double precision
+SIGN_BIT = -(1 << 63)  # flips the order of int64 into that of the uint64 with the same bits, since torch compares no uint64
 
 
 class DeviceLattice:
-    """`SphericalLattice` for tensors on one device.
+    """The methods of `SphericalLattice` for tensors on one device, of which it makes one for each that it meets.
 
-    Codes of more than 64 bits take the way through the CPU.
+    Args:
+        atoms: `(num_atoms, dim)` int16, those of the lattice.
+        tables: its numbering.
+        num_points: how many points it has, at most 2^64; torch has no wider integers.
+        device: where the tensors are.
 
     >>> from catalyzer import SphericalLattice
     >>> lattice = SphericalLattice(dim=24, radius_sq=79)
+    >>> device = DeviceLattice(lattice.atoms, lattice.tables, lattice.num_points, torch.device("cpu"))
     >>> y = torch.randn(100, 24)
-    >>> codes = DeviceLattice(lattice, torch.device("cpu")).encode(y)
-    >>> bool((codes == lattice.encode(y)).all())
+    >>> bool((device.encode(y) == lattice.encode(y)).all())
     True
     """
 
-    def __init__(self, lattice: SphericalLattice, device: torch.device) -> None:
-        self.lattice, self.device = lattice, device
-        self.atoms = torch.from_numpy(lattice.atoms).to(device)
+    def __init__(self, atoms: np.ndarray, tables: Tables, num_points: int, device: torch.device) -> None:
+        self.tables, self.num_points, self.device = tables, num_points, device
+        self.code_size = -(-(num_points - 1).bit_length() // 8)
+        self.atoms = torch.from_numpy(atoms).to(device)
         self.atoms_transposed = self.atoms.T.double()
-        tables = lattice.tables
 
-        def words(x: object) -> Tensor:
-            return torch.from_numpy(x.view("<i8")).to(device)  # type: ignore[attr-defined]
+        def words(x: np.ndarray) -> Tensor:
+            return torch.from_numpy(x.view("<i8")).to(device)
 
-        self.before, self.ways = words(tables.before) ^ SIGN, words(tables.ways)
+        self.before, self.ways = words(tables.before) ^ SIGN_BIT, words(tables.ways)
         self.inverse = torch.from_numpy(tables.inverse).to(device)
-        self.points = torch.from_numpy(lattice.numbering.points).reshape(-1, 4).to(device)
+        self.points = torch.from_numpy(tables.packed.view(np.int8)).reshape(-1, 4).to(device)
         self.start = torch.from_numpy(tables.start.astype("i8")).to(device)
         self.rank = torch.from_numpy(tables.rank.astype("i8")).to(device)
 
     def quantize(self, y: Tensor) -> Tensor:
         """See `SphericalLattice.quantize`."""
         points = torch.empty(y.shape, dtype=torch.int16, device=self.device)
-        rows = max(1, CHUNK // len(self.atoms))
+        rows = max(1, DOT_PRODUCTS // len(self.atoms))
         for first in range(0, len(y), rows):
             part = y[first : first + rows].double()
             finite = part.isfinite().all(dim=1)
@@ -63,9 +67,7 @@ class DeviceLattice:
 
     def encode(self, y: Tensor) -> Tensor:
         """See `SphericalLattice.encode`."""
-        if self.lattice.bits > 64:
-            return self.lattice.encode(y.cpu()).to(self.device)
-        tables = self.lattice.tables
+        tables = self.tables
         z = self.quantize(y).long()
         leaves = list(z.split(tables.width, dim=1))
         norms = [leaf.square().sum(dim=1) for leaf in leaves]
@@ -81,24 +83,21 @@ class DeviceLattice:
         for t in range(len(leaves) - 2, -1, -1):
             product = ranks[t] * self.ways[self._row(t + 1, norm)]
             norm = norm + norms[t]
-            code = code + product + (self.before[self._row(t, norm) * (tables.radius_sq + 2) + norms[t]] ^ SIGN)
-        return code[:, None].contiguous().view(torch.uint8)[:, : self.lattice.code_size].contiguous()
+            code = code + product + (self.before[self._row(t, norm) * (tables.radius_sq + 2) + norms[t]] ^ SIGN_BIT)
+        return code[:, None].contiguous().view(torch.uint8)[:, : self.code_size].contiguous()
 
     def decode(self, codes: Tensor) -> Tensor:
         """See `SphericalLattice.decode`."""
-        lattice, tables = self.lattice, self.lattice.tables
-        size = lattice.code_size
+        tables, size = self.tables, self.code_size
         if codes.ndim != 2 or codes.shape[1] != size or codes.dtype != torch.uint8:
             raise InvalidInput(f"codes must be (n, {size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
-        if lattice.bits > 64:
-            return lattice.decode(codes.cpu()).to(self.device)
         code = torch.nn.functional.pad(codes, (0, 8 - size)).contiguous().view(torch.int64)[:, 0]
-        last = lattice.num_points - 1
-        beyond = (code ^ SIGN) > (last - (1 << 64) if last >> 63 else last) ^ SIGN
+        last = self.num_points - 1
+        beyond = (code ^ SIGN_BIT) > (last - (1 << 64) if last >> 63 else last) ^ SIGN_BIT
         if beyond.any():
             row = int(beyond.int().argmax())
             value = int.from_bytes(bytes(codes[row].tolist()), "little")
-            raise InvalidInput(f"row {row:,} holds the code {value}, but {lattice!r} has codes below {lattice.num_points}")
+            raise InvalidInput(f"row {row:,} holds the code {value}, but codes of this lattice are below {self.num_points}")
         norm = torch.full_like(code, tables.radius_sq)
         columns = []
         for t in range(tables.leaves - 1):
@@ -106,16 +105,16 @@ class DeviceLattice:
             s, above = torch.zeros_like(norm), norm + 1  # the sums before s are at most the code; those before `above` more
             for _ in range((tables.radius_sq + 1).bit_length()):
                 middle = (s + above) // 2
-                fits = self.before[first + middle] <= (code ^ SIGN)
+                fits = self.before[first + middle] <= (code ^ SIGN_BIT)
                 s, above = torch.where(fits, middle, s), torch.where(fits, above, middle)
-            code = code - (self.before[first + s] ^ SIGN)
+            code = code - (self.before[first + s] ^ SIGN_BIT)
             norm = norm - s
             after = self._row(t + 1, norm)
             count = self.ways[after]
             size_of_code = code.double() + (code < 0) * 2.0**64
             rank = (size_of_code * self.inverse[after]).long()
             code = code - rank * count
-            short = (code ^ SIGN) >= (count ^ SIGN)
+            short = (code ^ SIGN_BIT) >= (count ^ SIGN_BIT)
             rank, code = rank + short.long(), torch.where(short, code - count, code)
             columns.append(self.points[self.start[s] + rank, : tables.width])
         last_leaf = self.start[tables.last_kind * (tables.radius_sq + 2) + norm] + code
@@ -123,4 +122,4 @@ class DeviceLattice:
         return torch.cat(columns, dim=1).float() * float(np.float32(tables.radius_sq**-0.5))
 
     def _row(self, t: int, norm: Tensor) -> Tensor:
-        return 1 + (t - 1) * (self.lattice.radius_sq + 1) + norm if t else torch.zeros_like(norm)
+        return 1 + (t - 1) * (self.tables.radius_sq + 1) + norm if t else torch.zeros_like(norm)

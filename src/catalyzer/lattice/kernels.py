@@ -1,4 +1,4 @@
-"""The loops of the lattice on a CPU, compiled by numba when first used and cached on disk; `docs/lattice.md` explains them.
+"""The loops of the lattice on a CPU, compiled by numba when first used; `docs/lattice.md` explains them.
 
 A nearest point is found for `LANES` vectors at a time: arrays are laid out coordinate by coordinate, so that each inner
 loop does the same to all lanes and becomes SIMD instructions. It is computed in single precision; lanes where that
@@ -9,16 +9,18 @@ done again by `_nearest_row` in double precision, which alone defines ties.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from catalyzer.lattice.compiler import kernel
 
 # numba turns uint64 mixed with int64 into float64, hence constants and casts of the right type throughout. Indices are
 # unsigned, since signed ones could be negative and cost a test each.
 U = np.uint64
 F = np.float32
 LANES = 128  # vectors whose nearest points are found together
-TASK = 1024  # rows that one parallel task handles: its scratch memory is allocated once
-TILE = 128  # codes that are decoded together, leaf by leaf, so that the processor overlaps their look-ups
-MAX_FLOAT, MIN_FLOAT = F(1e30), F(1e-30)
+TASK_ROWS = 1024  # rows that one parallel task handles: its scratch memory is allocated once
+DECODE_TILE = 128  # codes that are decoded together, leaf by leaf, so that the processor overlaps their look-ups
+MAX_SUM, MIN_SUM = F(1e30), F(1e-30)  # sums of magnitudes that single precision handles
 
 
 class Atoms(NamedTuple):
@@ -92,7 +94,7 @@ class Tables(NamedTuple):
 # ---- nearest point ------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
     """Write into z[:, lane] the point nearest to y, in double precision; False where y has NaN or infinity."""
     dim = len(y)
@@ -132,7 +134,7 @@ def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _best_atoms(prefix, atoms, state):
     """For each lane the best dot product, the second best and the best's atom, given sums of the largest magnitudes.
 
@@ -186,7 +188,7 @@ def _best_atoms(prefix, atoms, state):
             state[3] = F(0)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _scratch(dim, most):
     """What `_nearest_lanes` works in, allocated once for many calls."""
     lanes, levels = (dim, LANES), (most, LANES)
@@ -197,7 +199,7 @@ def _scratch(dim, most):
     )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _nearest_lanes(y, first, lanes, atoms, scratch, z):
     """Write into z, `(dim, LANES)` int32, the points nearest to rows first to first + lanes of y.
 
@@ -233,7 +235,7 @@ def _nearest_lanes(y, first, lanes, atoms, scratch, z):
     for lane in range(U(LANES)):
         a = U(state[2, lane])
         best, second, total = state[0, lane], state[1, lane], prefix[dim - U(1), lane]
-        doubt = not (best - second > atoms.tolerance * best and total < MAX_FLOAT and total > MIN_FLOAT)
+        doubt = not (best - second > atoms.tolerance * best and total < MAX_SUM and total > MIN_SUM)
         levels = atoms.levels[a]
         for j in range(U(levels)):
             e = U(atoms.end[a, j])
@@ -269,15 +271,15 @@ def _nearest_lanes(y, first, lanes, atoms, scratch, z):
     return -1
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def nearest(y, atoms, points):
     """The points nearest to y, `(n, dim)` int16; returns the first row with NaN or infinity, or -1."""
     n, dim = y.shape
-    tasks = (n + TASK - 1) // TASK
+    tasks = (n + TASK_ROWS - 1) // TASK_ROWS
     refused = np.full(tasks, -1)
     for task in prange(tasks):
         scratch, z = _scratch(dim, atoms.step.shape[1]), np.empty((dim, LANES), np.int32)
-        for first in range(task * TASK, min(n, (task + 1) * TASK), LANES):
+        for first in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS), LANES):
             lanes = min(LANES, n - first)
             row = _nearest_lanes(y, first, lanes, atoms, scratch, z)
             if row >= 0 and refused[task] < 0:
@@ -294,12 +296,12 @@ def nearest(y, atoms, points):
 # ---- codes --------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def _row(t, norm, radius_sq):
     return U(1) + (t - U(1)) * U(radius_sq + 1) + norm if t else U(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _times(low, high, factor):
     """(low, high) · factor modulo 2^128, for a factor below 2^32."""
     mask = U(0xFFFFFFFF)
@@ -308,18 +310,18 @@ def _times(low, high, factor):
     return (middle << U(32)) | (bottom & mask), high * factor + (middle >> U(32))
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def encode(y, atoms, tables, codes, codes_high):
     """The codes of the points nearest to y: `(n,)` uint64 words; `codes_high` may be empty where one word is enough."""
     n, dim = y.shape
-    tasks = (n + TASK - 1) // TASK
+    tasks = (n + TASK_ROWS - 1) // TASK_ROWS
     refused = np.full(tasks, -1)
     leaves, width, side = U(tables.leaves), U(tables.width), np.int32(2 * tables.half + 1)
     for task in prange(tasks):
         scratch, z = _scratch(dim, atoms.step.shape[1]), np.empty((dim, LANES), np.int32)
         digits = np.empty((leaves, LANES), np.int32)
         norms = np.empty((leaves, LANES), np.int32)
-        for first in range(task * TASK, min(n, (task + 1) * TASK), LANES):
+        for first in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS), LANES):
             lanes = min(LANES, n - first)
             row = _nearest_lanes(y, first, lanes, atoms, scratch, z)
             if row >= 0:
@@ -363,13 +365,13 @@ def encode(y, atoms, tables, codes, codes_high):
     return -1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _less(low, high, than, than_high):
     return high < than_high or (high == than_high and low < than)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _leaf_wide(t, low, high, norm, tables):
+@kernel()
+def _split_leaf_wide(t, low, high, norm, tables):
     """Split leaf t off a code of two words: its index among the leaves, and what is left of the code and the norm."""
     row = _row(t, norm, tables.radius_sq)
     value = np.float64(high) * 18446744073709551616.0 + np.float64(low)
@@ -395,9 +397,9 @@ def _leaf_wide(t, low, high, norm, tables):
     return U(tables.start[s]) + rank, low, high, norm
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _leaf(t, code, norm, tables):
-    """`_leaf_wide` for codes of one word."""
+@kernel(inline="always")
+def split_leaf(t, code, norm, tables):
+    """`_split_leaf_wide` for codes of one word."""
     row = _row(t, norm, tables.radius_sq)
     first = row * U(tables.radius_sq + 2)
     at = first + U(tables.guide[row * U(tables.buckets) + U(np.float64(code) * tables.to_bucket[row])])
@@ -418,17 +420,17 @@ def _leaf(t, code, norm, tables):
     return U(tables.start[s]) + rank, code, norm
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _root(code, tables):
-    """`_leaf` for the first leaf: the norm before it is always r², so a table of first codes spares the division."""
+@kernel(inline="always")
+def split_first_leaf(code, tables):
+    """`split_leaf` for the first one: the norm before it is always r², so a table of first codes spares the division."""
     leaf = U(tables.root_guide[code >> U(tables.root_shift)])
     while tables.root_start[leaf + U(1)] <= code:
         leaf += U(1)
     return leaf, code - tables.root_start[leaf], U(tables.root_norm[leaf])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _decode_tile(codes, codes_high, first, rows, tables, scratch, packed):
+@kernel()
+def decode_tile(codes, codes_high, first, rows, tables, scratch, packed):
     """Decode codes first to first + rows into `packed`, `(at least rows, leaves)` uint32: four int8 coordinates a leaf."""
     leaves = U(tables.leaves)
     low, high, norm = scratch[0], scratch[1], scratch[2]
@@ -441,34 +443,34 @@ def _decode_tile(codes, codes_high, first, rows, tables, scratch, packed):
     for t in range(leaves - U(1)):
         if t < U(tables.wide):
             for i in range(rows):
-                leaf, low[i], high[i], norm[i] = _leaf_wide(t, low[i], high[i], norm[i], tables)
+                leaf, low[i], high[i], norm[i] = _split_leaf_wide(t, low[i], high[i], norm[i], tables)
                 packed[i, t] = tables.packed[leaf]
         elif t == U(0):
             for i in range(rows):
-                leaf, low[i], norm[i] = _root(low[i], tables)
+                leaf, low[i], norm[i] = split_first_leaf(low[i], tables)
                 packed[i, t] = tables.packed[leaf]
         else:
             for i in range(rows):
-                leaf, low[i], norm[i] = _leaf(t, low[i], norm[i], tables)
+                leaf, low[i], norm[i] = split_leaf(t, low[i], norm[i], tables)
                 packed[i, t] = tables.packed[leaf]
     for i in range(rows):
         start = tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]]
         packed[i, leaves - U(1)] = tables.packed[U(tables.last_kind * tables.kind_size) + U(start) + low[i]]
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def decode(codes, codes_high, tables, scale, vectors):
     """The vectors, `(n, dim)` float32, of codes in words; `codes_high` may be empty where one word is enough.
 
     Points are multiplied by `scale`, float32.
     """
     n, dim = vectors.shape
-    for task in prange((n + TASK - 1) // TASK):
-        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+    for task in prange((n + TASK_ROWS - 1) // TASK_ROWS):
+        scratch, packed = np.empty((3, DECODE_TILE), np.uint64), np.empty((DECODE_TILE, tables.leaves), np.uint32)
         coordinates = packed.view(np.int8)
-        for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
-            rows = min(TILE, n - first)
-            _decode_tile(codes, codes_high, U(first), U(rows), tables, scratch, packed)
+        for first in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS), DECODE_TILE):
+            rows = min(DECODE_TILE, n - first)
+            decode_tile(codes, codes_high, U(first), U(rows), tables, scratch, packed)
             if dim == coordinates.shape[1]:  # nothing is padded: one loop over all, in SIMD instructions
                 flat, out = coordinates.ravel(), vectors[first : first + rows].ravel()
                 for j in range(U(rows * dim)):

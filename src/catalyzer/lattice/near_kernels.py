@@ -7,12 +7,14 @@ permutations), so the best of those reached but not yet taken is always the next
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-TASK = 256  # rows that one parallel task handles: its scratch memory is allocated once
+from catalyzer.lattice.compiler import kernel
+
+TASK_ROWS = 256  # rows that one parallel task handles: its scratch memory is allocated once
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _known(values, keys, count, value, key):
     for i in range(count):
         if keys[i] == key:
@@ -24,7 +26,7 @@ def _known(values, keys, count, value, key):
     return False
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _nearest_row(y, atoms, weights, k, values, scores, keys, points):
     """Write into points, `(k, dim)` int16, the points nearest to y; False where y has NaN or infinity."""
     dim = len(y)
@@ -78,7 +80,7 @@ def _nearest_row(y, atoms, weights, k, values, scores, keys, points):
     return True
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def nearest_many(y, atoms, weights, k, points):
     """The k points nearest to each row of y, nearest first, into `(n, k, dim)` int16.
 
@@ -86,13 +88,13 @@ def nearest_many(y, atoms, weights, k, points):
     NaN or infinity, or -1.
     """
     n, dim = y.shape
-    tasks = (n + TASK - 1) // TASK
+    tasks = (n + TASK_ROWS - 1) // TASK_ROWS
     refused = np.full(tasks, -1)
     for task in prange(tasks):
         # The best points of k atoms, what is reached from each point taken, and one row to build the next in.
         most = k * (dim + 1) + 1
         values, scores, keys = np.empty((most, dim), np.int16), np.empty(most), np.empty(most, np.uint64)
-        for row in range(task * TASK, min(n, (task + 1) * TASK)):
+        for row in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS)):
             found = _nearest_row(y[row], atoms, weights, k, values, scores, keys, points[row])
             if not found and refused[task] < 0:
                 refused[task] = row

@@ -24,7 +24,7 @@ from catalyzer.errors import InvalidInput
 FORMAT = 1
 """Version of the numbering above. Codes of one format are the same bytes for ever; another numbering is another format."""
 
-MAX_LEAF = 4
+MAX_LEAF_WIDTH = 4
 MAX_LEAF_POINTS = 1 << 16
 MAX_TABLE_BYTES = 1 << 28
 BUCKETS = 64  # of the guide that finds a leaf's norm from the leading bits of what is left of the code
@@ -68,7 +68,9 @@ def leaf_width(dim: int, radius_sq: int) -> int:
     >>> leaf_width(24, 79), leaf_width(24, 200), leaf_width(2, 10_000)
     (4, 3, 2)
     """
-    return next(w for w in range(min(dim, MAX_LEAF), 0, -1) if w <= 2 or _leaf_counts(w, radius_sq).sum() <= MAX_LEAF_POINTS)
+    return next(
+        w for w in range(min(dim, MAX_LEAF_WIDTH), 0, -1) if w <= 2 or _leaf_counts(w, radius_sq).sum() <= MAX_LEAF_POINTS
+    )
 
 
 def number(dim: int, radius_sq: int) -> Numbering:
@@ -89,7 +91,7 @@ def number(dim: int, radius_sq: int) -> Numbering:
         )
 
     tables = [_leaf_tables(w, radius_sq) for w in sorted(set(widths), reverse=True)]
-    points = np.zeros((len(tables), len(tables[0][0]), MAX_LEAF), np.int8)
+    points = np.zeros((len(tables), len(tables[0][0]), MAX_LEAF_WIDTH), np.int8)
     rank = np.zeros((len(tables), len(tables[0][2])), np.uint16)
     for kind, (leaf_points, _, leaf_rank) in enumerate(tables):
         points[kind, : len(leaf_points), : leaf_points.shape[1]] = leaf_points

@@ -152,6 +152,8 @@ class SphericalLattice:
             InvalidInput: another shape, or NaN or infinity in y.
         """
         if not isinstance(y, np.ndarray) and y.device.type != "cpu":
+            if self.bits > 64:  # more than torch's integers hold
+                return self.encode(y.cpu()).to(y.device)
             return self._on(y.device).encode(self._checked(y))
         from catalyzer.lattice import kernels
 
@@ -178,7 +180,7 @@ class SphericalLattice:
             InvalidInput: another shape or type, a code that is not below `num_points`, or an `out` that does not fit.
         """
         if not isinstance(codes, np.ndarray) and codes.device.type != "cpu":
-            vectors = self._on(codes.device).decode(codes)
+            vectors = self.decode(codes.cpu()).to(codes.device) if self.bits > 64 else self._on(codes.device).decode(codes)
             return vectors if out is None else out.copy_(vectors)
         from catalyzer.lattice import kernels
 
@@ -230,7 +232,7 @@ class SphericalLattice:
         from catalyzer.lattice.device import DeviceLattice
 
         if device not in self._devices:
-            self._devices[device] = DeviceLattice(self, device)
+            self._devices[device] = DeviceLattice(self.atoms, self.tables, self.num_points, device)
         return self._devices[device]
 
     @staticmethod

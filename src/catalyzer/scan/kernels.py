@@ -5,16 +5,17 @@ precision only decides which codes are worth that, with room for its own roundin
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from catalyzer.lattice.kernels import TASK, TILE, F, U, _decode_tile, _leaf, _root
+from catalyzer.lattice.compiler import kernel
+from catalyzer.lattice.kernels import DECODE_TILE, TASK_ROWS, F, U, decode_tile, split_first_leaf, split_leaf
 
-CODES = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
-ONE_TASK = 4096  # codes of one parallel task of the scan for one query
-ONE_TILE = 256  # codes that it splits together, leaf by leaf
+SCAN_TILE = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
+ONE_QUERY_TASK = 4096  # codes of one parallel task of the scan for one query
+ONE_QUERY_TILE = 256  # codes that it splits together, leaf by leaf
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def exact_distance(query, point, stride, dim, square, r):
     """Squared distance of a query of squared norm `square` to the `point`, a decoded vector with elements `stride` apart."""
     dot = 0.0
@@ -23,7 +24,7 @@ def exact_distance(query, point, stride, dim, square, r):
     return max(0.0, square + 1.0 - 2.0 * dot / r)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def exact_distances(query, vectors, square, r):
     """`exact_distance` to each row of `vectors`, float64."""
     distances = np.empty(len(vectors))
@@ -32,7 +33,7 @@ def exact_distances(query, vectors, square, r):
     return distances
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _to_columns(coordinates, rows, tables, scale, columns, at):
     """Write decoded `coordinates`, `(at least rows, 4 · leaves)` int8, into the columns from `at` on."""
     for leaf in range(U(tables.leaves)):
@@ -42,32 +43,32 @@ def _to_columns(coordinates, rows, tables, scale, columns, at):
                 columns[leaf * U(tables.width) + j, at + row] = F(coordinates[row, U(4) * leaf + j]) * scale
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def decode_columns(codes, codes_high, tables, scale, columns):
-    """`kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
+    """`catalyzer.lattice.kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
     n = len(codes)
-    for task in prange((n + TASK - 1) // TASK):
-        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+    for task in prange((n + TASK_ROWS - 1) // TASK_ROWS):
+        scratch, packed = np.empty((3, DECODE_TILE), np.uint64), np.empty((DECODE_TILE, tables.leaves), np.uint32)
         coordinates = packed.view(np.int8)
-        for first in range(task * TASK, min(n, (task + 1) * TASK), TILE):
-            rows = U(min(TILE, n - first))
-            _decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
+        for first in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS), DECODE_TILE):
+            rows = U(min(DECODE_TILE, n - first))
+            decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
             _to_columns(coordinates, rows, tables, scale, columns, U(first))
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def decode_tiles(codes, codes_high, starts, tables, scale, tiles):
-    """Decode codes `starts[t]` to `starts[t + 1]`, at most CODES, into the columns of `tiles[t]`, `(at least dim, CODES)`."""
+    """Decode codes `starts[t]` to `starts[t + 1]`, at most SCAN_TILE, to the columns of `tiles[t]`, `(≥ dim, SCAN_TILE)`."""
     for t in prange(len(starts) - 1):
-        scratch, packed = np.empty((3, TILE), np.uint64), np.empty((TILE, tables.leaves), np.uint32)
+        scratch, packed = np.empty((3, DECODE_TILE), np.uint64), np.empty((DECODE_TILE, tables.leaves), np.uint32)
         coordinates = packed.view(np.int8)
-        for first in range(starts[t], starts[t + 1], TILE):
-            rows = U(min(TILE, starts[t + 1] - first))
-            _decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
+        for first in range(starts[t], starts[t + 1], DECODE_TILE):
+            rows = U(min(DECODE_TILE, starts[t + 1] - first))
+            decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
             _to_columns(coordinates, rows, tables, scale, tiles[t], U(first - starts[t]))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _replace_root(distances, ids, distance, name):
     """Put (distance, name) in the place of the root of a heap whose parents are not before their children."""
     at, size = 0, len(distances)
@@ -87,9 +88,9 @@ def _replace_root(distances, ids, distance, name):
     distances[at], ids[at] = distance, name
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(fastmath={"contract"})
 def _products(queries, i, j, tile, dots):
-    """Dot products of queries i and j with the CODES columns of `tile`, whose rows are a multiple of 8."""
+    """Dot products of queries i and j with the SCAN_TILE columns of `tile`, whose rows are a multiple of 8."""
     dots[:] = F(0)
     for k in range(U(0), U(len(tile)), U(8)):
         # Eight coordinates of two queries a turn: enough arithmetic for each load, few enough operands to vectorize.
@@ -98,7 +99,7 @@ def _products(queries, i, j, tile, dots):
         a4, a5, a6, a7 = queries[i, k4], queries[i, k5], queries[i, k6], queries[i, k7]
         b0, b1, b2, b3 = queries[j, k], queries[j, k1], queries[j, k2], queries[j, k3]
         b4, b5, b6, b7 = queries[j, k4], queries[j, k5], queries[j, k6], queries[j, k7]
-        for c in range(U(CODES)):
+        for c in range(U(SCAN_TILE)):
             x0, x1, x2, x3 = tile[k, c], tile[k1, c], tile[k2, c], tile[k3, c]
             x4, x5, x6, x7 = tile[k4, c], tile[k5, c], tile[k6, c], tile[k7, c]
             a = dots[0, c] + (((a0 * x0 + a1 * x1) + (a2 * x2 + a3 * x3)) + ((a4 * x4 + a5 * x5) + (a6 * x6 + a7 * x7)))
@@ -108,12 +109,12 @@ def _products(queries, i, j, tile, dots):
 
 
 # Inlined by numba itself: as a call it would make the scan an eighth slower.
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@kernel(inline="always")
 def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, r):
     """Put those of the first n columns of `tile` into a query's heap that are nearer than its root, by their dot products."""
     limit = F((square + 1.0 - heap[0]) / 2 - slack)
     hits = 0
-    for c in range(U(CODES)):
+    for c in range(U(SCAN_TILE)):
         hits += dots[c] >= limit
     if hits:
         for c in range(U(n)):
@@ -124,12 +125,12 @@ def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, 
                     limit = F((square + 1.0 - heap[0]) / 2 - slack)
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size, distances, ids):
     """Update the heaps of the k best of each query with n decoded codes.
 
     Args:
-        columns: `(dim padded to a multiple of 8, n padded to a multiple of CODES)` float32.
+        columns: `(dim padded to a multiple of 8, n padded to a multiple of SCAN_TILE)` float32.
         n: codes in `columns`.
         first_id: id of the first.
         dim: dimension.
@@ -143,21 +144,21 @@ def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size,
     """
     nq, depth = len(squares), U(len(columns))
     for task in prange((nq + task_size - 1) // task_size):
-        tile, dots = np.empty((depth, CODES), F), np.empty((2, CODES), F)
-        for first in range(U(0), U(n), U(CODES)):
+        tile, dots = np.empty((depth, SCAN_TILE), F), np.empty((2, SCAN_TILE), F)
+        for first in range(U(0), U(n), U(SCAN_TILE)):
             for k in range(depth):
-                for c in range(U(CODES)):
+                for c in range(U(SCAN_TILE)):
                     tile[k, c] = columns[k, first + c]
             for i in range(U(task * task_size), U(min(nq, (task + 1) * task_size)), U(2)):
                 _products(queries, i, i + U(1), tile, dots)
                 for j in range(U(2)):
                     if i + j < U(nq):
-                        left, name = min(CODES, n - np.int64(first)), first_id + np.int64(first)
+                        left, name = min(SCAN_TILE, n - np.int64(first)), first_id + np.int64(first)
                         q, square, slack = queries[i + j], squares[i + j], slacks[i + j]
                         _update(distances[i + j], ids[i + j], dots[j], left, name, q, tile, dim, square, slack, r)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def queries_by_list(probed, starts, queries):
     """Which queries probe each list: those of list l are `queries[starts[l] : starts[l + 1]]`, ascending.
 
@@ -177,12 +178,12 @@ def queries_by_list(probed, starts, queries):
             at[place] += 1
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, squares, slacks, task_size, distances, ids):
     """Update the heaps of the k best of each query with the tiles of the lists that it probes.
 
     Args:
-        tiles: `(at least t, dim padded to a multiple of 8, CODES)` float32, decoded codes of one list each.
+        tiles: `(at least t, dim padded to a multiple of 8, SCAN_TILE)` float32, decoded codes of one list each.
         firsts: `(t,)` int64, id of the first code of each, ascending.
         sizes: `(t,)` int64, codes of each.
         lists: `(t,)` int64, whose codes these are.
@@ -198,7 +199,7 @@ def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, sq
     """
     nq = len(squares)
     for task in prange((nq + task_size - 1) // task_size):
-        dots = np.empty((2, CODES), F)
+        dots = np.empty((2, SCAN_TILE), F)
         for t in range(len(firsts)):
             tile = tiles[t]
             among = probing[starts[lists[t]] : starts[lists[t] + 1]]
@@ -212,7 +213,7 @@ def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, sq
                     _update(distances[i], ids[i], dots[j], sizes[t], firsts[t], q, tile, dim, square, slack, r)
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def leaf_products(query, points, products):
     """Dot products of a query's leaves, `(leaves, 4)`, with all `points`, `(p, 4)` int8: `(leaves, p)` float32."""
     for t in prange(len(query)):
@@ -221,7 +222,7 @@ def leaf_products(query, points, products):
             products[t, p] = a * F(points[p, 0]) + b * F(points[p, 1]) + c * F(points[p, 2]) + d * F(points[p, 3])
 
 
-@njit(cache=True, nogil=True, parallel=True, error_model="numpy")
+@kernel(parallel=True)
 def scan_one(codes, tables, products, rest, limit):
     """Collect the codes whose dot product with one query may reach `limit`; for codes of one word and at least two leaves.
 
@@ -238,18 +239,18 @@ def scan_one(codes, tables, products, rest, limit):
         Rows of the codes, int64, ascending.
     """
     n, leaves = len(codes), U(tables.leaves)
-    tasks = (n + ONE_TASK - 1) // ONE_TASK
+    tasks = (n + ONE_QUERY_TASK - 1) // ONE_QUERY_TASK
     found, found_in = np.empty(n + 1, np.int64), np.empty(tasks, np.int64)
     for task in prange(tasks):
-        code, norm = np.empty(ONE_TILE, np.uint64), np.empty(ONE_TILE, np.uint64)
-        dot, row = np.empty(ONE_TILE, F), np.empty(ONE_TILE, np.uint64)
-        start = U(task * ONE_TASK)
+        code, norm = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint64)
+        dot, row = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, np.uint64)
+        start = U(task * ONE_QUERY_TASK)
         out = start
-        for first in range(start, U(min(n, (task + 1) * ONE_TASK)), U(ONE_TILE)):
-            alive = min(U(ONE_TILE), U(n) - first)
+        for first in range(start, U(min(n, (task + 1) * ONE_QUERY_TASK)), U(ONE_QUERY_TILE)):
+            alive = min(U(ONE_QUERY_TILE), U(n) - first)
             kept = U(0)
             for i in range(alive):
-                leaf, left, left_norm = _root(codes[first + i], tables)
+                leaf, left, left_norm = split_first_leaf(codes[first + i], tables)
                 total = products[0, leaf]
                 # Written whether it is kept or not: a branch here would be mispredicted half of the time.
                 code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, first + i
@@ -257,7 +258,7 @@ def scan_one(codes, tables, products, rest, limit):
             for t in range(U(1), leaves - U(1)):
                 alive, kept = kept, U(0)
                 for i in range(alive):
-                    leaf, left, left_norm = _leaf(t, code[i], norm[i], tables)
+                    leaf, left, left_norm = split_leaf(t, code[i], norm[i], tables)
                     total = dot[i] + products[t, leaf]
                     code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
                     kept += U(total + rest[t, left_norm] >= limit)
@@ -272,6 +273,6 @@ def scan_one(codes, tables, products, rest, limit):
     kept = 0
     for task in range(tasks):
         for i in range(found_in[task]):
-            found[kept] = found[task * ONE_TASK + i]
+            found[kept] = found[task * ONE_QUERY_TASK + i]
             kept += 1
     return found[:kept].copy()

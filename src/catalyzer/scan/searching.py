@@ -17,10 +17,10 @@ from catalyzer.progress import progress
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 1 << 16  # codes decoded at a time
+BLOCK_CODES = 1 << 16  # codes decoded at a time
 TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
-FEW = 1 << 14  # codes up to which a single query's lists are decoded, and not split leaf by leaf
-FIRST_ROUND, LAST_ROUND = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
+FEW_CODES = 1 << 14  # codes up to which a single query's lists are decoded, and not split leaf by leaf
+FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 
 def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +101,7 @@ def search_lists(
     >>> D.round(3).tolist(), I.tolist()
     ([[0.0, inf]], [[2, -1]])
     """
-    from catalyzer.scan.kernels import CODES, decode_tiles, queries_by_list, scan_lists
+    from catalyzer.scan.kernels import SCAN_TILE, decode_tiles, queries_by_list, scan_lists
 
     queries = _checked_queries(lattice, queries, codes, k)
     last = len(offsets) - 2
@@ -111,11 +111,11 @@ def search_lists(
     queries_by_list(probed, starts, probing)
     # Each list that somebody probes is cut into tiles, the last of which is not full.
     lists = np.flatnonzero((np.diff(starts) > 0) & (np.diff(offsets) > 0))
-    tiles_of = -(-np.diff(offsets)[lists] // CODES)
+    tiles_of = -(-np.diff(offsets)[lists] // SCAN_TILE)
     lists = np.repeat(lists, tiles_of)
-    firsts = offsets[lists] + CODES * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
-    sizes = np.minimum(CODES, offsets[lists + 1] - firsts)
-    if len(queries) == 1 and sizes.sum() > FEW and _splits(lattice):
+    firsts = offsets[lists] + SCAN_TILE * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
+    sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
+    if len(queries) == 1 and sizes.sum() > FEW_CODES and _splits(lattice):
         among, _ = _gathered(lattice, codes, firsts, sizes)
         near, rows = _search_one(lattice, queries[0], among, min(k, len(among)), None)
         distances, ids = np.full((1, k), np.inf, np.float32), np.full((1, k), -1)
@@ -126,8 +126,8 @@ def search_lists(
 
     padded, distances, ids = _heaps(queries, k)
     squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
-    block = BLOCK // CODES
-    tiles = np.zeros((min(block, len(lists)), padded.shape[1], CODES), np.float32)
+    block = BLOCK_CODES // SCAN_TILE
+    tiles = np.zeros((min(block, len(lists)), padded.shape[1], SCAN_TILE), np.float32)
     scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
     for part in (slice(first, first + block) for first in range(0, len(lists), block)):
         _, (low, high) = _gathered(lattice, codes, firsts[part], sizes[part])
@@ -187,15 +187,15 @@ def _rounding(queries: np.ndarray) -> np.ndarray:
 def _search_many(
     lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    from catalyzer.scan.kernels import CODES, decode_columns, scan_many
+    from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many
 
     padded, distances, ids = _heaps(queries, k)
-    columns = np.zeros((padded.shape[1], -(-min(BLOCK, len(codes)) // CODES) * CODES), np.float32)
+    columns = np.zeros((padded.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
     squares = (queries.astype(np.float64) ** 2).sum(axis=1)
     task_size = _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
-        for first in range(0, len(codes), BLOCK):
-            low, high = lattice.words(codes[first : first + BLOCK], first)
+        for first in range(0, len(codes), BLOCK_CODES):
+            low, high = lattice.words(codes[first : first + BLOCK_CODES], first)
             decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
             scan_many(
                 *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
@@ -246,7 +246,7 @@ def _search_one(
     square, slack = float((query.astype(np.float64) ** 2).sum()), float(_rounding(query[None])[0])
 
     distances, ids = np.full(k, np.inf), np.full(k, -1)
-    first, size = 0, max(FIRST_ROUND, k)
+    first, size = 0, max(FIRST_ROUND_CODES, k)
     with progress(description, len(codes), "codes") as advance:
         # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
         while first < len(codes):
@@ -261,7 +261,7 @@ def _search_one(
             distances, ids = distances[best], ids[best]
             advance(len(low))
             first += len(low)
-            size = min(3 * first, LAST_ROUND)
+            size = min(3 * first, LAST_ROUND_CODES)
     return distances, ids
 
 
@@ -280,9 +280,9 @@ def _search_torch(
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
     with progress(description, len(codes), "codes") as advance:
-        for first in range(0, len(codes), BLOCK):
-            lattice.words(codes[first : first + BLOCK], first)  # checked here, where the row's number is known
-            block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK])).to(device)
+        for first in range(0, len(codes), BLOCK_CODES):
+            lattice.words(codes[first : first + BLOCK_CODES], first)  # checked here, where the row's number is known
+            block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK_CODES])).to(device)
             points = (lattice.decode(block).double() * r).round_()
             for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
                 d = (squares[rows] + 1 - 2 / r * (q[rows] @ points.T)).clamp_(min=0)
