@@ -62,7 +62,7 @@ def parameters(cls: type) -> list[str]:
     []
     """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, each in list(inspect.signature(cls.__init__).parameters.items())[1:] if each.kind in named]
+    return [name for name, each in inspect.signature(cls).parameters.items() if each.kind in named]
 
 
 def describe(part: Part) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Quantizer(Part, ABC):
                 raise InvalidInput(f"{self.label}: {name} is not the name of what a quantizer has learned")
             setattr(self, name, tensor.numpy())
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         # As in a file: faiss's objects can be neither pickled nor copied, and other processes need them.
         if not self.is_learned:
             return super().__reduce_ex__(protocol)

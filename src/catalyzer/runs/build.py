@@ -105,10 +105,10 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
 def _hints(cls: type) -> tuple[dict[str, Any], Any]:
     """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others."""
     try:
-        typed = get_type_hints(cls.__init__)
+        typed = get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError):  # names that are imported for type checkers alone
         typed = {}
-    signature = inspect.signature(cls.__init__).parameters.values()
+    signature = inspect.signature(cls).parameters.values()
     others = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
     return {name: typed.get(name, Any) for name in parameters(cls)}, others
 

@@ -65,7 +65,7 @@ class Loss(_Settings):
 class Settings(_Settings):
     """All that decides a run; `conf/settings.yaml` says what each key means."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     dataset: PartSettings
     catalyzer: PartSettings
     quantizer: PartSettings

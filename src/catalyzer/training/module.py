@@ -185,7 +185,8 @@ class CatalyzerTraining(Training):
         sync_batchnorm: see `Training`.
 
     Raises:
-        InvalidInput: a transform without parameters, or a quantizer that nothing can be trained through where that is needed.
+        InvalidInput: a transform without parameters, a quantizer that nothing can be trained through where that is needed, or
+            a term that is none.
 
     >>> from catalyzer.nn import Catalyzer
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -210,6 +211,9 @@ class CatalyzerTraining(Training):
             raise InvalidInput(f"{type(codec.transform).__name__} has no parameters to train; its adapt learns all there is")
         if terms is None:
             terms = {"rank": TripletRank(), "koleo": KoLeo(), "reconstruction": Reconstruction()}
+        for name, term in terms.items():
+            if not isinstance(term, LossTerm):
+                raise InvalidInput(f"the term {name} of the loss must be derived from LossTerm, got {type(term).__name__}")
         self.transform, self.decoder = codec.transform, codec.decoder  # here too, so that Lightning finds their weights
         self.terms = nn.ModuleDict(
             {name: term for name, term in terms.items() if codec.decoder is not None or not term.needs_decoder}
@@ -241,8 +245,11 @@ class CatalyzerTraining(Training):
                 if not self.codec.quantizer.symmetric:
                     compared = torch.cat([points[:1], compared[1:]])
         step = Triplets(triplets, points, compared, decoded, self._deviation.to(triplets.device))
-        values, more, loss = {}, {}, flat.new_zeros(())
+        values: dict[str, Tensor] = {}
+        more: dict[str, Tensor] = {}
+        loss = flat.new_zeros(())
         for name, term in self.terms.items():
+            assert isinstance(term, LossTerm)
             result = term(step)
             result = result if isinstance(result, dict) else {"loss": result}
             values[name] = result["loss"]
