@@ -4,5 +4,3 @@ from catalyzer.shards.code_shards import CodeShards, Manifest, Shard
 from catalyzer.shards.encoding import encode
 from catalyzer.shards.engines import Engine, RayEngine, local
 from catalyzer.shards.searching import search, write_neighbours
-
-__all__ = ["CodeShards", "Engine", "Manifest", "RayEngine", "Shard", "encode", "local", "search", "write_neighbours"]
