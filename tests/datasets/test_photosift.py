@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from catalyzer import open_vectors
+from catalyzer.datasets import load_photosift, make_photosift
 from catalyzer.errors import InvalidInput, Unavailable
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import locked
-from catalyzer.datasets import load_photosift, make_photosift
 from tests.conftest import ROOT, Command, command
 from tests.test_neighbors import brute_force
 

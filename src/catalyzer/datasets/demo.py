@@ -10,10 +10,10 @@ from importlib.resources import files
 
 import numpy as np
 
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.datasets.benchmark import Benchmark, make_benchmark
 from catalyzer.datasets.sift import sift
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, MissingPackage
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.progress import progress
 
 LEARN = (
@@ -34,13 +34,15 @@ def load_demo(cache: ArrayCache, base_size: int | None = None, **sizes: int) -> 
         sizes: `train_size`, `validation_base_size`, `validation_queries_size`.
 
     Raises:
-        InvalidInput: OpenCV or scikit-image is not installed, or the base is smaller than asked for.
+        InvalidInput: the base is smaller than asked for.
+        MissingPackage: OpenCV, scikit-image or Pillow is not installed.
     """
     try:
         import cv2  # noqa: F401
+        import PIL  # noqa: F401
         import skimage  # noqa: F401
     except ModuleNotFoundError as error:
-        raise InvalidInput(f"the demo dataset needs {error.name}: pip install opencv-python-headless scikit-image") from None
+        raise MissingPackage(f'the demo dataset needs {error.name}: pip install "catalyzer[sift]"') from None
     versions = (version("opencv-python-headless"), version("scikit-image"))
     parts = {}
     for name, photographs, limit in (("learn", LEARN, None), ("base", BASE, None), ("queries", QUERIES, NUM_QUERIES)):
