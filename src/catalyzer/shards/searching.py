@@ -8,21 +8,21 @@ from typing import Literal, Self
 
 import numpy as np
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
+from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
 from catalyzer.index.file import weights_digest
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
-from catalyzer.shards.engines import Engine, local
-from catalyzer.shards.code_shards import CodeShards
 from catalyzer.runs.trained_run import TrainedRun
-from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
+from catalyzer.shards.code_shards import CodeShards
+from catalyzer.shards.engines import Engine, local
 
 log = logging.getLogger(__name__)
 
-SHARDS = 16  # that are scanned as one piece of work: what they found is merged where it was found
-ROWS = 1 << 10  # queries whose candidates are merged at a time
+SHARDS_PER_TASK = 16  # whose candidates are merged by the worker that found them
+QUERIES_PER_MERGE = 1 << 10  # bounds the memory of a merge
 
 
 def search(
@@ -39,19 +39,20 @@ def search(
     at most.
 
     Args:
-        shards: what `encode` has finished; each is compared with its checksum when it is scanned.
+        shards: all that `encode` makes; each is compared with its checksum when it is scanned.
         queries: file of `(nq, d_in)` vectors.
         k: at most the number of codes.
         rerank: see `Codec.search`; None is as the run's settings say.
-        run: folder of the run that made the codes, where it is no longer where it was.
-        engine: who does the work.
+        run: folder of the run that made the codes; None is where it was then.
+        engine: runs the tasks.
 
     Returns:
         `D` `(nq, k)` float32 squared distances, ascending, and `I` `(nq, k)` int64 rows of the file that was encoded; ties by
         lower row.
 
     Raises:
-        InvalidInput: shards that are missing, damaged or of another run, queries, k or rerank that do not fit.
+        InvalidInput: shards that are not encoded yet or are codes of another run; queries, k or rerank that do not fit.
+        DamagedFile: a shard that is missing or differs from its checksum.
     """
     shards.check_complete()
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
@@ -61,7 +62,7 @@ def search(
     codec = trained.own_codec
     if (weights_digest(codec).hex(), trained.settings.quantizer.model_dump()) != (manifest.weights, manifest.quantizer):
         raise InvalidInput(
-            f"{shards.folder} holds codes of another run than {folder} is now; give the one that made them by run=FOLDER"
+            f"{shards.folder} holds codes of another run than {folder}; give the run that made them by run=FOLDER"
         )
     if vectors.shape[1] != codec.transform.d_in:
         raise InvalidInput(f"{queries}: its vectors have dimension {vectors.shape[1]}, the run's {codec.transform.d_in}")
@@ -69,12 +70,12 @@ def search(
         raise InvalidInput(f"k must be between 1 and the number of codes, {manifest.rows:,}; got {k}")
     rerank = trained.settings.rerank if rerank is None else rerank
     if rerank:
-        codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses before the search and not after it
+        codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses a codec without decoder before the search
 
     latent = codec.map_queries(vectors)
     candidates = min(max(k, rerank), manifest.rows)
     distances, ids = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
-    pieces = [range(first, min(first + SHARDS, shards.count)) for first in range(0, shards.count, SHARDS)]
+    pieces = [range(first, min(first + SHARDS_PER_TASK, shards.count)) for first in range(0, shards.count, SHARDS_PER_TASK)]
     together = max(1, PAIRS // candidates)
     parts = [slice(first, first + together) for first in range(0, len(vectors), together)]
     with progress("searching", manifest.rows * len(parts), "codes") as advance:
@@ -95,7 +96,7 @@ class _Candidates:
     Attributes:
         distances: `(nq, m)` float64 as compared, or float32 of a quantizer that compares these.
         ids: `(nq, m)` int64.
-        codes: `(nq, m, code_size)` uint8, so that what is reranked need not be read again.
+        codes: `(nq, m, code_size)` uint8, so that reranking need not read them again.
     """
 
     distances: np.ndarray
@@ -103,10 +104,10 @@ class _Candidates:
     codes: np.ndarray
 
     def merge(self, other: Self) -> None:
-        """Keep the nearest of both; whatever the order of merges, they end with the same."""
+        """Keep the nearest of both; the result does not depend on the order of merges."""
         m = self.ids.shape[1]
-        for first in range(0, len(self.ids), ROWS):
-            rows = slice(first, first + ROWS)
+        for first in range(0, len(self.ids), QUERIES_PER_MERGE):
+            rows = slice(first, first + QUERIES_PER_MERGE)
             distances, ids, codes = (
                 np.concatenate([mine[rows], theirs[rows]], axis=1)
                 for mine, theirs in (
@@ -129,7 +130,7 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _Scan:
-    """The work on some shards: the candidates that they have for each of the mapped queries."""
+    """A task: the candidates of some shards for each of the mapped queries."""
 
     quantizer: Quantizer
     queries: np.ndarray
@@ -151,10 +152,10 @@ class _Scan:
 
 
 def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:
-    """Write the result of a search beside `output`, each file whole or not at all.
+    """Write the result of a search, each file atomically.
 
     Args:
-        output: what the names of the files begin with.
+        output: path that the names of the files begin with.
         distances: `(nq, k)` float32.
         ids: `(nq, k)` int64.
         file_format: vecs for `.ivecs` (int32) and `.fvecs`, npy for `.ids.npy` (int64) and `.distances.npy`.
