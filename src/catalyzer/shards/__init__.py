@@ -1,4 +1,4 @@
-"""Encoding and search of what does not fit into memory or onto one machine: codes in shards, work that survives kills."""
+"""Encoding and search of what does not fit into memory or onto one machine: codes in shards, work that can be resumed."""
 
 from catalyzer.shards.code_shards import CodeShards, Manifest, Shard
 from catalyzer.shards.encoding import encode
