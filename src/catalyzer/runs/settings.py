@@ -150,7 +150,8 @@ class Settings(_Settings):
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
-        if "${" in json.dumps(
+        # A run's settings are resolved; an interpolation of somebody else's could read this environment.
+        if "${" in json.dumps(values, default=str):
             values, default=str
         ):  # a run's settings are resolved, and an interpolation of somebody else's could read this environment
             raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
