@@ -152,8 +152,6 @@ class Settings(_Settings):
             raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
         # A run's settings are resolved; an interpolation of somebody else's could read this environment.
         if "${" in json.dumps(values, default=str):
-            values, default=str
-        ):  # a run's settings are resolved, and an interpolation of somebody else's could read this environment
             raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
         try:
             return cls.check(values)
