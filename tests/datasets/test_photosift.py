@@ -108,7 +108,7 @@ def test_killed_in_the_midst_it_goes_on_to_the_same_end(
     # The system kills it where the file of all descriptors would pass a size that it has after some of the photographs.
     limit = (
         "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))"
     )
     assert prepared(limit, "prepare.py", arguments, environment, tmp_path).returncode == -signal.SIGXFSZ
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"unfinished", "unfinished.lock"}
