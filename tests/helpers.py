@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # torch and Lightning take seconds to import, and most test f
 
 ROOT = Path(__file__).parent.parent
 
+Finished = subprocess.CompletedProcess[str]
+Command = Callable[..., Finished]
+
 DIM = 32
 """Dimension of the vectors of `own_files`, of the fitted index and of `make_run`."""
 
@@ -152,7 +155,7 @@ def rows(run: Path) -> dict[str, dict]:
     return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
 
 
-def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
+def refused(process: Finished, *words: str) -> None:
     """Assert that a command has printed one sentence, with these words, and nothing else."""
     assert process.stderr.count("\n") == 1, process.stderr
     assert process.stderr.startswith("error: ")
@@ -161,16 +164,13 @@ def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
     assert process.stdout == ""
 
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
 def command(script: str, environment: dict[str, str], folder: Path) -> Command:
     """`python src/SCRIPT OVERRIDES` in `folder`.
 
     The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
     """
 
-    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(*overrides: str, expect: int = 0) -> Finished:
         arguments = [str(ROOT / "src" / script), *overrides]
         if script in TYPED:
             process = Forking.started(environment).run(arguments, folder, environment)
@@ -211,7 +211,7 @@ class Forking:
             cls.latest = Forking(environment)
         return cls.latest
 
-    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Finished:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with tempfile.TemporaryDirectory() as printed:
@@ -226,6 +226,41 @@ class Forking:
                 Forking.latest = None
                 raise
             return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def prepared(lines: str, script: str, arguments: list[str], environment: dict[str, str], folder: Path) -> Finished:
+    """`python src/SCRIPT ARGUMENTS` in a process that runs some lines of Python first."""
+    path = str(ROOT / "src" / script)
+    lines += f"\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", lines, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def signal_at(step: int, number: signal.Signals, folder: Path, training: str = "CatalyzerTraining") -> dict[str, str]:
+    """Variables for the environment of a run that is to get a signal before an exact step of its training, once.
+
+    Afterwards the file `TRAINING-STEP.sent` is in `folder`.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "plugin"), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "SIGNAL_AT": f"{training} {step} {number:d} {folder / f'{training}-{step}.sent'}"}
+
+
+def interrupted(
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    step: int,
+    number: signal.Signals = signal.SIGTERM,
+    training: str = "CatalyzerTraining",
+) -> str:
+    """`python src/train.py ARGUMENTS`, interrupted before a step of its training; what it printed on standard error."""
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        cwd=folder, env=environment | signal_at(step, number, folder, training), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM), process.stderr
+    return process.stderr
 
 
 class Server(ThreadingHTTPServer):

@@ -8,9 +8,7 @@ import resource
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import EXTENSIONS
 from catalyzer.runs.settings import Encode
 from catalyzer.shards import CodeShards, RayEngine, encode, search, searching, write_neighbours
-from tests.helpers import DIM, ROOT, Command, clustered, make_run, refused, write
+from tests.helpers import DIM, ROOT, Command, clustered, make_run, prepared, refused, write
 
 
 def all_codes(folder: Path) -> np.ndarray:
@@ -117,17 +115,17 @@ def test_a_kill_costs_a_shard_and_no_more(
 ) -> None:
     arguments = [f"run={run}", f"input={source}", "shard_size=10", "output=codes"]
     codes = tmp_path / "codes"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "encode.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    # Python tells of every renaming before it is done: that of shard 30 is when the process dies.
+    kill = (
+        "import os, signal, sys\n"
+        "last = lambda event, args: event == 'os.rename' and str(args[1]).endswith('000030.npy')\n"
+        "sys.addaudithook(lambda *event: last(*event) and os.kill(os.getpid(), signal.SIGKILL))"
     )
-    while not (codes / "000030.npy").exists():
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert prepared(kill, "encode.py", arguments, environment, tmp_path).returncode == -signal.SIGKILL
     named = CodeShards.open(codes).manifest.shards
     written = {path.name: path.stat().st_mtime_ns for path in codes.glob("[0-9]*.npy")}
-    assert 30 <= len(named) <= len(written) <= len(named) + 1 < 500
+    assert list(named) == list(range(30))
+    assert len(written) == 30
     (codes / ".000400.npy.half").write_bytes(b"of a shard that a writer was killed at")
 
     assert f"codes: {500 - len(named)} of 500 shards to encode" in encode_command(*arguments).stderr

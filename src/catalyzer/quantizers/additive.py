@@ -39,9 +39,8 @@ class AdditiveQuantizer(FaissQuantizer):
         self.label = "LSQ" if local_search else "RQ"
         kind = faiss.LocalSearchQuantizer if local_search else faiss.ResidualQuantizer
         self._quantizer = kind(dim, self.code_size, 8)
-        if isinstance(
-            self._quantizer, faiss.LocalSearchQuantizer
-        ):  # codewords that are perturbed at a time: faiss takes no more than there are codebooks
+        # Codewords that are perturbed at a time; faiss takes no more than there are codebooks.
+        if isinstance(self._quantizer, faiss.LocalSearchQuantizer):
             self._quantizer.nperts = min(self._quantizer.nperts, self.code_size)
 
     def fit(self, x: np.ndarray) -> Self:
