@@ -38,4 +38,4 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_without_faiss_one_sentence_says_what_to_install() -> None:
     code = "import sys; sys.modules['faiss'] = None; import catalyzer.neighbors"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "InvalidInput: faiss is not installed: pip install 'catalyzer[cpu]'" in process.stderr
+    assert "MissingPackage: faiss is not installed: pip install 'catalyzer[cpu]'" in process.stderr
