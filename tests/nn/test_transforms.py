@@ -89,23 +89,38 @@ def test_equal_vectors_teach_nothing() -> None:
         Catalyzer(8, 4).adapt(np.ones((100, 8), np.float32))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "pickle", "shape", "kind", "no json", "missing"])
+def changed(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+DAMAGE = {
+    "truncated": lambda folder: (folder / "catalyzer.safetensors").write_bytes(
+        (folder / "catalyzer.safetensors").read_bytes()[:-10]
+    ),
+    "a pickle": lambda folder: torch.save({"a": 1}, folder / "catalyzer.safetensors"),
+    "another shape": lambda folder: changed(folder / "catalyzer.json", arguments={"d_in": 32, "d_out": 13, "hidden": 40}),
+    "arguments that it does not take": lambda folder: changed(folder / "catalyzer.json", arguments={"depth": 3}),
+    "a class of another kind": lambda folder: changed(folder / "catalyzer.json", **{"class": "catalyzer.LatticeQuantizer"}),
+    "no JSON": lambda folder: (folder / "catalyzer.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
     save_part(adapted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
-    weights, shape = tmp_path / "catalyzer.safetensors", tmp_path / "catalyzer.json"
-    if damage == "truncate":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif damage == "pickle":
-        torch.save({"a": 1}, weights)
-    elif damage == "shape":
-        shape.write_text(json.dumps({"kind": "mlp", "d_in": 32, "d_out": 13, "hidden": 40}))
-    elif damage == "kind":
-        shape.write_text(json.dumps({"kind": "os.system", "d_in": 32}))
-    elif damage == "no json":
-        shape.write_text("{")
-    else:
-        weights.unlink()
-    with pytest.raises(InvalidInput) as caught:
+    DAMAGE[damage](tmp_path)
+    with pytest.raises(DamagedFile) as caught:
         load_part(tmp_path, "catalyzer", Transform)
     assert "catalyzer.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_class_that_is_not_trusted(tmp_path: Path) -> None:
+    save_part(adapted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
+    (tmp_path / "my_parts.py").write_text("raise SystemError('imported')")
+    changed(tmp_path / "catalyzer.json", **{"class": "my_parts.Network"})
+    with pytest.raises(UntrustedPart, match="trust=my_parts"):
+        load_part(tmp_path, "catalyzer", Transform)
+    (tmp_path / "catalyzer.safetensors").unlink()
+    with pytest.raises(InvalidInput, match=r"catalyzer\.safetensors: no such file"):
+        load_part(tmp_path, "catalyzer", Transform)

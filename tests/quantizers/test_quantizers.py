@@ -124,7 +124,8 @@ def test_itq_loses_less_than_random_directions() -> None:
     def recall(quantizer: Quantizer) -> float:
         return (quantizer.search(queries, quantizer.encode(base), 50)[1] == nearest[:, None]).any(axis=1).mean()
 
-    assert recall(ITQQuantizer(DIM, 16).fit(x)) > recall(LSHQuantizer(DIM, 16).fit(x))
+    at_random = [recall(LSHQuantizer(DIM, 16, seed).fit(x)) for seed in range(8)]
+    assert recall(ITQQuantizer(DIM, 16).fit(x)) > np.mean(at_random)
 
 
 def test_rabitq_is_faiss_s() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
+from catalyzer.errors import CatalyzerError, DamagedFile, Unavailable
 from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import EXTENSIONS
 from catalyzer.runs.settings import Encode
@@ -44,13 +45,15 @@ def test_every_format_is_encoded_as_all_at_once(extension: str, run: Path, tmp_p
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("quantizer", ["lattice", "sign"])
-@pytest.mark.parametrize("rerank", [0, 70])
+@pytest.mark.parametrize(
+    ("quantizer", "rerank"), [("lattice", 0), ("lattice", 70), ("sign", 0), ("sign", 70), ("opq", 0)]
+)
 @pytest.mark.parametrize("shard_size", [5000, 60, 128])
 def test_shards_are_searched_as_all_at_once(
     quantizer: str, rerank: int, shard_size: int, base: np.ndarray, queries: np.ndarray, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", "decoder=mlp", "decoder.hidden=64", f"quantizer={quantizer}")
+    decoder = ["decoder=mlp", "decoder.hidden=64"] if rerank else []
+    run = make_run(tmp_path / "run", *decoder, f"quantizer={quantizer}")
     np.save(tmp_path / "base.npy", base)
     np.save(tmp_path / "q.npy", queries)
     shards = encode(run, tmp_path / "base.npy", tmp_path / "codes", shard_size)
@@ -164,7 +167,7 @@ def test_a_shard_that_is_not_whole_is_named_and_made_again(
     whole = all_codes(codes)
     harm(codes / "000017.npy")
     np.save(tmp_path / "q.npy", clustered(3, DIM, 2))
-    with pytest.raises(InvalidInput, match=rf"codes/000017\.npy {words}; src/encode.py, started as before, makes it again"):
+    with pytest.raises(DamagedFile, match=rf"codes/000017\.npy {words}; src/encode.py, started as before, makes it again"):
         search(CodeShards.open(codes), tmp_path / "q.npy", 10)
     encode(run, source, codes, shard_size=128)
     assert re.search(rf"000017\.npy {words}", caplog.text)
@@ -218,10 +221,11 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
         ({"format": 2}, "has format 2, and this catalyzer reads up to 1"),
     ):
         (codes / "manifest.json").write_text(json.dumps({**manifest, **change}))
-        with pytest.raises(InvalidInput, match=re.escape(words)):
+        with pytest.raises(CatalyzerError, match=re.escape(words)) as caught:
             CodeShards.open(codes).check_complete()
+        assert isinstance(caught.value, DamagedFile) == ("damaged" in words)
     (codes / "manifest.json").write_text("{")
-    with pytest.raises(InvalidInput, match=r"manifest\.json is damaged"):
+    with pytest.raises(DamagedFile, match=r"manifest\.json is damaged"):
         CodeShards.open(codes)
     assert not [*tmp_path.glob("found*")]
 
@@ -261,7 +265,7 @@ def test_bad_days_of_the_command(
     assert not (tmp_path / "codes").exists()
 
     error = encode_line(f"run={run}", room=20_000)  # of the 40,128 bytes that a shard of all takes
-    assert re.search(r"^error: .*codes/000000.npy: File too large$", error, re.MULTILINE)
+    assert re.search(r"^error: .*codes/000000.npy cannot be written \(File too large\)", error, re.MULTILINE)
     assert [path.name for path in (tmp_path / "codes").iterdir()] == ["manifest.json"]
     encode_line(f"run={run}")
     np.testing.assert_array_equal(all_codes(tmp_path / "codes"), TrainedRun.load(run).encode(open_vectors(source)))
@@ -273,6 +277,6 @@ def test_two_at_once_are_one_too_many(codes: Path, run: Path, source: Path) -> N
 
 
 def test_an_address_is_that_of_ray() -> None:
-    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "engine": "local", "address": "auto"}
+    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "trust": [], "engine": "local", "address": "auto"}
     with pytest.raises(InvalidInput, match="address=auto is that of a Ray cluster; add engine=ray"):
         Encode.check(values)

@@ -15,7 +15,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
 from catalyzer.progress import progress
 
@@ -130,7 +130,8 @@ class CodeShards:
         """Read the manifest; codes are read, and checked, when they are asked for.
 
         Raises:
-            InvalidInput: no manifest, or one that is damaged.
+            InvalidInput: no manifest, or one of a newer version.
+            DamagedFile: a damaged manifest.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -178,7 +179,7 @@ class CodeShards:
                 try:
                     self.read(number)
                     whole.add(number)
-                except InvalidInput as error:
+                except DamagedFile as error:
                     log.warning("%s", error)
                 advance(1)
         return [number for number in range(self.count) if number not in whole]
@@ -203,16 +204,16 @@ class CodeShards:
         """The codes of a shard, `(rows, code_size)` uint8, compared with their checksum.
 
         Raises:
-            InvalidInput: the shard is missing, or it is damaged.
+            DamagedFile: the shard is missing or damaged.
         """
         shard = self.manifest.shards[number]
         path = self.folder / shard.file
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise InvalidInput(f"{path} is missing; src/encode.py, started as before, makes it again") from None
+            raise DamagedFile(f"{path} is missing; src/encode.py, started as before, makes it again") from None
         if _blake2b(content) != shard.blake2b:
-            raise InvalidInput(f"{path} differs from its checksum; src/encode.py, started as before, makes it again")
+            raise DamagedFile(f"{path} differs from its checksum; src/encode.py, started as before, makes it again")
         codes: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
         return codes
 
@@ -254,5 +255,5 @@ def _blake2b(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
-def _damaged(path: Path, reason: str) -> InvalidInput:
-    return InvalidInput(f"{path} is damaged ({reason}); remove {path.parent}, and encode anew")
+def _damaged(path: Path, reason: str) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged ({reason}); remove {path.parent}, and encode anew")

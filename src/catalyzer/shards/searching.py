@@ -54,7 +54,8 @@ def search(
         lower row.
 
     Raises:
-        InvalidInput: shards that are missing, damaged or of another run, queries, k or rerank that do not fit.
+        InvalidInput: shards that are not all made or of another run, queries, k or rerank that do not fit.
+        DamagedFile: a shard that is missing or damaged.
     """
     shards.check_complete()
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
