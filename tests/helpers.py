@@ -20,6 +20,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # torch and Lightning take seconds to import, and most test files need neither
     from catalyzer import Catalyzer
+    from catalyzer.runs.settings import Settings
     from catalyzer.training import TripletData
 
 ROOT = Path(__file__).parent.parent
@@ -98,13 +99,13 @@ def options(tmp_path: Path) -> dict[str, Any]:
     from catalyzer.training import Miner
 
     cache = ArrayCache(tmp_path)
-    split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
+    split = Split(clustered(100, 16, 1), clustered(10, 16, 2), cache=cache)
     sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
     miner = Miner("exact", "exact")
     return {"train": clustered(TRAIN_SIZE, 16, 0), "validation": split, "miner": miner, "seed": 0, "cache": cache, **sizes}
 
 
-def triplet_data(tmp_path: Path, **changes: int) -> "TripletData":
+def triplet_data(tmp_path: Path, **changes: Any) -> "TripletData":
     from catalyzer.training import TripletData
 
     return TripletData(**options(tmp_path) | changes)
@@ -117,30 +118,35 @@ def network() -> "Catalyzer":
     from catalyzer import Catalyzer
 
     torch.manual_seed(0)
-    return Catalyzer(16, 8, hidden=32).fit(clustered(TRAIN_SIZE, 16, 0))
+    return Catalyzer(16, 8, hidden=32).adapt(clustered(TRAIN_SIZE, 16, 0))
+
+
+def settings_of(*overrides: str) -> "Settings":
+    """The settings of `train.py OVERRIDES`."""
+    from catalyzer.commands.train import composed_settings
+    from catalyzer.runs.compose import compose_config, resolved
+
+    values = resolved(compose_config("train", [*overrides]))
+    del values["resume"], values["trust"]
+    return composed_settings(values, overrides)
 
 
 def make_run(folder: Path, *overrides: str, seed: int = 0) -> Path:
     """The folder of a run on `clustered` vectors, as `train.py OVERRIDES` would leave it but for the training."""
     import torch
 
-    from catalyzer.commands.console import compose_config, register_resolvers, resolved
-    from catalyzer.nn import Catalyzer, Decoder, save_module
-    from catalyzer.runs.settings import Settings
+    from catalyzer.nn import save_part
+    from catalyzer.runs.build import build_codec
 
-    register_resolvers()
-    values = resolved(compose_config(ROOT / "conf", "train", ["catalyzer.hidden=64", *overrides]))
-    del values["resume"]
-    settings = Settings.check(values)
+    settings = settings_of("catalyzer.hidden=64", *overrides)
     settings.save(folder / "config.yaml")
     torch.manual_seed(seed)
-    transform = Catalyzer(DIM, int(settings.d_out), 64)
-    transform.fit(clustered(1000, DIM, 0))
-    save_module(transform, folder, "catalyzer", 0.0)
-    if settings.decoder.name == "mlp":
-        decoder = Decoder(transform.d_out, DIM, 64)
-        decoder.fit(transform)
-        save_module(decoder, folder, "decoder", 0.0)
+    codec, x = build_codec(settings, DIM, int(settings.d_out)), clustered(1000, DIM, 0)
+    for name, network in (("catalyzer", codec.transform), ("decoder", codec.decoder)):
+        if network is not None:
+            save_part(network.adapt(x), folder, name, 0.0)
+    codec.fit(x)
+    save_part(codec.quantizer, folder, "quantizer", 0.0)
     return folder
 
 

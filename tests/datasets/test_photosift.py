@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from catalyzer import open_vectors
-from catalyzer.datasets import make_photosift
+from catalyzer.datasets import Photosift, make_photosift
 from catalyzer.errors import InvalidInput, Unavailable
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import locked
@@ -82,7 +82,7 @@ def test_it_is_made_by_the_recipe_and_read_back(images: Path, made: Path, tmp_pa
 
     cache = ArrayCache(tmp_path / "cache")
     splits = {"train_size": 700, "validation_base_size": 200, "validation_queries_size": 50}
-    benchmark = load_photosift(made, 1500, cache, **splits)
+    benchmark = Photosift(str(made), 1500, **splits).load(cache)
     assert benchmark.name == "photosift"
     np.testing.assert_array_equal(benchmark.train, parts["learn"][:700])
     ids = benchmark.test.ground_truth
@@ -173,7 +173,7 @@ def test_an_unfinished_folder_is_not_read(images: Path, made: Path, tmp_path: Pa
     (root / "photosift.json").unlink()
     (root / "unfinished").mkdir()
     with pytest.raises(InvalidInput, match="is not finished; run the command that makes it once more"):
-        load_photosift(root, 1500, ArrayCache(tmp_path), train_size=500, validation_base_size=400, validation_queries_size=50)
+        Photosift(str(root), 1500).load(ArrayCache(tmp_path))
 
 
 def test_what_is_no_folder_of_photographs(prepare: Command, tmp_path: Path) -> None:

@@ -43,13 +43,13 @@ def test_every_format_is_encoded_as_all_at_once(extension: str, run: Path, tmp_p
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("quantizer", ["lattice", "sign"])
-@pytest.mark.parametrize("rerank", [0, 70])
+@pytest.mark.parametrize(("quantizer", "rerank"), [("lattice", 0), ("lattice", 70), ("sign", 0), ("sign", 70), ("opq", 0)])
 @pytest.mark.parametrize("shard_size", [5000, 60, 128])
 def test_shards_are_searched_as_all_at_once(
     quantizer: str, rerank: int, shard_size: int, base: np.ndarray, queries: np.ndarray, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", "decoder=mlp", "decoder.hidden=64", f"quantizer={quantizer}")
+    decoder = ["decoder=mlp", "decoder.hidden=64"] if rerank else []
+    run = make_run(tmp_path / "run", *decoder, f"quantizer={quantizer}")
     np.save(tmp_path / "base.npy", base)
     np.save(tmp_path / "q.npy", queries)
     shards = encode(run, tmp_path / "base.npy", tmp_path / "codes", shard_size)
@@ -222,6 +222,7 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
         (codes / "manifest.json").write_text(json.dumps(content))
         with pytest.raises(kind, match=re.escape(words)):
             CodeShards.open(codes).check_complete()
+        assert isinstance(caught.value, DamagedFile) == ("damaged" in words)
     (codes / "manifest.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"manifest\.json is damaged \(JSON: "):
         CodeShards.open(codes)
@@ -281,6 +282,6 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_an_address_is_that_of_ray() -> None:
-    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "engine": "local", "address": "auto"}
+    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "trust": [], "engine": "local", "address": "auto"}
     with pytest.raises(InvalidInput, match="address=auto is that of a Ray cluster; add engine=ray"):
         Encode.check(values)

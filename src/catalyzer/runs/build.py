@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from catalyzer.codec import Codec
@@ -20,7 +18,6 @@ from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
 from catalyzer.nn import Transform, embed
 from catalyzer.parts import Trust, describe, find_class, make, parameters
 from catalyzer.quantizers import Quantizer, SignQuantizer
-from catalyzer.runs.compose import CONF
 from catalyzer.runs.settings import Settings
 
 if TYPE_CHECKING:  # what only uses a run need not wait for Lightning
@@ -172,7 +169,14 @@ def _built(group: str, part: dict[str, Any], **given: Any) -> Any:
     hints, _ = _hints(class_of(group, part))
     more = {name: value for name, value in given.items() if name in hints and name not in part}
     with _blamed(part["_target_"]):
-        return instantiate({**part, "_partial_": True}, _convert_="all")(**more)
+        return _maker(part)(**more)
+
+
+def _maker(part: dict[str, Any]) -> Any:
+    """What makes the part of arguments that its settings do not have."""
+    from hydra.utils import instantiate  # what only uses a run need not wait for Hydra
+
+    return instantiate({**part, "_partial_": True}, _convert_="all")
 
 
 def build_dataset(settings: Settings) -> Dataset:
@@ -212,8 +216,8 @@ def build_training(settings: Settings, codec: Codec) -> "CatalyzerTraining":
     return CatalyzerTraining(
         codec,
         terms,
-        optimizer=instantiate({**settings.optimizer, "_partial_": True}, _convert_="all"),
-        scheduler=instantiate({**settings.scheduler, "_partial_": True}, _convert_="all"),
+        optimizer=_maker(settings.optimizer),
+        scheduler=_maker(settings.scheduler),
         end_to_end=settings.end_to_end,
         rerank=settings.rerank,
         sync_batchnorm=bool(settings.trainer.get("sync_batchnorm", False)),
@@ -243,6 +247,8 @@ def build_loggers(settings: Settings, folder: Path) -> "list[Logger]":
 
 def trainer_options(settings: Settings) -> dict[str, Any]:
     """Arguments of `pytorch_lightning.Trainer`; batch norm is synchronized by ours, which works on CPUs too."""
+    from hydra.utils import instantiate
+
     options = {key: value for key, value in settings.trainer.items() if key not in ("_target_", "sync_batchnorm")}
     return instantiate(options, _convert_="all")
 
@@ -255,6 +261,10 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]
         d_in: dimension of the data.
         bits: of a code.
     """
+    from omegaconf import OmegaConf
+
+    from catalyzer.runs.compose import CONF
+
     made = []
     for name in settings.baselines:
         file = CONF / "quantizer" / f"{name}.yaml"
