@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from catalyzer import CatalyzerIndex, Codec, TrainedRun, knn, open_vectors, recall_at
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.index.file import Contents, read, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric
-from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 K = 10
 LOOKS = {"rerank 0": ("#0072B2", "o", "-"), "rerank 100": ("#009E73", "s", "-"), "rerank 500": ("#56B4E9", "D", "-")}
@@ -55,7 +55,7 @@ class Point:
 def load_codec(path: Path) -> Codec:
     """Of a run's folder, or of an index's file."""
     if path.is_dir():
-        return TrainedRun.load(path).own_codec
+        return TrainedRun.load(path).codec
     contents = read(path, mmap=True)
     if contents.metric.name != "l2":
         sys.exit(f"{path} is an index for {contents.metric.name}; faiss is measured with L2")
