@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-import catalyzer.index
 from catalyzer import CatalyzerIndex, InvalidInput, knn, open_vectors, recall_at
 from catalyzer.commands.console import compose_config, register_resolvers, resolved
+from catalyzer.files.vectors import write_vecs
+from catalyzer.index import catalyzer_index
 from catalyzer.index.file import Contents, read, weights_digest, write
 from catalyzer.index.metric import MetricName
 from catalyzer.index.recipe import make_settings
 from catalyzer.runs.settings import Settings
-from catalyzer.files.vectors import write_vecs
 from tests.conftest import ROOT, clustered
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)
@@ -185,7 +185,7 @@ def test_fewer_than_k_and_none_at_all(index: CatalyzerIndex) -> None:
 
 
 def test_invalid_rows_are_refused_or_left_out(fitted: Path, index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalyzer.index, "BLOCK", 100)
+    monkeypatch.setattr(catalyzer_index, "BLOCK", 100)
     x = BASE.astype(np.float32)
     x[250, 3], x[251], x[699, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(
@@ -261,7 +261,7 @@ def test_threads_find_what_one_finds(filled: CatalyzerIndex) -> None:
 
 
 def test_a_reader_sees_all_of_an_addition_or_none(index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalyzer.index, "BLOCK", 16)
+    monkeypatch.setattr(catalyzer_index, "BLOCK", 16)
     done = threading.Event()
     seen: set[int] = set()
 
@@ -303,7 +303,7 @@ def test_a_million_queries_in_bounded_memory(filled: CatalyzerIndex, tmp_path: P
 
 def test_blocks_of_queries_find_what_all_do(filled: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = filled.search(BASE, 5, 20)
-    monkeypatch.setattr(catalyzer.index, "PAIRS", 20 * 64)
+    monkeypatch.setattr(catalyzer_index, "PAIRS", 20 * 64)
     for a, b in zip(filled.search(BASE, 5, 20), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

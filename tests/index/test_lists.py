@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import catalyzer.index
 from catalyzer import CatalyzerIndex, InvalidInput, knn, recall_at
-from catalyzer.index.file import Contents, read, verify, write
+from catalyzer.index import catalyzer_index
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import read, verify, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import MetricName
 from catalyzer.nn import embed
@@ -119,7 +120,7 @@ def test_every_change_keeps_the_partition(listed: Path, tmp_path: Path, data: st
             names = start + np.random.default_rng(n).permutation(n) * 3
         if kind in ("add", "ids"):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(catalyzer.index, "BLOCK", data.draw(st.sampled_from([64, 1 << 16])))
+                patch.setattr(catalyzer_index, "BLOCK", data.draw(st.sampled_from([64, 1 << 16])))
                 before = {*index.ids.tolist()}
                 index.add(BASE[first : first + n], names)
             added = names if names is not None else sorted({*index.ids.tolist()} - before)
@@ -150,7 +151,7 @@ def test_what_was_handed_out_never_changes(filled: CatalyzerIndex) -> None:
 
 
 def test_readers_see_all_of_an_addition_or_none(index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalyzer.index, "BLOCK", 16)
+    monkeypatch.setattr(catalyzer_index, "BLOCK", 16)
 
     def look() -> set[int]:
         seen = set()

@@ -12,7 +12,8 @@ import torch
 
 from catalyzer import Catalyzer, Codec, Decoder, InvalidInput, LatticeQuantizer, SphericalLattice, TrainedRun, export
 from catalyzer.commands.cli import main
-from catalyzer.index.file import Contents, write
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import write
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.nn import Identity, embed
 from tests.conftest import clustered

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from catalyzer.files.atomic import write_atomically
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
+from catalyzer.files.atomic import write_atomically
 from catalyzer.index.metric import Metric
 from catalyzer.nn import Catalyzer
 

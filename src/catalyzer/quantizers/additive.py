@@ -57,7 +57,7 @@ class AdditiveQuantizer(Quantizer):
         return {"codebooks_": torch.from_numpy(faiss.vector_to_array(self._quantizer.codebooks))}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        check_state(self, state, codebooks_=256 * self.code_size * self.dim)
+        check_state(self, state, codebooks_=(256 * self.code_size * self.dim,))
         faiss.copy_array_to_vector(state["codebooks_"].numpy(), self._quantizer.codebooks)
         self._quantizer.is_trained = True
 

@@ -169,9 +169,9 @@ class Quantizer(Part, ABC):
         check_search(queries, codes, k, self.dim, self.code_size)
 
 
-def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **sizes: int) -> None:
-    """Raise `InvalidInput` unless `state` has just these float32 vectors, each of so many numbers."""
+def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
+    """Raise `InvalidInput` unless `state` has just these float32 tensors, each of its shape."""
     given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    if given != {name: ((size,), torch.float32) for name, size in sizes.items()}:
-        expected = ", ".join(f"{name} of {size:,} float32" for name, size in sizes.items())
+    if given != {name: (shape, torch.float32) for name, shape in shapes.items()}:
+        expected = ", ".join(f"{name} {shape} float32" for name, shape in shapes.items())
         raise InvalidInput(f"{quantizer.label}: expected {expected}; got {given or 'nothing'}")

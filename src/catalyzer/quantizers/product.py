@@ -80,7 +80,7 @@ class ProductQuantizer(Quantizer):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         size = self._pq.d
-        check_state(self, state, centroids_=256 * size, **({} if self._rotation is None else {"rotation_": size**2}))
+        check_state(self, state, centroids_=(256 * size,), **({} if self._rotation is None else {"rotation_": (size**2,)}))
         faiss.copy_array_to_vector(state["centroids_"].numpy(), self._pq.pq.centroids)
         self._pq.is_trained = self._index.is_trained = True
         if self._rotation is not None:

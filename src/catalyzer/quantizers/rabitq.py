@@ -48,7 +48,7 @@ class RaBitQuantizer(Quantizer):
         return {"center_": torch.from_numpy(faiss.vector_to_array(self._index.center))}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        check_state(self, state, center_=self.dim)
+        check_state(self, state, center_=(self.dim,))
         faiss.copy_array_to_vector(state["center_"].numpy(), self._index.center)
         self._index.is_trained = True
 
