@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from catalyzer import CatalyzerIndex, InvalidInput, knn, recall_at
+from catalyzer import CatalyzerIndex, InvalidInput, SignQuantizer, knn, recall_at
 from catalyzer.index import catalyzer_index
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, verify, write
@@ -210,16 +210,25 @@ def test_empty_and_nearly_empty(index: CatalyzerIndex) -> None:
 
 
 def test_what_cannot_be(fitted: Path, listed: Path, index: CatalyzerIndex) -> None:
-    for nprobe in (0, 21):
-        with pytest.raises(InvalidInput, match=f"nprobe must be between 1 and the number of lists, 20; got {nprobe}"):
-            index.search(QUERIES, nprobe=nprobe)
-    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this has none"):
+    for nprobe, sentence in (
+        (0, "nprobe must be an integer of at least 1, got 0"),
+        (1.5, "nprobe must be an integer of at least 1, got 1.5"),
+        (21, "nprobe must be between 1 and the number of lists, 20; got 21"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            index.search(QUERIES, nprobe=nprobe)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this one has none"):
         CatalyzerIndex.load(fitted).search(QUERIES, nprobe=4)
-    with pytest.raises(InvalidInput, match="ivf must be a number of lists, or 0 for none; got -1"):
+    with pytest.raises(InvalidInput, match="ivf must be an integer of at least 0, got -1"):
         CatalyzerIndex(ivf=-1)
     with pytest.raises(InvalidInput, match=r"ivf = 100 lists need at least 800 .* got 600: .* an ivf of at most 75"):
         CatalyzerIndex(hidden=16, d_out=24, ivf=100).fit(BASE[:600])
+    with pytest.raises(InvalidInput, match="ProductQuantizer cannot search inverted lists"):
+        CatalyzerIndex(hidden=16, d_out=24, ivf=10, overrides=["quantizer=opq"]).fit(BASE[:600])
     assert (index.ivf, CatalyzerIndex.load(fitted).ivf) == (20, 0)
+    held = read(listed, mmap=False)
+    with pytest.raises(InvalidInput, match="SignQuantizer cannot search inverted lists"):
+        replace(held, codec=replace(held.codec, quantizer=SignQuantizer(24)))
 
 
 def test_merging_needs_the_same_lists(index: CatalyzerIndex, listed: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class CatalyzerIndex:
     ) -> None:
         if not isinstance(decoder, bool):
             raise InvalidInput(f"decoder must be True or False, got {decoder!r}")
-        if isinstance(overrides, str) or not all(isinstance(each, str) and "=" in each for each in overrides):
+        if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
             raise InvalidInput(f'overrides must be a list of texts such as "quantizer=opq", got {overrides!r}')
         self._ivf = _integer("ivf", ivf, 0)
         self._options: dict[str, Any] | None = {
@@ -101,8 +101,7 @@ class CatalyzerIndex:
             metric: "l2", or "cosine" for a codec that was trained on vectors of norm 1.
 
         Raises:
-            InvalidInput: "ip", whose longest norm `fit` alone learns; or a codec that codes no vectors, as one whose quantizer
-                is not fitted.
+            InvalidInput: "ip", whose longest norm only `fit` learns; or a quantizer that is not fitted.
 
         >>> from catalyzer.nn import Identity
         >>> from catalyzer.quantizers import LatticeQuantizer
@@ -112,11 +111,9 @@ class CatalyzerIndex:
         """
         if metric == "ip":
             raise InvalidInput("an index for inner products learns the longest norm, so it cannot be made of a codec; call fit")
-        try:
-            codes = codec.encode(np.ones((1, codec.transform.d_in), np.float32), description=None)
-        except (RuntimeError, AttributeError) as error:
-            raise InvalidInput(f"the codec codes no vectors ({str(error).splitlines()[0]}); train it first") from None
-        return cls._holding(Contents(codec, Metric(metric), np.empty(0, np.int64), codes[:0]))
+        if codec.quantizer.is_learned and not any(array.any() for array in codec.quantizer.state_dict().values()):
+            raise InvalidInput(f"the codec's {type(codec.quantizer).__name__} is not fitted; call codec.fit(train) first")
+        return cls._holding(_empty(codec, Metric(metric)))
 
     @classmethod
     def _holding(cls, contents: Contents) -> Self:
@@ -194,15 +191,17 @@ class CatalyzerIndex:
                 a codec, or one that holds vectors already, whose codes would become void.
             Unavailable: the folder cannot be written.
         """
-        from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
-        from catalyzer.training import seconds_of
-
         if epochs is not None and budget is not None:
             raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
         if budget is not None and not isinstance(budget, str):
             raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
-        epochs = None if budget else EPOCHS if epochs is None else _integer("epochs", epochs, 1)
+        if epochs is not None:
+            _integer("epochs", epochs, 1)
+        from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
+        from catalyzer.training import seconds_of
+
         seconds = None if budget is None else seconds_of(budget)
+        epochs = (epochs or EPOCHS) if budget is None else None
         with self._writing, _COMPUTING, ExitStack() as stack:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
@@ -225,10 +224,8 @@ class CatalyzerIndex:
                     f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
                 ) from None
             lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
-            no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
-            contents = Contents(codec, metric, np.empty(0, np.int64), no_codes, lists=lists)
+            self._publish(_empty(codec, metric, lists))
             self._metric = metric
-            self._publish(contents)
         return self
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
@@ -442,6 +439,10 @@ class CatalyzerIndex:
         else:
             lists, ids, codes = lists.insert(old.ids, old.codes, in_lists, ids, codes)
         self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
+
+
+def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None) -> Contents:
+    return Contents(codec, metric, np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8), lists=lists)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
