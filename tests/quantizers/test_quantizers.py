@@ -3,12 +3,14 @@
 import faiss
 import numpy as np
 import pytest
+import torch
 
 from catalyzer import InvalidInput
 from catalyzer.quantizers import (
     AdditiveQuantizer,
-    HashQuantizer,
+    ITQQuantizer,
     LatticeQuantizer,
+    LSHQuantizer,
     ProductQuantizer,
     Quantizer,
     RaBitQuantizer,
@@ -96,10 +98,10 @@ def test_sign_search_counts_bits_that_differ() -> None:
     np.testing.assert_allclose(distances, np.sort(hamming, axis=1)[:, :5] * 4 / DIM, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "learned"), [(16, False), (64, False), (16, True), (DIM, True)])
-def test_hashes_are_the_signs_of_centred_projections(bits: int, learned: bool) -> None:
+@pytest.mark.parametrize(("kind", "bits"), [(LSHQuantizer, 16), (LSHQuantizer, 64), (ITQQuantizer, 16), (ITQQuantizer, DIM)])
+def test_hashes_are_the_signs_of_centred_projections(kind: type[LSHQuantizer | ITQQuantizer], bits: int) -> None:
     x, base, queries = vectors(2000, 0) + 5, vectors(300, 1) + 5, vectors(20, 2) + 5  # uncentred, all signs would agree
-    quantizer = HashQuantizer(DIM, bits, learned).fit(x)
+    quantizer = kind(DIM, bits).fit(x)
     codes = quantizer.encode(base)
     assert codes.shape == (300, quantizer.code_size)
     share = np.unpackbits(quantizer.encode(x), axis=1, count=bits, bitorder="little").mean(axis=0)
@@ -117,13 +119,10 @@ def test_hashes_are_the_signs_of_centred_projections(bits: int, learned: bool) -
 
 
 def test_itq_loses_less_than_random_directions() -> None:
-    x, base, queries = vectors(2000, 0), vectors(2000, 1), vectors(200, 2)
-    nearest = ((queries[:, None] - base[None]) ** 2).sum(-1).argmin(axis=1)
-
-    def recall(quantizer: Quantizer) -> float:
-        return (quantizer.search(queries, quantizer.encode(base), 50)[1] == nearest[:, None]).any(axis=1).mean()
-
-    assert recall(HashQuantizer(DIM, 16, learned=True).fit(x)) > recall(HashQuantizer(DIM, 16).fit(x))
+    x, base = vectors(2000, 0), vectors(2000, 1)
+    itq, lsh = (kind(DIM, 16).fit(x) for kind in (ITQQuantizer, LSHQuantizer))
+    errors = [((each.decode(each.encode(base)) - base) ** 2).sum() for each in (itq, lsh)]
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_rabitq_is_faiss_s() -> None:
@@ -138,6 +137,46 @@ def test_rabitq_is_faiss_s() -> None:
     assert ((quantizer.decode(codes) - base) ** 2).sum() < ((base - x.mean(axis=0)) ** 2).sum()
 
 
+LEARNED = [
+    ProductQuantizer(DIM, 64), ProductQuantizer(DIM, 64, rotate=True), ProductQuantizer(DIM, 40, rotate=True),
+    AdditiveQuantizer(DIM, 32), AdditiveQuantizer(DIM, 32, local_search=True), LSHQuantizer(DIM, 30), ITQQuantizer(DIM, 20),
+    RaBitQuantizer(DIM),
+]  # fmt: skip
+FIXED = [LatticeQuantizer(DIM, 64), LatticeQuantizer(DIM, 64, 10), SignQuantizer(DIM), SignQuantizer(DIM, asymmetric=True)]
+
+
+@pytest.mark.parametrize("quantizer", [*LEARNED, *FIXED], ids=lambda quantizer: quantizer.label)
+def test_what_is_learned_goes_into_an_equal_quantizer(quantizer: Quantizer) -> None:
+    quantizer.fit(vectors(2000, 0))
+    other = type(quantizer)(**quantizer.arguments)
+    state = quantizer.state_dict()
+    assert bool(state) == quantizer.is_learned == (quantizer in LEARNED)
+    assert all(name.endswith("_") and tensor.dtype == torch.float32 for name, tensor in state.items())
+    other.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+    base, queries = vectors(500, 1), vectors(20, 2)
+    codes = quantizer.encode(base)
+    np.testing.assert_array_equal(other.encode(base), codes)
+    np.testing.assert_array_equal(other.decode(codes), quantizer.decode(codes))
+    for ours, theirs in zip(other.search(queries, codes, 10), quantizer.search(queries, codes, 10), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert other.state_dict().keys() == state.keys()
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("quantizer", [*LEARNED, *FIXED], ids=lambda quantizer: quantizer.label)
+def test_what_another_quantizer_has_learned_is_refused(quantizer: Quantizer) -> None:
+    state = quantizer.fit(vectors(2000, 0)).state_dict()
+    hostile = [{**state, "more_": torch.zeros(3)}, {**state, "search": torch.zeros(3)}, {**state, "_signs": torch.zeros(3)}]
+    for name, tensor in state.items():
+        others = {key: value for key, value in state.items() if key != name}
+        larger = torch.cat([tensor, tensor])
+        changed = [larger, tensor[:0], tensor.double(), tensor.reshape(1, *tensor.shape), torch.zeros(())]
+        hostile += [others, *({**others, name: wrong} for wrong in changed)]
+    for wrong in hostile:
+        with pytest.raises(InvalidInput, match=rf"^{quantizer.label}"):
+            type(quantizer)(**quantizer.arguments).load_state_dict(wrong)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -146,8 +185,8 @@ def test_rabitq_is_faiss_s() -> None:
         (lambda: ProductQuantizer(24, 12), "multiple of 8, got 12"),
         (lambda: AdditiveQuantizer(24, 12), "multiple of 8, got 12"),
         (lambda: AdditiveQuantizer(8, 64).fit(np.ones((100, 8), np.float32)), "at least 256 vectors, got 100"),
-        (lambda: HashQuantizer(24, 32, learned=True), "32 bits need as many dimensions, got 24"),
-        (lambda: HashQuantizer(24, 16, learned=True).fit(np.ones((9, 24), np.float32)), "at least as many vectors, got 9"),
+        (lambda: ITQQuantizer(24, 32), "32 bits need as many dimensions, got 24"),
+        (lambda: ITQQuantizer(24, 16).fit(np.ones((9, 24), np.float32)), "at least as many vectors, got 9"),
         (lambda: ProductQuantizer(4, 64), "8 bytes need at least 8 dimensions, got 4"),
         (lambda: ProductQuantizer(8, 64).fit(np.ones((100, 8), np.float32)), "at least 256 vectors, got 100"),
     ],
