@@ -8,17 +8,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, Split
 from catalyzer.datasets.benchmark import split_sizes
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
-from catalyzer.files.array_cache import ArrayCache
-from catalyzer.files.vectors import fingerprint
-from catalyzer.nn import Catalyzer, multiplies_bfloat16
 from catalyzer.runs.experiment import build, data_options, make_training, train
+from catalyzer.nn import Catalyzer, multiplies_bfloat16
 from catalyzer.runs.settings import DECODER_LAMBDA, Settings, paper_lambda
 from catalyzer.training import COMPETITORS, QueryData, QueryTraining, TripletData, measure_epoch
+from catalyzer.files.vectors import fingerprint
 
 log = logging.getLogger(__name__)
 
