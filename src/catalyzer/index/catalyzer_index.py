@@ -458,7 +458,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 def _quantizer_class(overrides: list[str]) -> type[Quantizer]:
     from catalyzer.runs.compose import compose_config
 
-    return find_class(compose_config("train", overrides).quantizer._target_, Quantizer)  # type: ignore[type-abstract]
+    return find_class(compose_config("train", overrides).quantizer._target_, Quantizer)
 
 
 def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:
