@@ -30,7 +30,8 @@ from rich.table import Table
 
 from catalyzer import CatalyzerIndex, Codec, TrainedRun, knn, open_vectors, recall_at
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32
-from catalyzer.index.file import Contents, read, write
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import read, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric
 
@@ -70,7 +71,7 @@ def our_index(codec: Codec, learn: np.ndarray, base: Vectors, ivf: int) -> Catal
     none = np.empty((0, codec.quantizer.code_size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.catalyzer"
-        write(path, Contents(codec, Metric("l2"), codec.quantizer.bits, np.empty(0, np.int64), none, lists=lists))
+        write(path, Contents(codec, Metric("l2"), np.empty(0, np.int64), none, lists=lists))
         index = CatalyzerIndex.load(path)
     index.add(base)
     print(f"catalyzer: lists in {fitted - start:.1f} s, {len(base):,} vectors added in {time.perf_counter() - fitted:.1f} s")
