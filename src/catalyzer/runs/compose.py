@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -74,11 +75,15 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
         InvalidInput: Hydra refuses the overrides.
     """
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):  # afterwards Hydra is what it was before
-        try:
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()  # there can be only one
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(name, overrides)
-        except HydraException as error:
-            raise InvalidInput(" ".join(str(error).split())) from None
+    except HydraException as error:
+        raise InvalidInput(" ".join(str(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
