@@ -103,14 +103,26 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _hints(cls: type) -> tuple[dict[str, Any], Any]:
-    """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others."""
-    try:
-        typed = get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # names that are imported for type checkers alone
-        typed = {}
-    signature = inspect.signature(cls.__init__).parameters.values()
-    others = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
-    return {name: typed.get(name, Any) for name in parameters(cls)}, others
+    """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others.
+
+    A class that takes **others is expected to hand them to its base, whose arguments are then its own too.
+    """
+    hints: dict[str, Any] = {}
+    others = None
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        try:
+            typed = get_type_hints(base.__init__)
+        except (NameError, TypeError):  # names that are imported for type checkers alone
+            typed = {}
+        hints = {name: typed.get(name, Any) for name in parameters(base)} | hints
+        signature = inspect.signature(base.__init__).parameters.values()
+        rest = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
+        others = rest if others is None else others
+        if rest is None:
+            break
+    return hints, others
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
