@@ -34,7 +34,7 @@ clean: ## remove the environment and all caches in this folder (outputs/ stays)
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing into .venv (a few minutes the first time)"
-	$(PIP) -e ".[cpu]"
+	$(PIP) -e ".[cpu,sift]"
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python

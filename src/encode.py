@@ -1,6 +1,26 @@
 """Code a file of vectors of any size into shards: `python src/encode.py --help`."""
 
-from catalyzer.commands.encode import main
+import hydra
+from omegaconf import DictConfig
+
+from catalyzer.commands.console import one_sentence_errors
+from catalyzer.runs.compose import CONF, register_resolvers, resolved
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="encode")
+def main(config: DictConfig) -> None:
+    with one_sentence_errors():
+        from catalyzer.runs.settings import Encode
+
+        settings = Encode.check(resolved(config))
+
+        from catalyzer.shards import RayEngine, encode, local
+
+        engine = RayEngine(settings.address) if settings.engine == "ray" else local
+        encode(settings.run, settings.input, settings.output, settings.shard_size, engine, settings.trust)
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,28 @@
 """Measure another quantizer on the networks of a finished run: `python src/evaluate.py --help`."""
 
-from catalyzer.commands.evaluate import main
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from catalyzer.commands.console import one_sentence_errors
+from catalyzer.runs.compose import CONF, register_resolvers, resolved
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def main(config: DictConfig) -> None:
+    with one_sentence_errors():
+        from catalyzer.runs.build import fit_to_classes
+        from catalyzer.runs.settings import Evaluation
+        from catalyzer.runs.trained_run import evaluate_run
+
+        values = resolved(config)
+        for part_of_quantizer in ("bits", "seed"):
+            del values[part_of_quantizer]
+        fit_to_classes(values, list(HydraConfig.get().overrides.task))
+        evaluate_run(Evaluation.check(values))
+
 
 if __name__ == "__main__":
     main()

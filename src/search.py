@@ -1,6 +1,31 @@
 """Search in the shards that `src/encode.py` made: `python src/search.py --help`."""
 
-from catalyzer.commands.search import main
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from catalyzer.commands.console import one_sentence_errors
+from catalyzer.errors import InvalidInput
+from catalyzer.runs.compose import CONF, register_resolvers, resolved
+
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
+def main(config: DictConfig) -> None:
+    with one_sentence_errors():
+        from catalyzer.runs.settings import Search
+        from catalyzer.shards import CodeShards, RayEngine, local, search, write_neighbours
+
+        settings = Search.check(resolved(config))
+        shards = CodeShards.open(Path(settings.codes))
+        if settings.format == "vecs" and shards.manifest.rows > 1 << 31:
+            raise InvalidInput(f"{settings.codes} has ids beyond 2³¹, more than .ivecs files can hold; add format=npy")
+        engine = RayEngine(settings.address) if settings.engine == "ray" else local
+        found = search(shards, settings.queries, settings.k, settings.rerank, settings.run, engine, settings.trust)
+        write_neighbours(Path(settings.output), *found, settings.format)
+
 
 if __name__ == "__main__":
     main()

@@ -20,9 +20,13 @@ import numpy as np
 
 if TYPE_CHECKING:  # torch and Lightning take seconds to import, and most test files need neither
     from catalyzer import Catalyzer
+    from catalyzer.runs.settings import Settings
     from catalyzer.training import TripletData
 
 ROOT = Path(__file__).parent.parent
+
+Finished = subprocess.CompletedProcess[str]
+Command = Callable[..., Finished]
 
 DIM = 32
 """Dimension of the vectors of `own_files`, of the fitted index and of `make_run`."""
@@ -95,13 +99,13 @@ def options(tmp_path: Path) -> dict[str, Any]:
     from catalyzer.training import Miner
 
     cache = ArrayCache(tmp_path)
-    split = Split("validation", clustered(100, 16, 1), clustered(10, 16, 2), cache)
+    split = Split(clustered(100, 16, 1), clustered(10, 16, 2), cache=cache)
     sizes = {"batch_size": 32, "k_pos": 5, "k_neg": 20}
     miner = Miner("exact", "exact")
     return {"train": clustered(TRAIN_SIZE, 16, 0), "validation": split, "miner": miner, "seed": 0, "cache": cache, **sizes}
 
 
-def triplet_data(tmp_path: Path, **changes: int) -> "TripletData":
+def triplet_data(tmp_path: Path, **changes: Any) -> "TripletData":
     from catalyzer.training import TripletData
 
     return TripletData(**options(tmp_path) | changes)
@@ -114,30 +118,35 @@ def network() -> "Catalyzer":
     from catalyzer import Catalyzer
 
     torch.manual_seed(0)
-    return Catalyzer(16, 8, hidden=32).fit(clustered(TRAIN_SIZE, 16, 0))
+    return Catalyzer(16, 8, hidden=32).adapt(clustered(TRAIN_SIZE, 16, 0))
+
+
+def settings_of(*overrides: str) -> "Settings":
+    """The settings of `train.py OVERRIDES`."""
+    from catalyzer.commands.train import composed_settings
+    from catalyzer.runs.compose import compose_config, resolved
+
+    values = resolved(compose_config("train", [*overrides]))
+    del values["resume"], values["trust"]
+    return composed_settings(values, overrides)
 
 
 def make_run(folder: Path, *overrides: str, seed: int = 0) -> Path:
     """The folder of a run on `clustered` vectors, as `train.py OVERRIDES` would leave it but for the training."""
     import torch
 
-    from catalyzer.commands.console import compose_config, register_resolvers, resolved
-    from catalyzer.nn import Catalyzer, Decoder, save_module
-    from catalyzer.runs.settings import Settings
+    from catalyzer.nn import save_part
+    from catalyzer.runs.build import build_codec
 
-    register_resolvers()
-    values = resolved(compose_config(ROOT / "conf", "train", ["catalyzer.hidden=64", *overrides]))
-    del values["resume"]
-    settings = Settings.check(values)
+    settings = settings_of("catalyzer.hidden=64", *overrides)
     settings.save(folder / "config.yaml")
     torch.manual_seed(seed)
-    transform = Catalyzer(DIM, int(settings.d_out), 64)
-    transform.fit(clustered(1000, DIM, 0))
-    save_module(transform, folder, "catalyzer", 0.0)
-    if settings.decoder.name == "mlp":
-        decoder = Decoder(transform.d_out, DIM, 64)
-        decoder.fit(transform)
-        save_module(decoder, folder, "decoder", 0.0)
+    codec, x = build_codec(settings, DIM, int(settings.d_out)), clustered(1000, DIM, 0)
+    for name, network in (("catalyzer", codec.transform), ("decoder", codec.decoder)):
+        if network is not None:
+            save_part(network.adapt(x), folder, name, 0.0)
+    codec.fit(x)
+    save_part(codec.quantizer, folder, "quantizer", 0.0)
     return folder
 
 
@@ -152,7 +161,7 @@ def rows(run: Path) -> dict[str, dict]:
     return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
 
 
-def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
+def refused(process: Finished, *words: str) -> None:
     """Assert that a command has printed one sentence, with these words, and nothing else."""
     assert process.stderr.count("\n") == 1, process.stderr
     assert process.stderr.startswith("error: ")
@@ -161,16 +170,13 @@ def refused(process: subprocess.CompletedProcess[str], *words: str) -> None:
     assert process.stdout == ""
 
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
 def command(script: str, environment: dict[str, str], folder: Path) -> Command:
     """`python src/SCRIPT OVERRIDES` in `folder`.
 
     The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
     """
 
-    def run(*overrides: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(*overrides: str, expect: int = 0) -> Finished:
         arguments = [str(ROOT / "src" / script), *overrides]
         if script in TYPED:
             process = Forking.started(environment).run(arguments, folder, environment)
@@ -211,7 +217,7 @@ class Forking:
             cls.latest = Forking(environment)
         return cls.latest
 
-    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Finished:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with tempfile.TemporaryDirectory() as printed:
@@ -226,6 +232,41 @@ class Forking:
                 Forking.latest = None
                 raise
             return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def prepared(lines: str, script: str, arguments: list[str], environment: dict[str, str], folder: Path) -> Finished:
+    """`python src/SCRIPT ARGUMENTS` in a process that runs some lines of Python first."""
+    path = str(ROOT / "src" / script)
+    lines += f"\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", lines, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def signal_at(step: int, number: signal.Signals, folder: Path, training: str = "CatalyzerTraining") -> dict[str, str]:
+    """Variables for the environment of a run that is to get a signal before an exact step of its training, once.
+
+    Afterwards the file `TRAINING-STEP.sent` is in `folder`.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "plugin"), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "SIGNAL_AT": f"{training} {step} {number:d} {folder / f'{training}-{step}.sent'}"}
+
+
+def interrupted(
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    step: int,
+    number: signal.Signals = signal.SIGTERM,
+    training: str = "CatalyzerTraining",
+) -> str:
+    """`python src/train.py ARGUMENTS`, interrupted before a step of its training; what it printed on standard error."""
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
+        cwd=folder, env=environment | signal_at(step, number, folder, training), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM), process.stderr
+    return process.stderr
 
 
 class Server(ThreadingHTTPServer):

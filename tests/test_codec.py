@@ -13,14 +13,15 @@ from catalyzer import InvalidInput, LatticeQuantizer, SignQuantizer
 from catalyzer.codec import Codec
 from catalyzer.neighbors import knn
 from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed
-from catalyzer.quantizers import HashQuantizer, ProductQuantizer, Quantizer
+from catalyzer.quantizers import LSHQuantizer, ProductQuantizer, Quantizer
 from tests.helpers import clustered
 
 
 def decoding(quantizer: Quantizer) -> Codec:
     torch.manual_seed(0)
-    transform = Catalyzer(32, quantizer.dim, hidden=20).fit(clustered(500, 32, 0)).eval()
-    return Codec(transform, quantizer, Decoder(quantizer.dim, 32, hidden=20).fit(transform).eval())
+    x = clustered(500, 32, 0)
+    transform = Catalyzer(32, quantizer.dim, hidden=20).adapt(x).eval()
+    return Codec(transform, quantizer, Decoder(quantizer.dim, 32, hidden=20).adapt(x).eval())
 
 
 LATTICE = decoding(LatticeQuantizer(16, 64))
@@ -42,7 +43,7 @@ def test_reranking_equals_brute_force(codec: Codec, n: int, nq: int, data: st.Da
     base, queries = clustered(n, 32, 1), clustered(nq, 32, 2)
     codes = codec.encode(base)
     with pytest.MonkeyPatch.context() as patch:  # blocks as they are in searches that are too large for a test
-        for name, most in (("PAIRS", 4 * n), ("CHUNK", n), ("DECODED", n)):
+        for name, most in (("PAIRS", 4 * n), ("PAIRS_HELD", n), ("DECODED", n)):
             patch.setattr(catalyzer.codec, name, data.draw(st.integers(1, most)))
         distances, ids = codec.search(queries, codes, k, rerank)
     assert distances.shape == ids.shape == (nq, k)
@@ -57,7 +58,7 @@ def test_reranking_equals_brute_force(codec: Codec, n: int, nq: int, data: st.Da
 def test_queries_have_a_network_of_their_own_and_codes_do_not() -> None:
     base, queries = clustered(300, 32, 1), clustered(20, 32, 2)
     torch.manual_seed(1)
-    own = Catalyzer(32, 16, hidden=20).fit(base).eval()
+    own = Catalyzer(32, 16, hidden=20).adapt(base).eval()
     codec = replace(LATTICE, query=own)
     codes = codec.encode(base)
     np.testing.assert_array_equal(codes, LATTICE.encode(base))
@@ -106,7 +107,7 @@ def test_a_candidate_of_many_queries_is_decoded_once() -> None:
             self.rows += len(z)
             return super().forward(z)
 
-    codec = Codec(LATTICE.transform, LATTICE.quantizer, Counting(16, 32, hidden=20).fit(LATTICE.transform).eval())  # type: ignore[arg-type]
+    codec = Codec(LATTICE.transform, LATTICE.quantizer, Counting(16, 32, hidden=20).adapt(clustered(500, 32, 0)).eval())
     codes = codec.encode(clustered(100, 32, 1))
     codec.search(clustered(200, 32, 2), codes, 5, rerank=100)
     assert codec.decoder is not None
@@ -123,12 +124,12 @@ def test_equal_distances_are_in_the_order_of_rows() -> None:
 
 def test_without_a_way_back_one_sentence() -> None:
     x = clustered(300, 32, 0)
-    codec = Codec(PCA(32, 16).fit(x), LatticeQuantizer(16, 64))
+    codec = Codec(PCA(32, 16).adapt(x), LatticeQuantizer(16, 64))
     codes = codec.encode(x)
     for attempt in (lambda: codec.decode(codes), lambda: codec.search(x, codes, 1, rerank=10)):
         with pytest.raises(InvalidInput, match="decoder=mlp"):
             attempt()
-    signs = Codec(Identity(32), HashQuantizer(32, 16, learned=False).fit(x.astype(np.float32)))
+    signs = Codec(Identity(32), LSHQuantizer(32, 16).fit(x.astype(np.float32)))
     assert not signs.decodes
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import catalyzer
 
@@ -38,4 +39,26 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_without_faiss_one_sentence_says_what_to_install() -> None:
     code = "import sys; sys.modules['faiss'] = None; import catalyzer.neighbors"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "InvalidInput: faiss is not installed: pip install 'catalyzer[cpu]'" in process.stderr
+    assert 'MissingPackage: faiss is not installed: pip install "catalyzer[cpu]"' in process.stderr
+
+
+def test_no_extra_but_faiss_is_needed_to_import_and_search(tmp_path: Path) -> None:
+    # Pillow is installed with matplotlib, but no search draws.
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["cv2", "skimage", "PIL", "ray", "onnx", "onnxruntime", "tensorboard", "optuna", "submitit"]))
+import numpy as np
+import catalyzer
+for name in catalyzer.__all__:
+    getattr(catalyzer, name)
+from catalyzer.nn import Identity
+x = np.random.default_rng(0).normal(size=(500, 24)).astype(np.float32)
+codec = catalyzer.Codec(Identity(d_in=24), catalyzer.LatticeQuantizer(dim=24, bits=64))
+assert codec.search(x[:5], codec.encode(x), k=1)[1].ravel().tolist() == [0, 1, 2, 3, 4]
+from catalyzer.datasets import load_demo
+from catalyzer.files.array_cache import ArrayCache
+load_demo(ArrayCache({str(tmp_path)!r}))
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    sentence = 'catalyzer.errors.MissingPackage: the demo dataset needs cv2: pip install "catalyzer[sift]"'
+    assert process.stderr.splitlines()[-1] == sentence

@@ -26,24 +26,7 @@ _HOME = {
     "TrainedRun": "catalyzer.runs.trained_run",
 }
 
-__all__ = [
-    "Catalyzer",
-    "CatalyzerIndex",
-    "Codec",
-    "Decoder",
-    "InvalidInput",
-    "KoLeoLoss",
-    "LatticeQuantizer",
-    "ProductQuantizer",
-    "RankLoss",
-    "SignQuantizer",
-    "SphericalLattice",
-    "TrainedRun",
-    "__version__",
-    "knn",
-    "open_vectors",
-    "recall_at",
-]
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.datasets import load_bigann, load_deep1b, load_demo, load_files
+from catalyzer.datasets import Benchmark, BigANN, Deep1B, Demo, Files
 from catalyzer.datasets.benchmark import split_sizes
 from catalyzer.datasets.files import _abbreviated
 from catalyzer.files.array_cache import ArrayCache
@@ -32,7 +32,7 @@ def bigann(tmp_path: Path) -> Path:
 
 
 def test_splits_do_not_overlap_and_validation_is_cut_from_learn(bigann: Path, cache: ArrayCache) -> None:
-    benchmark = load_bigann(bigann, base_size=500, cache=cache, **SIZES)
+    benchmark = BigANN(str(bigann), base_size=500, **SIZES).load(cache)
     learn = clustered(1450, 16, 0)
     np.testing.assert_array_equal(benchmark.train, learn[:1000])
     np.testing.assert_array_equal(benchmark.validation.queries, learn[1000:1050])
@@ -43,12 +43,12 @@ def test_splits_do_not_overlap_and_validation_is_cut_from_learn(bigann: Path, ca
 
 def test_ground_truth_is_computed_exactly_and_once(bigann: Path, cache: ArrayCache) -> None:
     for _ in range(2):
-        benchmark = load_bigann(bigann, base_size=500, cache=cache, **SIZES)
+        benchmark = BigANN(str(bigann), base_size=500, **SIZES).load(cache)
         expected = brute_force(clustered(40, 16, 2), clustered(600, 16, 1)[:500], 100)[1]
         np.testing.assert_array_equal(benchmark.test.ground_truth[:, 0], expected[:, 0])
         assert benchmark.test.ground_truth.shape == (40, 100)
         assert len(list(cache.folder.iterdir())) == 1
-    other = load_bigann(bigann, base_size=400, cache=cache, **SIZES)
+    other = BigANN(str(bigann), base_size=400, **SIZES).load(cache)
     assert other.test.ground_truth.max() < 400
 
 
@@ -57,7 +57,7 @@ def test_shipped_ground_truth_is_used(tmp_path: Path, cache: ArrayCache) -> None
         write(tmp_path / f"{name}.fvecs", clustered(n, 16, seed).astype(np.float32))
     shipped = np.random.default_rng(0).integers(0, 1000, (40, 10)).astype(np.int32)
     vecs_io.ivecs_write(str(tmp_path / "deep1k_groundtruth.ivecs"), shipped)
-    benchmark = load_deep1b(tmp_path, base_size=1000, cache=cache, **SIZES)
+    benchmark = Deep1B(str(tmp_path), base_size=1000, **SIZES).load(cache)
     np.testing.assert_array_equal(benchmark.test.ground_truth, shipped)
     assert not cache.folder.exists()
 
@@ -72,20 +72,22 @@ def test_sizes_are_abbreviated_as_in_deep1b(size: int, text: str) -> None:
 def test_missing_files_are_listed_with_where_to_get_them(bigann: Path, cache: ArrayCache) -> None:
     (bigann / "bigann_base.bvecs").unlink()
     with pytest.raises(InvalidInput) as caught:
-        load_bigann(bigann, base_size=1_000_000, cache=cache, **SIZES)
+        BigANN(str(bigann), base_size=1_000_000, **SIZES).load(cache)
     for word in ("lacks bigann_base.bvecs;", "bigann_learn.bvecs", "gnd/idx_1M.ivecs", "corpus-texmex", "CATALYZER_DATA"):
         assert word in str(caught.value)
 
 
 def test_a_base_smaller_than_asked_for(bigann: Path, cache: ArrayCache) -> None:
-    with pytest.raises(InvalidInput, match=r"base_size = 601 asks for more than its 600 vectors"):
-        load_bigann(bigann, base_size=601, cache=cache, **SIZES)
+    with pytest.raises(
+        InvalidInput, match=r"bigann_base\.bvecs: dataset\.base_size = 601 asks for more than its 600 base vectors"
+    ):
+        BigANN(str(bigann), base_size=601, **SIZES).load(cache)
 
 
-def files(tmp_path: Path, cache: ArrayCache, **replaced: np.ndarray):
+def files(tmp_path: Path, cache: ArrayCache, **replaced: np.ndarray) -> Benchmark:
     parts = {"learn": clustered(1450, 16, 0), "base": clustered(600, 16, 1), "queries": clustered(40, 16, 2), **replaced}
-    paths = {name: write(tmp_path / f"{name}.npy", x) for name, x in parts.items()}
-    return load_files(**{"groundtruth": None, **paths}, base_size=None, cache=cache, **SIZES)
+    paths = {name: str(write(tmp_path / f"{name}.npy", x)) for name, x in parts.items()}
+    return Files(**paths, **SIZES).load(cache)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +125,23 @@ def test_a_split_that_shrinks_says_so(tmp_path: Path, cache: ArrayCache, caplog:
     assert "960 training vectors of 16 dimensions; validation 192 base, 48 queries" in caplog.text
 
 
+def test_a_size_below_one() -> None:
+    with pytest.raises(InvalidInput, match=r"dataset\.train_size must be at least 1, got 0"):
+        Demo(train_size=0)
+
+
+def test_the_files_that_are_learned_from_and_those_that_are_tested_on(bigann: Path) -> None:
+    names = {path.name for path in BigANN(str(bigann)).files()}
+    assert names == {"bigann_learn.bvecs", "bigann_base.bvecs", "bigann_query.bvecs"}
+    assert [path.name for path in BigANN(str(bigann)).files(learn_only=True)] == ["bigann_learn.bvecs"]
+    own = Files(*(str(bigann / f"bigann_{part}.bvecs") for part in ("learn", "base", "query")))
+    assert {path.name for path in own.files()} == names
+    assert [path.name for path in own.files(learn_only=True)] == ["bigann_learn.bvecs"]
+
+
 def test_the_embedded_dataset_has_true_matches(environment: dict[str, str]) -> None:
     cache = ArrayCache(environment["CATALYZER_CACHE"])
-    benchmark = load_demo(cache, train_size=60_000, validation_base_size=14_000, validation_queries_size=2_000)
+    benchmark = Demo(train_size=60_000, validation_base_size=14_000, validation_queries_size=2_000).load(cache)
     assert len(benchmark.train) >= 40_000
     assert len(benchmark.test.base) >= 20_000
     assert len(benchmark.test.queries) >= 1_000

@@ -4,9 +4,6 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -14,11 +11,11 @@ import numpy as np
 import pytest
 
 from catalyzer import open_vectors
-from catalyzer.datasets import make_photosift
+from catalyzer.datasets import Photosift, make_photosift
 from catalyzer.errors import InvalidInput, Unavailable
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import locked
-from tests.helpers import ROOT, Command, brute_force, command
+from tests.helpers import Command, brute_force, command, prepared
 
 SEED = 7
 SIZES = {"queries_size": 600, "base_size": 1500, "learn_size": 1000, "seed": SEED, "skip_unreadable": False}
@@ -85,7 +82,7 @@ def test_it_is_made_by_the_recipe_and_read_back(images: Path, made: Path, tmp_pa
 
     cache = ArrayCache(tmp_path / "cache")
     splits = {"train_size": 700, "validation_base_size": 200, "validation_queries_size": 50}
-    benchmark = load_photosift(made, 1500, cache, **splits)
+    benchmark = Photosift(str(made), 1500, **splits).load(cache)
     assert benchmark.name == "photosift"
     np.testing.assert_array_equal(benchmark.train, parts["learn"][:700])
     ids = benchmark.test.ground_truth
@@ -108,14 +105,13 @@ def test_killed_in_the_midst_it_goes_on_to_the_same_end(
     prepare: Command, images: Path, made: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     arguments = ["dataset=photosift", f"images={images}", *OVERRIDES, "dataset.root=killed"]
-    program = [sys.executable, str(ROOT / "src" / "prepare.py"), *arguments]
-    process = subprocess.Popen(program, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     unfinished = tmp_path / "killed" / "unfinished"
-    while not (unfinished / "journal").exists() or (unfinished / "journal").read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    # The system kills it where the file of all descriptors would pass a size that it has after some of the photographs.
+    limit = (
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))"
+    )
+    assert prepared(limit, "prepare.py", arguments, environment, tmp_path).returncode == -signal.SIGXFSZ
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"unfinished", "unfinished.lock"}
     for file in ("journal", "descriptors.u8"):  # in the worst case, in the middle of a line and of a descriptor
         with (unfinished / file).open("ab") as torn:
@@ -177,7 +173,7 @@ def test_an_unfinished_folder_is_not_read(images: Path, made: Path, tmp_path: Pa
     (root / "photosift.json").unlink()
     (root / "unfinished").mkdir()
     with pytest.raises(InvalidInput, match="is not finished; run the command that makes it once more"):
-        load_photosift(root, 1500, ArrayCache(tmp_path), train_size=500, validation_base_size=400, validation_queries_size=50)
+        Photosift(str(root), 1500).load(ArrayCache(tmp_path))
 
 
 def test_what_is_no_folder_of_photographs(prepare: Command, tmp_path: Path) -> None:

@@ -96,6 +96,21 @@ def test_a_write_that_finds_no_room_names_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"old")
+    for target, reason in (
+        ("folder", "Is a directory"),
+        ("file/a.bin", "File exists"),
+        ("file/b/a.bin", "Not a directory"),
+    ):
+        with pytest.raises(Unavailable, match=rf"{target} cannot be written \({reason}\)"):
+            write_atomically(tmp_path / target, lambda file: file.write(b"new"))
+    with pytest.raises(FileNotFoundError, match=r"input\.bin"):  # of what is read, not written
+        write_atomically(tmp_path / "a.bin", lambda file: file.write((tmp_path / "input.bin").read_bytes()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:

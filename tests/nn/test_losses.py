@@ -121,10 +121,13 @@ def test_minimizing_koleo_spreads_points_to_a_regular_polygon() -> None:
 
 def test_losses_are_taken_in_float32_under_autocast() -> None:
     points = normalize(torch.randn(64, 24))
+    others = points.roll(1, 0), points.roll(2, 0)
+    koleo, rank = KoLeoLoss()(points), RankLoss()(points, *others)
     with torch.autocast("cpu", torch.bfloat16):
-        assert KoLeoLoss()(points).dtype == torch.float32
-        assert torch.equal(KoLeoLoss()(points), KoLeoLoss().forward(points))
-    assert KoLeoLoss()(points).item() == pytest.approx(KoLeoLoss()(points.double()).item(), abs=1e-4)
+        assert torch.equal(KoLeoLoss()(points), koleo)
+        assert torch.equal(RankLoss()(points, *others), rank)
+    assert koleo.dtype == rank.dtype == torch.float32
+    assert koleo.item() == pytest.approx(KoLeoLoss()(points.double()).item(), abs=1e-4)
 
 
 def test_straight_through_quantizes_forward_and_is_the_identity_backward() -> None:

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from catalyzer import InvalidInput
-from catalyzer.nn import PCA, Catalyzer, Identity, embed, load_module, multiplies_bfloat16, save_module
+from catalyzer.errors import DamagedFile, UntrustedPart
+from catalyzer.nn import PCA, Catalyzer, Identity, Transform, embed, load_part, multiplies_bfloat16, save_part
 from tests.helpers import clustered
 
 
-def fitted(kind: str, x: np.ndarray) -> nn.Module:
+def adapted(kind: str, x: np.ndarray) -> Transform:
     torch.manual_seed(0)
     transforms = {"mlp": Catalyzer(32, 12, hidden=40), "pca": PCA(32, 12), "identity": Identity(32)}
-    return transforms[kind].fit(x).eval()
+    return transforms[kind].adapt(x).eval()
 
 
 @pytest.fixture(params=["mlp", "pca", "identity"])
@@ -26,10 +27,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_saved_and_loaded_it_maps_the_same(kind: str, tmp_path: Path) -> None:
     x = clustered(500, 32, 0)
-    transform = fitted(kind, x)
-    save_module(transform, tmp_path, "catalyzer", 1.5)
+    transform = adapted(kind, x)
+    save_part(transform, tmp_path, "catalyzer", 1.5)
     assert {p.name for p in tmp_path.iterdir()} == {"catalyzer.safetensors", "catalyzer.json"}
-    loaded, seconds = load_module(tmp_path, "catalyzer")
+    loaded, seconds = load_part(tmp_path, "catalyzer", Transform)
     assert seconds == 1.5
     np.testing.assert_array_equal(embed(loaded, x), embed(transform, x))
 
@@ -37,20 +38,20 @@ def test_saved_and_loaded_it_maps_the_same(kind: str, tmp_path: Path) -> None:
 def test_outputs_lie_on_the_sphere() -> None:
     x = clustered(500, 32, 0)
     for kind in ("mlp", "pca"):
-        np.testing.assert_allclose(np.linalg.norm(embed(fitted(kind, x), x), axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(embed(adapted(kind, x), x), axis=1), 1, rtol=1e-5)
 
 
 def test_the_network_does_not_care_for_the_inputs_unit_or_origin() -> None:
     x = torch.from_numpy(clustered(500, 32, 0)).float()
-    one, other = (fitted("mlp", y.numpy()).eval()(y).detach() for y in (x, x / 500 - 3))
+    one, other = (adapted("mlp", y.numpy()).eval()(y).detach() for y in (x, x / 500 - 3))
     np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_embedding_is_the_network_s_output_to_the_precision_that_the_hardware_multiplies_in() -> None:
     x = clustered(500, 32, 0)
-    expected = fitted("mlp", x).eval()(torch.from_numpy(x)).detach()
+    expected = adapted("mlp", x).eval()(torch.from_numpy(x)).detach()
     tolerance = 0.02 if multiplies_bfloat16(torch.device("cpu")) else 1e-5
-    np.testing.assert_allclose(embed(fitted("mlp", x), x), expected, atol=tolerance)
+    np.testing.assert_allclose(embed(adapted("mlp", x), x), expected, atol=tolerance)
 
 
 def test_the_network_is_that_of_section_5_2() -> None:
@@ -66,7 +67,7 @@ def test_pca_is_numpy_s() -> None:
     axes = np.linalg.svd(centred, full_matrices=False)[2][:12]
     expected = centred @ axes.T
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    ours = embed(fitted("pca", x), x)
+    ours = embed(adapted("pca", x), x)
     np.testing.assert_allclose(np.abs(ours), np.abs(expected), atol=2e-3)  # the axes' signs are arbitrary
 
 
@@ -85,26 +86,41 @@ def test_pca_cannot_add_dimensions() -> None:
 
 def test_equal_vectors_teach_nothing() -> None:
     with pytest.raises(InvalidInput, match="all training vectors are equal"):
-        Catalyzer(8, 4).fit(np.ones((100, 8), np.float32))
+        Catalyzer(8, 4).adapt(np.ones((100, 8), np.float32))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "pickle", "shape", "kind", "no json", "missing"])
+def changed(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+DAMAGE = {
+    "truncated": lambda folder: (folder / "catalyzer.safetensors").write_bytes(
+        (folder / "catalyzer.safetensors").read_bytes()[:-10]
+    ),
+    "a pickle": lambda folder: torch.save({"a": 1}, folder / "catalyzer.safetensors"),
+    "another shape": lambda folder: changed(folder / "catalyzer.json", arguments={"d_in": 32, "d_out": 13, "hidden": 40}),
+    "arguments that it does not take": lambda folder: changed(folder / "catalyzer.json", arguments={"depth": 3}),
+    "a class of another kind": lambda folder: changed(folder / "catalyzer.json", **{"class": "catalyzer.LatticeQuantizer"}),
+    "no JSON": lambda folder: (folder / "catalyzer.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_refused_in_one_sentence(damage: str, tmp_path: Path) -> None:
-    save_module(fitted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
-    weights, shape = tmp_path / "catalyzer.safetensors", tmp_path / "catalyzer.json"
-    if damage == "truncate":
-        weights.write_bytes(weights.read_bytes()[:-10])
-    elif damage == "pickle":
-        torch.save({"a": 1}, weights)
-    elif damage == "shape":
-        shape.write_text(json.dumps({"kind": "mlp", "d_in": 32, "d_out": 13, "hidden": 40}))
-    elif damage == "kind":
-        shape.write_text(json.dumps({"kind": "os.system", "d_in": 32}))
-    elif damage == "no json":
-        shape.write_text("{")
-    else:
-        weights.unlink()
-    with pytest.raises(InvalidInput) as caught:
-        load_module(tmp_path, "catalyzer")
+    save_part(adapted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
+    DAMAGE[damage](tmp_path)
+    with pytest.raises(DamagedFile) as caught:
+        load_part(tmp_path, "catalyzer", Transform)
     assert "catalyzer.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_class_that_is_not_trusted(tmp_path: Path) -> None:
+    save_part(adapted("mlp", clustered(100, 32, 0)), tmp_path, "catalyzer", 1.5)
+    (tmp_path / "my_parts.py").write_text("raise SystemError('imported')")
+    changed(tmp_path / "catalyzer.json", **{"class": "my_parts.Network"})
+    with pytest.raises(UntrustedPart, match="trust=my_parts"):
+        load_part(tmp_path, "catalyzer", Transform)
+    (tmp_path / "catalyzer.safetensors").unlink()
+    with pytest.raises(InvalidInput, match=r"catalyzer\.safetensors: no such file"):
+        load_part(tmp_path, "catalyzer", Transform)

@@ -6,14 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.helpers import FAST, ROOT, Command, only_run, rows
+from tests.helpers import FAST, ROOT, Command, command, interrupted, only_run, prepared, rows
 
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 EXACT = ["trainer.precision=32-true", "miner=exact", "trainer.log_every_n_steps=1", "baselines=[]"]
@@ -72,42 +71,26 @@ def test_a_sweep_of_two_jobs_of_two_processes_each(train: Command, own_files: li
     assert "Traceback" not in process.stderr
 
 
-def started(arguments: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], words: str) -> str:
-    """Read standard error up to a line with these words; what was read."""
-    assert process.stderr is not None
-    read = ""
-    for line in process.stderr:
-        read += line
-        if words in line:
-            return read
-    raise AssertionError(f"{words!r} never came:\n{read}")
-
-
-def test_a_run_that_is_stopped_and_killed_again_and_again_comes_to_the_same_end(
+def test_a_run_interrupted_again_and_again_comes_to_the_same_end(
     train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     recipe = ["decoder=mlp", "decoder.hidden=64", "query=mlp"]
-    arguments = [*own_files, *recipe, "catalyzer.hidden=256", "batch_size=16", "trainer.max_epochs=4", "baselines=[]"]
-    start = time.monotonic()
+    arguments = [*own_files, *recipe, "catalyzer.hidden=64", "batch_size=32", "trainer.max_epochs=3", "baselines=[]"]
     train(*arguments, "hydra.run.dir=whole")
-    seconds = time.monotonic() - start
 
-    random = np.random.default_rng()
-    for attempt in range(4):
-        process = started([*arguments, "hydra.run.dir=stopped"] if attempt == 0 else ["resume=stopped"], environment, tmp_path)
-        if attempt < 2:
-            wait_for(process, "training on")
-        time.sleep(random.uniform(0.1, seconds / 3))
-        process.send_signal(signal.SIGKILL if attempt % 2 else signal.SIGTERM)
-        process.communicate()
-    train(
-        *([*arguments, "hydra.run.dir=stopped"] if not (tmp_path / "stopped" / "config.yaml").exists() else ["resume=stopped"])
-    )
+    arguments.append("hydra.run.dir=stopped")  # 150 steps an epoch
+    for training, step, number in (
+        ("CatalyzerTraining", 0, signal.SIGKILL),
+        ("CatalyzerTraining", 140, signal.SIGTERM),
+        ("CatalyzerTraining", 149, signal.SIGTERM),  # the last of its epoch
+        ("CatalyzerTraining", 320, signal.SIGKILL),
+        ("CatalyzerTraining", 430, signal.SIGTERM),
+        ("QueryTraining", 100, signal.SIGTERM),
+        ("QueryTraining", 250, signal.SIGKILL),
+    ):
+        interrupted(arguments, environment, tmp_path, step, number, training)
+        arguments = ["resume=stopped"]
+    train("resume=stopped")
     same_end(tmp_path / "whole", tmp_path / "stopped")
 
     again = train("resume=stopped")
@@ -116,31 +99,19 @@ def test_a_run_that_is_stopped_and_killed_again_and_again_comes_to_the_same_end(
 
 
 def test_sigterm_saves_in_the_middle_of_an_epoch(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
-    arguments = [*own_files, "catalyzer.hidden=512", "batch_size=8", "trainer.max_epochs=3", "baselines=[]"]
-    process = started([*arguments, "hydra.run.dir=run"], environment, tmp_path)
-    wait_for(process, "epoch 1/3")
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate()[1]
-    assert process.returncode == 143, error
-    step, epoch = map(int, re.search(r"told to stop: saved after step (\d+) of epoch (\d)", error).groups())  # type: ignore[union-attr]
-    assert epoch == 2
-    assert 600 < step < 1200
-    assert (tmp_path / "run" / "checkpoints" / f"step-{step:09d}.ckpt").exists()
+    error = interrupted([*own_files, *FAST, "baselines=[]", "hydra.run.dir=run"], environment, tmp_path, 100)
+    assert "told to stop: saved after step 101 of epoch 2" in error
+    assert (tmp_path / "run" / "checkpoints" / "step-000000101.ckpt").exists()
     assert "Traceback" not in error
 
 
 def test_two_processes_stop_together(own_files: list[str], environment: dict[str, str], train: Command, tmp_path: Path) -> None:
-    arguments = [*own_files, *TWO, "catalyzer.hidden=256", "batch_size=8", "trainer.max_epochs=2", "baselines=[]"]
-    process = started([*arguments, "trainer.log_every_n_steps=5", "hydra.run.dir=run"], environment, tmp_path)
-    wait_for(process, "epoch 1/2")
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate()[1]
-    assert process.returncode == 143, error
-    assert "told to stop: saved after step" in error
+    arguments = [*own_files, *FAST, *TWO, "baselines=[]", "trainer.log_every_n_steps=5", "hydra.run.dir=run"]
+    error = interrupted(arguments, environment, tmp_path, 50)  # of 37 an epoch
+    assert "told to stop: saved after step 55 of epoch 2" in error
     assert "Traceback" not in error
     again = train("resume=run")
-    assert "going on from step-" in again.stderr
+    assert "going on from step-000000055" in again.stderr
     assert rows(tmp_path / "run")["catalyzer + lattice"]["recall"]["100"] > 0.3
 
 
@@ -160,14 +131,9 @@ def test_a_damaged_checkpoint_is_passed_over(train: Command, own_files: list[str
 
 def test_a_full_disk_leaves_the_checkpoint_before(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     """By a limit on the size of files, which checkpoints with AdamW's state are the first to meet."""
-    code = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-        f"sys.argv[0] = {str(ROOT / 'src' / 'train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
     arguments = [*own_files, "catalyzer.hidden=128", "trainer.max_epochs=1", "baselines=[]", "hydra.run.dir=run"]
-    process = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    process = prepared(limit, "train.py", arguments, environment, tmp_path)
     refused_last = process.stderr.strip().splitlines()[-1]
     assert process.returncode == 2, process.stderr
     assert re.search(r"error: .*\.ckpt: File too large", refused_last)
@@ -224,18 +190,11 @@ def test_a_job_of_slurm_is_queued_again(environment: dict[str, str], own_files: 
     variables |= {"LOCALID": "0", "NODEID": "0", "NODELIST": "localhost", "NTASKS_PER_NODE": "1"}
     job = environment | {f"SLURM_{key}": value for key, value in variables.items()}
     job["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    arguments = [*own_files, "trainer=cluster", "trainer.accelerator=cpu", "catalyzer.hidden=256", "batch_size=8"]
-    arguments += ["trainer.max_epochs=2", "baselines=[]"]
-    process = started(arguments, job, tmp_path)
-    wait_for(process, "epoch 1/2")
-    process.send_signal(signal.SIGUSR1)
-    error = process.communicate()[1]
-    assert process.returncode == 143, error
+    arguments = [*own_files, *FAST, "trainer=cluster", "trainer.accelerator=cpu", "baselines=[]"]
+    error = interrupted(arguments, job, tmp_path, 100, signal.SIGUSR1)
     assert "SLURM has queued job 77 again" in error
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
-    again = started(arguments, job, tmp_path)
-    error = again.communicate()[1]
-    assert again.returncode == 0, error
-    assert "going on from step-" in error
+    again = command("train.py", job, tmp_path)(*arguments)
+    assert "going on from step-000000101" in again.stderr
     assert only_run(tmp_path).name == "slurm-77.0"

@@ -7,14 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from catalyzer.runs.sweeps import Sweep, validation_recall
-from tests.helpers import FAST, ROOT, Command, command
+from tests.helpers import FAST, ROOT, Command, command, signal_at
 
 TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
 WRONG = "lambda=-1: input should be greater than or equal to 0; change it on the command line"
@@ -137,18 +136,12 @@ def test_slurm_gets_an_array_of_jobs(own_files: list[str], slurm: dict[str, str]
 
 
 def test_a_job_that_slurm_preempts_goes_on_where_it_was(own_files: list[str], slurm: dict[str, str], tmp_path: Path) -> None:
-    sizes = ["catalyzer.hidden=512", "batch_size=16", "trainer.max_epochs=4", "baselines=[]", "hydra.sweep.dir=s"]
-    arguments = [*own_files, *sizes, "lambda=0.01,0.1", "hydra/launcher=submitit_slurm"]
-    command_line = [sys.executable, str(ROOT / "src" / "train.py"), "-m", *arguments]
-    with subprocess.Popen(command_line, cwd=tmp_path, env=slurm, stdout=subprocess.PIPE, text=True) as process:
-        train_log = tmp_path / "s" / "0" / "train.log"
-        while not (train_log.exists() and "epoch 2/4" in train_log.read_text()):
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.kill(int((tmp_path / "record" / "0.pid").read_text()), signal.SIGUSR2)
-        shown = process.communicate()[0]
-    assert process.returncode == 0, shown
-    assert re.search(r"going on from step-\d+\.ckpt, epoch [1234] of 4", train_log.read_text())
+    arguments = [*own_files, *FAST, "baselines=[]", "hydra.sweep.dir=s", "lambda=0.01,0.1", "hydra/launcher=submitit_slurm"]
+    preempted = slurm | signal_at(100, signal.SIGUSR2, tmp_path)
+    command("train.py", preempted, tmp_path)("-m", *arguments)
+    assert (tmp_path / "CatalyzerTraining-100.sent").exists()
+    logs = [(tmp_path / "s" / job / "train.log").read_text() for job in "01"]
+    assert sum("going on from step-000000075.ckpt" in log for log in logs) == 1
     assert {row["job"] for row in csv_rows(tmp_path / "s") if row["test R@10"]} == {"0", "1"}
 
 

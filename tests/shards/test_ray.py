@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import ray
 
-from catalyzer import InvalidInput, scale
+from catalyzer import shards
+from catalyzer.errors import DamagedFile, Unavailable
 from catalyzer.files.vectors import open_vectors
 from catalyzer.shards import CodeShards
 from tests.helpers import DIM, ROOT, blocks, clustered, serving, write
@@ -88,6 +89,11 @@ def at_work(ancestor: int) -> list[int]:
     return found
 
 
+def test_a_cluster_that_cannot_be_joined() -> None:
+    with pytest.raises(Unavailable, match="address=nowhere: there is no Ray cluster that can be joined"):
+        dict(shards.RayEngine("nowhere")(abs, [-1]))
+
+
 def test_a_killed_worker_costs_time_only(
     run: Path, cluster: tuple[str, int], ray_environment: dict[str, str], base: np.ndarray, tmp_path: Path
 ) -> None:
@@ -109,31 +115,31 @@ def test_a_killed_worker_costs_time_only(
     assert process.wait() == 0, process.communicate()
     assert made < 125
 
-    here = scale.encode(run, source, tmp_path / "here", shard_size=40)
+    here = shards.encode(run, source, tmp_path / "here", shard_size=40)
     there = CodeShards.open(tmp_path / "codes")
     assert there.manifest == here.manifest  # and with it all checksums
     assert {path.name for path in there.folder.iterdir()} == {path.name for path in here.folder.iterdir()}
 
-    engine, q = scale.RayEngine(address), tmp_path / "q.fvecs"
+    engine, q = shards.RayEngine(address), tmp_path / "q.fvecs"
     for rerank in (0, 50):
-        expected = scale.search(here, q, 10, rerank)
-        for found, as_here in zip(scale.search(there, q, 10, rerank, engine=engine), expected, strict=True):
+        expected = shards.search(here, q, 10, rerank)
+        for found, as_here in zip(shards.search(there, q, 10, rerank, engine=engine), expected, strict=True):
             np.testing.assert_array_equal(found, as_here)
 
     # What is wrong in a worker is said as if it had been wrong here.
     (there.folder / "000003.npy").unlink()
-    with pytest.raises(InvalidInput, match=r"codes/000003.npy is missing; src/encode.py, started as before, makes it again$"):
-        scale.search(there, q, 10, engine=engine)
+    with pytest.raises(DamagedFile, match=r"codes/000003.npy is missing; start src/encode.py as before"):
+        shards.search(there, q, 10, engine=engine)
 
 
 def page_commands(kind: str) -> list[str]:
-    return [line for language, content in blocks("docs/scale.md") if language == kind for line in content.splitlines()]
+    return [line for language, content in blocks("docs/shards.md") if language == kind for line in content.splitlines()]
 
 
 def test_the_page_does_what_it_says(
     run: Path, cluster: tuple[str, int], base: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every command of docs/scale.md, in its order, on tiny files and with a server of our own."""
+    """Every command of docs/shards.md, in its order, on tiny files and with a server of our own."""
     ray.shutdown()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -160,7 +166,7 @@ def test_the_page_does_what_it_says(
                 arguments += tiny
             elif script == "src/encode.py":
                 shutil.rmtree("codes", ignore_errors=True)  # else Ray would find all done
-            elif script == "benchmarks/scale.py":
+            elif script == "benchmarks/shards.py":
                 arguments += ["--n", "3000", "--queries", "20"]
             monkeypatch.setattr(sys, "argv", [script, *arguments])
             runpy.run_path(str(ROOT / script), run_name="__main__")

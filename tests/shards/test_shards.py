@@ -8,9 +8,7 @@ import resource
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,12 @@ import numpy as np
 import pytest
 
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
+from catalyzer.errors import DamagedFile, MissingPackage, Unavailable
 from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import EXTENSIONS
 from catalyzer.runs.settings import Encode
-from catalyzer.shards import CodeShards, encode, search, searching, write_neighbours
-from tests.helpers import DIM, ROOT, Command, clustered, make_run, refused, write
+from catalyzer.shards import CodeShards, RayEngine, encode, search, searching, write_neighbours
+from tests.helpers import DIM, ROOT, Command, clustered, make_run, prepared, refused, write
 
 
 def all_codes(folder: Path) -> np.ndarray:
@@ -44,13 +43,13 @@ def test_every_format_is_encoded_as_all_at_once(extension: str, run: Path, tmp_p
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("quantizer", ["lattice", "sign"])
-@pytest.mark.parametrize("rerank", [0, 70])
+@pytest.mark.parametrize(("quantizer", "rerank"), [("lattice", 0), ("lattice", 70), ("sign", 0), ("sign", 70), ("opq", 0)])
 @pytest.mark.parametrize("shard_size", [5000, 60, 128])
 def test_shards_are_searched_as_all_at_once(
     quantizer: str, rerank: int, shard_size: int, base: np.ndarray, queries: np.ndarray, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path / "run", "decoder=mlp", "decoder.hidden=64", f"quantizer={quantizer}")
+    decoder = ["decoder=mlp", "decoder.hidden=64"] if rerank else []
+    run = make_run(tmp_path / "run", *decoder, f"quantizer={quantizer}")
     np.save(tmp_path / "base.npy", base)
     np.save(tmp_path / "q.npy", queries)
     shards = encode(run, tmp_path / "base.npy", tmp_path / "codes", shard_size)
@@ -66,7 +65,7 @@ def test_more_queries_than_are_searched_together(
     codes: Path, run: Path, queries: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searching, "PAIRS", 1000)
-    monkeypatch.setattr(searching, "ROWS", 7)
+    monkeypatch.setattr(searching, "QUERIES_PER_MERGE", 7)
     monkeypatch.setattr(codec, "PAIRS", 1000)
     np.save(tmp_path / "q.npy", queries)
     expected = TrainedRun.load(run).search(queries, all_codes(codes), 10, 60)
@@ -116,20 +115,20 @@ def test_a_kill_costs_a_shard_and_no_more(
 ) -> None:
     arguments = [f"run={run}", f"input={source}", "shard_size=10", "output=codes"]
     codes = tmp_path / "codes"
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / "encode.py"), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    # Python tells of every renaming before it is done: that of shard 30 is when the process dies.
+    kill = (
+        "import os, signal, sys\n"
+        "last = lambda event, args: event == 'os.rename' and str(args[1]).endswith('000030.npy')\n"
+        "sys.addaudithook(lambda *event: last(*event) and os.kill(os.getpid(), signal.SIGKILL))"
     )
-    while not (codes / "000030.npy").exists():
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert prepared(kill, "encode.py", arguments, environment, tmp_path).returncode == -signal.SIGKILL
     named = CodeShards.open(codes).manifest.shards
     written = {path.name: path.stat().st_mtime_ns for path in codes.glob("[0-9]*.npy")}
-    assert 30 <= len(named) <= len(written) <= len(named) + 1 < 500
+    assert list(named) == list(range(30))
+    assert len(written) == 30
     (codes / ".000400.npy.half").write_bytes(b"of a shard that a writer was killed at")
 
-    assert f"codes: {500 - len(named)} of 500 shards are to be made" in encode_command(*arguments).stderr
+    assert f"codes: {500 - len(named)} of 500 shards to encode" in encode_command(*arguments).stderr
     for shard in named.values():
         assert (codes / shard.file).stat().st_mtime_ns == written[shard.file]
     assert {path.name for path in codes.iterdir()} == {f"{number:06d}.npy" for number in range(500)} | {"manifest.json"}
@@ -164,7 +163,7 @@ def test_a_shard_that_is_not_whole_is_named_and_made_again(
     whole = all_codes(codes)
     harm(codes / "000017.npy")
     np.save(tmp_path / "q.npy", clustered(3, DIM, 2))
-    with pytest.raises(InvalidInput, match=rf"codes/000017\.npy {words}; src/encode.py, started as before, makes it again"):
+    with pytest.raises(DamagedFile, match=rf"codes/000017\.npy {words}; start src/encode.py as before"):
         search(CodeShards.open(codes), tmp_path / "q.npy", 10)
     encode(run, source, codes, shard_size=128)
     assert re.search(rf"000017\.npy {words}", caplog.text)
@@ -183,7 +182,7 @@ def test_a_folder_of_something_else_is_left_alone(
         ((other_run, source, codes, 128), "holds codes of another run"),
         ((run, other, codes, 128), "holds codes of another input"),
         ((run, source, codes, 64), "holds shards of another size, shard_size=128"),
-        ((run, source, tmp_path / "full", 128), "holds photograph.jpg, and no codes"),
+        ((run, source, tmp_path / "full", 128), "holds photograph.jpg, and no codes of src/encode.py"),
         ((run, tmp_path / "none.u8bin", codes, 128), "none.u8bin: no such file"),
     ):
         with pytest.raises(InvalidInput, match=words):
@@ -211,17 +210,21 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"nowhere has no manifest.json; expected a folder that src/encode.py made"):
         CodeShards.open(tmp_path / "nowhere")
     manifest = json.loads((codes / "manifest.json").read_text())
-    for change, words in (
-        ({"shards": {}}, "is not finished: 40 of its 40 shards are not made yet"),
-        ({"shards": {"0": manifest["shards"]["1"]}}, "manifest.json is damaged (shard 0 contradicts the rest)"),
-        ({"rows": "many"}, "manifest.json is damaged (rows: "),
-        ({"format": 2}, "has format 2, and this catalyzer reads up to 1"),
+    for content, kind, words in (
+        ({**manifest, "shards": {}}, InvalidInput, "is not finished: 40 of its 40 shards are missing"),
+        ({**manifest, "shards": {"0": manifest["shards"]["1"]}}, DamagedFile, "damaged (shard 0 contradicts the rest)"),
+        ({**manifest, "rows": "many"}, DamagedFile, "manifest.json is damaged (rows: "),
+        ({**manifest, "format": 2}, InvalidInput, "has format 2, and this catalyzer reads up to 1"),
+        ({**manifest, "format": "1"}, DamagedFile, "manifest.json is damaged (format: "),
+        ({}, DamagedFile, "manifest.json is damaged (format: "),
+        ([], DamagedFile, "manifest.json is damaged (JSON: "),
     ):
-        (codes / "manifest.json").write_text(json.dumps({**manifest, **change}))
-        with pytest.raises(InvalidInput, match=re.escape(words)):
+        (codes / "manifest.json").write_text(json.dumps(content))
+        with pytest.raises(kind, match=re.escape(words)):
             CodeShards.open(codes).check_complete()
+        assert isinstance(caught.value, DamagedFile) == ("damaged" in words)
     (codes / "manifest.json").write_text("{")
-    with pytest.raises(InvalidInput, match=r"manifest\.json is damaged"):
+    with pytest.raises(DamagedFile, match=r"manifest\.json is damaged \(JSON: "):
         CodeShards.open(codes)
     assert not [*tmp_path.glob("found*")]
 
@@ -233,7 +236,7 @@ def test_a_vector_that_is_none_stops_and_names_its_row(run: Path, tmp_path: Path
     with pytest.raises(InvalidInput, match=r"x.npy: row 200 contains NaN"):
         encode(run, tmp_path / "x.npy", tmp_path / "codes", shard_size=100)
     assert [*CodeShards.open(tmp_path / "codes").manifest.shards] == [0, 1]
-    with pytest.raises(InvalidInput, match="1 of its 3 shards are not made yet"):
+    with pytest.raises(InvalidInput, match="1 of its 3 shards are missing"):
         search(CodeShards.open(tmp_path / "codes"), tmp_path / "x.npy", 10)
 
 
@@ -261,7 +264,7 @@ def test_bad_days_of_the_command(
     assert not (tmp_path / "codes").exists()
 
     error = encode_line(f"run={run}", room=20_000)  # of the 40,128 bytes that a shard of all takes
-    assert re.search(r"^error: .*codes/000000.npy: File too large$", error, re.MULTILINE)
+    assert re.search(r"^error: .*codes/000000.npy cannot be written \(File too large\); what was there is", error, re.MULTILINE)
     assert [path.name for path in (tmp_path / "codes").iterdir()] == ["manifest.json"]
     encode_line(f"run={run}")
     np.testing.assert_array_equal(all_codes(tmp_path / "codes"), TrainedRun.load(run).encode(open_vectors(source)))
@@ -272,7 +275,13 @@ def test_two_at_once_are_one_too_many(codes: Path, run: Path, source: Path) -> N
         encode(run, source, codes, shard_size=128)
 
 
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackage, match=r'engine=ray needs Ray: pip install "catalyzer\[ray\]"'):
+        dict(RayEngine()(abs, [-1]))
+
+
 def test_an_address_is_that_of_ray() -> None:
-    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "engine": "local", "address": "auto"}
+    values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "trust": [], "engine": "local", "address": "auto"}
     with pytest.raises(InvalidInput, match="address=auto is that of a Ray cluster; add engine=ray"):
         Encode.check(values)

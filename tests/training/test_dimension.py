@@ -22,14 +22,14 @@ def in_a_subspace(n: int, seed: int, inner: int = 12, dim: int = 32) -> np.ndarr
 
 @pytest.fixture
 def split(tmp_path: Path) -> Split:
-    return Split("validation", in_a_subspace(2000, 1), in_a_subspace(300, 2), ArrayCache(tmp_path))
+    return Split(in_a_subspace(2000, 1), in_a_subspace(300, 2), cache=ArrayCache(tmp_path))
 
 
 def test_the_smallest_dimension_within_a_point_of_the_best(split: Split, tmp_path: Path) -> None:
     train = in_a_subspace(3000, 0)
     recall = {}
     for dim in (d for d in DIMENSIONS if d <= 32):
-        pca, quantizer = PCA(32, dim).fit(train), LatticeQuantizer(dim, 32)
+        pca, quantizer = PCA(32, dim).adapt(train), LatticeQuantizer(dim, 32)
         ids = quantizer.search(embed(pca, split.queries), quantizer.encode(embed(pca, split.base)), 10)[1]
         recall[dim] = recall_at(10, ids, split.ground_truth)
     expected = min(dim for dim, value in recall.items() if value >= max(recall.values()) - 0.01)
@@ -54,10 +54,10 @@ def test_dimensions_without_a_lattice_of_that_size_are_left_out(split: Split, tm
 def test_no_lattice_of_so_many_bits_in_so_few_dimensions(tmp_path: Path) -> None:
     cache, x = ArrayCache(tmp_path), in_a_subspace(500, 0, 4, 12)
     with pytest.raises(InvalidInput, match=r"no lattice of 64 bits in 8 to 12 dimensions; use fewer bits"):
-        choose_dimension(x, Split("validation", x, x[:10], cache), 64, cache)
+        choose_dimension(x, Split(x, x[:10], cache=cache), 64, cache)
 
 
 def test_vectors_of_few_dimensions(tmp_path: Path) -> None:
     cache, x = ArrayCache(tmp_path), np.zeros((500, 4), np.float32)
     with pytest.raises(InvalidInput, match=r"chooses among 8 dimensions and more, but the vectors have 4; set d_out"):
-        choose_dimension(x, Split("validation", x, x[:10], cache), 64, cache)
+        choose_dimension(x, Split(x, x[:10], cache=cache), 64, cache)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger as AnyLogger
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from catalyzer import InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
-from catalyzer.training import CatalyzerTraining, Loss, Optimization, fit
+from catalyzer.training import CatalyzerTraining, Checkpoints, fit
 from catalyzer.training.metrics_file import MetricsFile
 from tests.helpers import network, options, triplet_data
 
@@ -37,14 +38,22 @@ class StopAt(Logger):
 
 
 def train(folder: Path, *loggers: AnyLogger) -> None:
-    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)), Loss(0.02), Optimization())
+    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)))
+    best = ModelCheckpoint(
+        folder / "checkpoints",
+        "best",
+        "val/recall_at_10",
+        mode="max",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
     fit(
         training,
         triplet_data(folder / "cache"),
         folder,
         trainer_options={"max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 4},
+        callbacks=[Checkpoints(folder), best],
         loggers=[*loggers],
-        monitor="val/recall_at_10",
     )
 
 

@@ -1,16 +1,23 @@
-"""Mining against brute force, batches, and the schedule; training itself is tested through the commands."""
+"""Mining against brute force, batches, the schedule, and what a plain trainer of Lightning makes of the module."""
 
+import csv
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from catalyzer import InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
-from catalyzer.nn import embed
-from catalyzer.training import Optimization, QueryData, TripletData
-from catalyzer.training.checkpoints import WholeCheckpoints, load_checkpoint
+from catalyzer.errors import DamagedFile
+from catalyzer.nn import Decoder, embed
+from catalyzer.quantizers import ProductQuantizer
+from catalyzer.training import CatalyzerTraining, Decay, LossTerm, QueryData, TripletData, TripletRank, Triplets
+from catalyzer.training.checkpoints import AtomicCheckpoints, load_checkpoint
+from catalyzer.training.schedule import PAPER, factor
 from tests.helpers import TRAIN_SIZE, brute_force, clustered, network, options, triplet_data
 
 
@@ -114,14 +121,13 @@ def test_too_few_vectors_for_the_settings(tmp_path: Path) -> None:
 
 
 def test_the_schedule_is_the_papers() -> None:
-    optimization = Optimization()
-    rates = [optimization.learning_rate * optimization.factor(epoch / 300) for epoch in range(300)]
+    rates = [0.1 * factor(epoch / 300, PAPER) for epoch in range(300)]
     assert rates == pytest.approx([0.1] * 80 + [0.05] * 40 + [0.01] * 180)
 
 
 def test_checkpoints_come_back_and_nothing_is_unpickled(tmp_path: Path) -> None:
     checkpoint = {"state_dict": {"w": torch.arange(3)}, "epoch": 3}
-    WholeCheckpoints().save_checkpoint(checkpoint, tmp_path / "a.ckpt")
+    AtomicCheckpoints().save_checkpoint(checkpoint, tmp_path / "a.ckpt")
     loaded = load_checkpoint(tmp_path / "a.ckpt")
     assert loaded["epoch"] == 3
     assert torch.equal(loaded["state_dict"]["w"], torch.arange(3))
@@ -131,9 +137,147 @@ def test_checkpoints_come_back_and_nothing_is_unpickled(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"x": Hostile()}, tmp_path / "hostile.ckpt")
-    with pytest.raises(InvalidInput, match=r"hostile\.ckpt: not a checkpoint"):
+    with pytest.raises(DamagedFile, match=r"hostile\.ckpt: not a checkpoint"):
         load_checkpoint(tmp_path / "hostile.ckpt")
     assert not (tmp_path / "executed").exists()
     (tmp_path / "short.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:100])
-    with pytest.raises(InvalidInput, match=r"short\.ckpt"):
+    with pytest.raises(DamagedFile, match=r"short\.ckpt"):
         load_checkpoint(tmp_path / "short.ckpt")
+
+
+QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Kept(pl.Callback):
+    """A user's callback that keeps the names of the metrics it has seen."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.names |= trainer.callback_metrics.keys()
+
+    on_validation_end = on_train_epoch_end = on_train_batch_end
+
+
+def test_metrics_arrive_where_any_trainer_of_lightning_sends_them(tmp_path: Path) -> None:
+    """Not those of ours only: a logger of Lightning, a callback of the user's, early stopping."""
+    kept, logger = Kept(), pl.loggers.CSVLogger(tmp_path, name="", version="")
+    stopping = pl.callbacks.EarlyStopping("val/recall_at_10", mode="max", patience=50)
+    trainer = pl.Trainer(
+        **QUIET,
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        log_every_n_steps=4,
+        logger=logger,
+        callbacks=[kept, stopping],
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+    )
+    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)))
+    trainer.fit(training, datamodule=triplet_data(tmp_path / "cache"))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    expected = {f"{when}/{name}" for when in ("train", "epoch") for name in ("loss", "rank", "koleo", "violated")}
+    expected |= {
+        "epoch/vectors_per_second",
+        "epoch/positives_recall",
+        "val/recall_at_1",
+        "val/recall_at_10",
+        "val/recall_at_100",
+    }
+    assert expected <= {*rows[0]} & kept.names
+    for name, times in (("train/loss", 2 * (TRAIN_SIZE // 32) // 4), ("epoch/loss", 2), ("val/recall_at_10", 2)):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) == times
+        assert np.isfinite(values).all()
+    assert float(stopping.best_score) == max(float(row["val/recall_at_10"]) for row in rows if row["val/recall_at_10"])
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_loaded_with_its_codec(tmp_path: Path) -> None:
+    codec = Codec(network(), LatticeQuantizer(8, 32), Decoder(8, 16, hidden=32))
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=1, logger=False)
+    trainer.fit(CatalyzerTraining(codec), datamodule=triplet_data(tmp_path / "cache"))
+    (path,) = tmp_path.rglob("*.ckpt")
+    fresh = Codec(network(), LatticeQuantizer(8, 32), Decoder(8, 16, hidden=32))
+    assert fresh.decoder is not None
+    assert codec.decoder is not None
+    loaded = CatalyzerTraining.load_from_checkpoint(path, codec=fresh, weights_only=True)
+    assert loaded.codec is fresh
+    x = clustered(50, 16, 3)
+    np.testing.assert_array_equal(embed(fresh.transform, x), embed(codec.transform, x))
+    np.testing.assert_array_equal(
+        embed(fresh.decoder, embed(fresh.transform, x)), embed(codec.decoder, embed(codec.transform, x))
+    )
+
+
+def test_without_a_validation_split_and_a_cache_it_trains(tmp_path: Path) -> None:
+    data = TripletData(clustered(TRAIN_SIZE, 16, 0), batch_size=32, k_pos=5, k_neg=20)
+    before = network().state_dict()
+    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)))
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    trainer.fit(training, datamodule=data)
+    assert trainer.global_step == TRAIN_SIZE // 32
+    assert not torch.equal(training.transform.state_dict()["layers.0.weight"], before["layers.0.weight"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_learned_quantizer_is_fitted_anew_only_when_the_weights_have_changed(tmp_path: Path) -> None:
+    class Counting(ProductQuantizer):
+        fits = 0
+
+        def fit(self, x: np.ndarray) -> "Counting":
+            self.fits += 1
+            return super().fit(x)
+
+    quantizer, data = Counting(8, 32), triplet_data(tmp_path / "cache")
+    training = CatalyzerTraining(Codec(network(), quantizer))
+    trainer = pl.Trainer(
+        **QUIET, default_root_dir=tmp_path, max_epochs=2, logger=False, enable_checkpointing=False, num_sanity_val_steps=0
+    )
+    trainer.fit(training, datamodule=data)
+    assert quantizer.fits == 2  # once an epoch
+    recalls = [trainer.validate(training, datamodule=data, verbose=False)[0]["val/recall_at_10"] for _ in range(2)]
+    assert quantizer.fits == 2
+    assert recalls[0] == recalls[1]
+
+
+def test_the_loss_is_the_weighted_sum_of_any_terms(tmp_path: Path) -> None:
+    class Spread(LossTerm):
+        def forward(self, triplets: Triplets) -> dict[str, torch.Tensor]:
+            return {"loss": -triplets.points.var(), "largest": triplets.points.abs().max()}
+
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
+    training = CatalyzerTraining(
+        Codec(network(), LatticeQuantizer(8, 32)),
+        {"rank": TripletRank(weight=0.5), "spread": Spread(weight=3.0)},
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        scheduler=partial(Decay, decay="cosine", warmup=0.1),
+    )
+    trainer = pl.Trainer(
+        **QUIET, default_root_dir=tmp_path, max_epochs=1, log_every_n_steps=1, logger=logger, enable_checkpointing=False
+    )
+    trainer.fit(training, datamodule=triplet_data(tmp_path / "cache"))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(rows) == TRAIN_SIZE // 32
+    for row in rows:
+        total = 0.5 * float(row["train/rank"]) + 3 * float(row["train/spread"])
+        assert float(row["train/loss"]) == pytest.approx(total, abs=1e-5)
+        assert 0 < float(row["train/largest"]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "interval", "steps"),
+    [
+        (partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5), "epoch", 2),
+        (partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1), "step", 2 * (TRAIN_SIZE // 32)),
+    ],
+)
+def test_schedules_of_torch_step_as_they_are_meant_to(scheduler: Any, interval: str, steps: int, tmp_path: Path) -> None:
+    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)), scheduler=scheduler)
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=2, logger=False, enable_checkpointing=False)
+    trainer.fit(training, datamodule=triplet_data(tmp_path / "cache"))
+    (config,) = trainer.lr_scheduler_configs
+    assert config.interval == interval
+    assert config.scheduler.last_epoch == steps

@@ -1,6 +1,7 @@
 """The command of `src/reproduce.py`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,11 +59,11 @@ def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[s
 
     own = Reproduction.check({key: values[key] for key in OWN})
 
-    def compose(given: list[str]) -> Settings:
+    def compose(given: Sequence[str]) -> Settings:
         run = resolved(compose_config("train", [*search_path, *given]))
         for key in ("resume", "trust"):
             del run[key]
-        return composed_settings(run, given)
+        return composed_settings(run, list(given))
 
     shared = [text for text in overrides if text.split("=")[0] not in OWN]
     for text in shared:

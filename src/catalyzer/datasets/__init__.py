@@ -5,19 +5,3 @@ from catalyzer.datasets.demo import Demo
 from catalyzer.datasets.files import BigANN, Deep1B, Files, Photosift, Published
 from catalyzer.datasets.photosift import make_photosift
 from catalyzer.datasets.published import fetch_published
-
-__all__ = [
-    "Benchmark",
-    "BigANN",
-    "Dataset",
-    "DatasetVectors",
-    "Deep1B",
-    "Demo",
-    "Files",
-    "Photosift",
-    "Published",
-    "Split",
-    "fetch_published",
-    "make_photosift",
-    "split_sizes",
-]

@@ -19,7 +19,7 @@ import numpy as np
 
 from catalyzer.datasets.benchmark import GROUND_TRUTH_K
 from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
-from catalyzer.datasets.sift import sift
+from catalyzer.datasets.sift import opencv, sift
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked, write_atomically
 from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
@@ -61,7 +61,9 @@ def make_photosift(
 
     Raises:
         InvalidInput: no photographs, too few for the sizes, or some that cannot be read; a `root` that holds something
-            else, or that another process writes to.
+            else.
+        MissingPackage: OpenCV is not installed.
+        Unavailable: another process makes it.
     """
     images, root = images.expanduser(), root.expanduser()
     photographs = _photographs(images)
@@ -78,6 +80,7 @@ def make_photosift(
         shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
         log.info("%s is finished already", root)
         return
+    cv2 = opencv()
     root.mkdir(parents=True, exist_ok=True)
     with locked(unfinished):
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -112,8 +115,6 @@ def make_photosift(
         for file in layout:
             (root / file).parent.mkdir(exist_ok=True)
             (unfinished / file).replace(root / file)
-        import cv2
-
         made = origin | {"opencv": cv2.__version__, "left_out": sorted(photograph.name for photograph in unreadable)}
         write_atomically(root / MADE, lambda file: file.write(json.dumps(made, indent=1).encode()))
         shutil.rmtree(unfinished)
@@ -220,8 +221,7 @@ def _extracted(photographs: list[Path], folder: Path, skip_unreadable: bool) -> 
 
 def _descriptors(photograph: Path) -> np.ndarray | None:
     """`(n, 128)` uint8 of a photograph, or None where it cannot be read."""
-    import cv2
-
+    cv2 = opencv()
     try:
         grey = cv2.imread(str(photograph), cv2.IMREAD_GRAYSCALE)
     except cv2.error:  # more pixels than OpenCV takes

@@ -124,9 +124,9 @@ def _vectors(download: "_Download", size: int | None) -> Iterator[np.ndarray]:
     if not 1 <= dim <= MAX_DIM:
         raise DamagedFile(f"{url}: its first row has dimension {dim:,}, so it is not what its name says")
     row = np.dtype([("dim", "<i4"), ("x", dtype, (dim,))] if vecs else [("x", dtype, (dim,))])
-    begun = head if vecs else b""  # of the first row
+    start = 0 if vecs else head_size  # of the first row
     if not gz:
-        there, rest = divmod(download.total - head_size + len(begun), row.itemsize)
+        there, rest = divmod(download.total - start, row.itemsize)
         if rest or not there or rows not in ([], [there]):
             raise DamagedFile(f"{url}: its {download.total:,} bytes are not those of rows of dimension {dim}")
         rows = [there]
@@ -134,9 +134,9 @@ def _vectors(download: "_Download", size: int | None) -> Iterator[np.ndarray]:
         raise too_few(rows[0])
     needed = size or (rows[0] if rows else None)  # None: all, and only the end of the file says how many that is
     if needed and not gz:
-        download.end = head_size - len(begun) + needed * row.itemsize
+        download.end = start + needed * row.itemsize
 
-    done = 0
+    done, begun = 0, head[start:]
     with progress(f"fetching {name}" if needed else None, needed or 0, "vectors") as advance:
         while done != needed:
             wanted = min(BLOCK, needed - done) if needed else BLOCK

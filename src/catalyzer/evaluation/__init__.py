@@ -2,5 +2,3 @@
 
 from catalyzer.evaluation.benchmarking import Result, measure
 from catalyzer.evaluation.recall import RANKS, recall_at
-
-__all__ = ["RANKS", "Result", "measure", "recall_at"]

@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
         write: writes the content to the open file that it gets.
 
     Raises:
-        Unavailable: the file cannot be written, as on a full disk; the old one is still there then.
+        Unavailable: the file or its folder cannot be written, as on a full disk; the old file is still there then.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a.bin"
@@ -31,17 +31,19 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     b'content'
     """
     target = _target(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):  # not of what `write` reads
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        own = map(str, (temporary, *temporary.parents))  # errors that name another file are of what `write` reads
+        if isinstance(error, OSError) and error.errno and (error.filename is None or error.filename in own):
             raise Unavailable(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
         raise
 

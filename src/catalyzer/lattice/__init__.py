@@ -10,5 +10,3 @@ if "numba" not in sys.modules and os.environ.get("OMP_NUM_THREADS", "").isdigit(
 
 from catalyzer.lattice.counting import best_radius_sq, enumerate_atoms, num_atoms, num_points
 from catalyzer.lattice.spherical import SphericalLattice
-
-__all__ = ["SphericalLattice", "best_radius_sq", "enumerate_atoms", "num_atoms", "num_points"]

@@ -7,26 +7,3 @@ from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.storage import digest, load_part, save_part, tensors
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
 from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, Transform, mean_and_deviation
-
-__all__ = [
-    "PCA",
-    "BatchNorm",
-    "Catalyzer",
-    "Decoder",
-    "Identity",
-    "KoLeoLoss",
-    "ListNetLoss",
-    "RankLoss",
-    "StraightThrough",
-    "StraightThroughSign",
-    "Transform",
-    "TriangleLoss",
-    "digest",
-    "embed",
-    "load_part",
-    "mean_and_deviation",
-    "multiplies_bfloat16",
-    "rows_of_all_processes",
-    "save_part",
-    "tensors",
-]

@@ -6,15 +6,3 @@ from catalyzer.quantizers.binary import ITQQuantizer, LSHQuantizer, SignQuantize
 from catalyzer.quantizers.lattice import LatticeQuantizer
 from catalyzer.quantizers.product import ProductQuantizer
 from catalyzer.quantizers.rabitq import RaBitQuantizer
-
-__all__ = [
-    "MAX_TRAINING",
-    "AdditiveQuantizer",
-    "ITQQuantizer",
-    "LSHQuantizer",
-    "LatticeQuantizer",
-    "ProductQuantizer",
-    "Quantizer",
-    "RaBitQuantizer",
-    "SignQuantizer",
-]

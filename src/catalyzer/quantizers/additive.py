@@ -1,21 +1,19 @@
 """RQ and LSQ, from faiss: a vector is the sum of one codeword from each of several codebooks."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer, check_state
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, FaissQuantizer
 
 ENCODED = 4096  # vectors encoded at a time, for the progress display: this is slow
 
 
-class AdditiveQuantizer(Quantizer):
+class AdditiveQuantizer(FaissQuantizer):
     """Residual quantization (RQ) or local search quantization (LSQ), one byte a codebook; all of it faiss's.
 
     Codes hold no norms; search decodes them block by block, so it is exact over the decoded vectors.
@@ -41,6 +39,9 @@ class AdditiveQuantizer(Quantizer):
         self.label = "LSQ" if local_search else "RQ"
         kind = faiss.LocalSearchQuantizer if local_search else faiss.ResidualQuantizer
         self._quantizer = kind(dim, self.code_size, 8)
+        # Codewords that are perturbed at a time; faiss takes no more than there are codebooks.
+        if isinstance(self._quantizer, faiss.LocalSearchQuantizer):
+            self._quantizer.nperts = min(self._quantizer.nperts, self.code_size)
 
     def fit(self, x: np.ndarray) -> Self:
         """Learn the codebooks from at most `MAX_TRAINING` of the vectors.
@@ -53,13 +54,11 @@ class AdditiveQuantizer(Quantizer):
         self._quantizer.train(np.ascontiguousarray(x[:MAX_TRAINING]))
         return self
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"codebooks_": torch.from_numpy(faiss.vector_to_array(self._quantizer.codebooks))}
+    def _learned(self) -> dict[str, tuple[Any, int]]:
+        return {"codebooks_": (self._quantizer.codebooks, 256 * self.code_size * self.dim)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        check_state(self, state, codebooks_=256 * self.code_size * self.dim)
-        faiss.copy_array_to_vector(state["codebooks_"].numpy(), self._quantizer.codebooks)
-        self._quantizer.is_trained = True
+    def _trained(self) -> Sequence[Any]:
+        return [self._quantizer]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         codes = np.empty((len(x), self.code_size), np.uint8)

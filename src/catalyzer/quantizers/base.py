@@ -1,13 +1,14 @@
 """The interface of all quantizers, and the search that every one that decodes has."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import BLOCK
 from catalyzer.neighbors import knn_of_blocks
@@ -96,7 +97,7 @@ class Quantizer(Part, ABC):
                 raise InvalidInput(f"{self.label}: {name} is not the name of what a quantizer has learned")
             setattr(self, name, tensor.numpy())
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         # As in a file: faiss's objects can be neither pickled nor copied, and other processes need them.
         if not self.is_learned:
             return super().__reduce_ex__(protocol)
@@ -175,12 +176,30 @@ class Quantizer(Part, ABC):
         check_search(queries, codes, k, self.dim, self.code_size)
 
 
-def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **sizes: int) -> None:
-    """Raise `InvalidInput` unless `state` has just these float32 vectors, each of so many numbers."""
-    given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    if given != {name: ((size,), torch.float32) for name, size in sizes.items()}:
-        expected = ", ".join(f"{name} of {size:,} float32" for name, size in sizes.items())
-        raise InvalidInput(f"{quantizer.label}: expected {expected}; got {given or 'nothing'}")
+class FaissQuantizer(Quantizer):
+    """Base of quantizers whose state faiss keeps, as vectors of its own."""
+
+    @abstractmethod
+    def _learned(self) -> dict[str, tuple[Any, int]]:
+        """faiss's vectors by name, and how many float32 each has once it is trained."""
+
+    @abstractmethod
+    def _trained(self) -> Sequence[Any]:
+        """faiss's objects that say whether they are trained."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(faiss.vector_to_array(vector)) for name, (vector, _) in self._learned().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        learned = self._learned()
+        given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+        if given != {name: ((size,), torch.float32) for name, (_, size) in learned.items()}:
+            expected = ", ".join(f"{name} of {size:,} float32" for name, (_, size) in learned.items())
+            raise InvalidInput(f"{self.label}: expected {expected}; got {given or 'nothing'}")
+        for name, (vector, _) in learned.items():
+            faiss.copy_array_to_vector(state[name].numpy(), vector)
+        for each in self._trained():
+            each.is_trained = True
 
 
 def _remade(cls: type[Quantizer], arguments: dict[str, Any], state: dict[str, Tensor]) -> Quantizer:

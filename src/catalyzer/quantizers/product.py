@@ -1,21 +1,19 @@
 """PQ and OPQ, from faiss: the learned baselines of Table 1."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.progress import progress
-from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, Quantizer, check_state
+from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, FaissQuantizer
 
 QUERIES = 1024  # searched at a time, for the progress display
 
 
-class ProductQuantizer(Quantizer):
+class ProductQuantizer(FaissQuantizer):
     """Product quantization with one byte a subvector, after an optional learned rotation (OPQ); all of it faiss's.
 
     A dimension that the number of bytes does not divide is padded with zeros.
@@ -55,6 +53,7 @@ class ProductQuantizer(Quantizer):
             self._pq_of_rotation = faiss.ProductQuantizer(padded, size, 8)  # kept: the rotation only points to it
             _use_all_points(self._pq_of_rotation)
             self._rotation.pq = self._pq_of_rotation
+            self._rotation.is_orthonormal = True  # as all that it learns, and nothing in a file says so
             self._rotation.max_train_points = MAX_TRAINING
             self._transforms.append(self._rotation)
         self._index = faiss.IndexPreTransform(self._pq)
@@ -72,20 +71,12 @@ class ProductQuantizer(Quantizer):
         self._index.train(x)
         return self
 
-    def state_dict(self) -> dict[str, Tensor]:
-        state = {"centroids_": self._pq.pq.centroids}
-        if self._rotation is not None:
-            state["rotation_"] = self._rotation.A
-        return {name: torch.from_numpy(faiss.vector_to_array(vector)) for name, vector in state.items()}
+    def _learned(self) -> dict[str, tuple[Any, int]]:
+        learned = {"centroids_": (self._pq.pq.centroids, 256 * self._pq.d)}
+        return learned if self._rotation is None else {**learned, "rotation_": (self._rotation.A, self._pq.d**2)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        size = self._pq.d
-        check_state(self, state, centroids_=256 * size, **({} if self._rotation is None else {"rotation_": size**2}))
-        faiss.copy_array_to_vector(state["centroids_"].numpy(), self._pq.pq.centroids)
-        self._pq.is_trained = self._index.is_trained = True
-        if self._rotation is not None:
-            faiss.copy_array_to_vector(state["rotation_"].numpy(), self._rotation.A)
-            self._rotation.is_trained = self._rotation.is_orthonormal = True
+    def _trained(self) -> Sequence[Any]:
+        return [self._pq, self._index, *self._transforms]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self._index.sa_encode(x)

@@ -1,17 +1,15 @@
 """RaBitQ, from faiss: the sign of each coordinate and two factors a vector that correct distances."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from catalyzer._faiss import faiss
-from catalyzer.quantizers.base import Quantizer, check_state
+from catalyzer.quantizers.base import FaissQuantizer
 
 
-class RaBitQuantizer(Quantizer):
+class RaBitQuantizer(FaissQuantizer):
     """Gao and Long's RaBitQ after a random rotation: a bit a dimension, and 64 bits of factors; all of it faiss's.
 
     The size of the codes follows from the dimension. `D` of a search are RaBitQ's estimates of the distances.
@@ -44,13 +42,11 @@ class RaBitQuantizer(Quantizer):
         self._index.train(self._rotation.apply(x))
         return self
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"center_": torch.from_numpy(faiss.vector_to_array(self._index.center))}
+    def _learned(self) -> dict[str, tuple[Any, int]]:
+        return {"center_": (self._index.center, self.dim)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        check_state(self, state, center_=self.dim)
-        faiss.copy_array_to_vector(state["center_"].numpy(), self._index.center)
-        self._index.is_trained = True
+    def _trained(self) -> Sequence[Any]:
+        return [self._index]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self._index.sa_encode(self._rotation.apply(x))

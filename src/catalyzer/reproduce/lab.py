@@ -5,7 +5,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,7 +175,8 @@ class Lab:
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)
         benchmark = self.benchmark(settings)
         codec = new_codec(settings, benchmark)
-        with loggers(settings, folder) if codec.transform.is_trained else nullcontext([]) as made:
+        with ExitStack() as stack:
+            made = stack.enter_context(loggers(settings, folder)) if codec.transform.is_trained else []
             run = train(settings, benchmark, codec, folder, made)
         if run is None:
             raise SystemExit  # a process that was spawned for training only

@@ -3,6 +3,7 @@
 What a part of a run is made of, its class and its arguments, is checked where it is built (`catalyzer.runs.build`).
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -65,7 +66,7 @@ class Loss(_Settings):
 class Settings(_Settings):
     """All that decides a run; `conf/settings.yaml` says what each key means."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     dataset: PartSettings
     catalyzer: PartSettings
     quantizer: PartSettings
@@ -142,15 +143,15 @@ class Settings(_Settings):
         """
         if not path.is_file():
             raise InvalidInput(f"{path.parent} is not a run folder: it has no {path.name}")
-        text = path.read_bytes()
         try:
-            values = yaml.safe_load(text)
+            values = yaml.safe_load(path.read_bytes())
         except (yaml.YAMLError, UnicodeDecodeError):
             raise DamagedFile(f"{path} is not readable YAML") from None
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
-        if b"${" in text:  # a run's settings are resolved, and an interpolation of somebody else's could read this environment
+        # A run's settings are resolved; an interpolation of somebody else's could read this environment.
+        if "${" in json.dumps(values, default=str):
             raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
         try:
             return cls.check(values)

@@ -1,8 +1,6 @@
-"""Encoding and search of what does not fit into memory or onto one machine: codes in shards, work that survives kills."""
+"""Encoding and search of what does not fit into memory or onto one machine: codes in shards, work that can be resumed."""
 
 from catalyzer.shards.code_shards import CodeShards, Manifest, Shard
 from catalyzer.shards.encoding import encode
 from catalyzer.shards.engines import Engine, RayEngine, local
 from catalyzer.shards.searching import search, write_neighbours
-
-__all__ = ["CodeShards", "Engine", "Manifest", "RayEngine", "Shard", "encode", "local", "search", "write_neighbours"]

@@ -1,12 +1,11 @@
-"""Codes in a folder: shards, which are npy files of so many rows each, and a manifest that says what they are codes of.
+"""A folder of codes: shards, which are npy files of equally many rows, and a manifest that says what they are codes of.
 
-A shard is written beside and renamed, then the manifest with its checksum. So a shard that the manifest names is whole, and one
-that it does not name is made again.
+Each shard is written atomically, and then its checksum goes into the manifest. So a shard that the manifest names is complete,
+and one that it does not name is encoded again.
 """
 
 import hashlib
 import io
-import json
 import logging
 from datetime import datetime
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
 from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-LOCK = f"{MANIFEST}.lock"
-FORMAT = 1
+MANIFEST_LOCK = f"{MANIFEST}.lock"
+MANIFEST_FORMAT = 1
+ENCODE_AGAIN = "start src/encode.py as before to encode what is missing"
 
 
 class _Part(BaseModel):
@@ -82,11 +82,11 @@ class Manifest(_Part):
 
 
 class CodeShards:
-    """A folder of codes of the rows of one file; shard i has those of rows `i * shard_size` and on.
+    """A folder of codes of the rows of one file; shard i begins with row `i * shard_size`.
 
     Args:
-        folder: where they are.
-        manifest: what they are.
+        folder: that holds the shards and the manifest.
+        manifest: what the codes are.
 
     >>> import tempfile
     >>> manifest = Manifest(
@@ -101,11 +101,11 @@ class CodeShards:
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder.resolve(), manifest  # whole, since workers need not have been started where we were
+        self.folder, self.manifest = folder.resolve(), manifest  # absolute, since workers may start elsewhere
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest) -> Self:
-        """Make the folder, or go on with what it holds of the same; to be called by one process at a time.
+        """Make the folder, or resume one of the same codes; to be called by one process at a time.
 
         Raises:
             InvalidInput: the folder holds codes of another run, quantizer or input, shards of another size, or something else.
@@ -116,10 +116,10 @@ class CodeShards:
             shards.remove_leftovers()
             return shards
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != LOCK)
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != MANIFEST_LOCK)
         if others:
             raise InvalidInput(
-                f"{folder} holds {others[0]}, and no codes that were made here; choose another folder by output=DIR"
+                f"{folder} holds {others[0]}, and no codes of src/encode.py; choose another folder by output=DIR"
             )
         shards = cls(folder, manifest)
         shards._save()
@@ -130,31 +130,25 @@ class CodeShards:
         """Read the manifest; codes are read, and checked, when they are asked for.
 
         Raises:
-            InvalidInput: no manifest, or one that is damaged.
+            InvalidInput: no manifest, or one of a newer format.
+            DamagedFile: the manifest is not valid.
         """
         path = folder / MANIFEST
         if not path.is_file():
             raise InvalidInput(f"{folder} has no {MANIFEST}; expected a folder that src/encode.py made")
-        content = path.read_bytes()
         try:
-            version = json.loads(content)["format"]
-            if isinstance(version, int) and version > FORMAT:
-                raise InvalidInput(
-                    f"{path} has format {version:,}, and this catalyzer reads up to {FORMAT}; install a newer one"
-                )
-            shards = cls(folder, Manifest.model_validate_json(content))
-            for number, shard in shards.manifest.shards.items():
-                if shard.file != f"{number:06d}.npy" or shard.rows != len(shards.rows(number)):
-                    raise ValueError(f"shard {number} contradicts the rest")
+            shards = cls(folder, Manifest.model_validate_json(path.read_bytes()))
         except ValidationError as error:
             first = error.errors()[0]
+            version = first["input"]
+            if first["loc"] == ("format",) and isinstance(version, int) and version > MANIFEST_FORMAT:
+                raise InvalidInput(
+                    f"{path} has format {version:,}, and this catalyzer reads up to {MANIFEST_FORMAT}; install a newer one"
+                ) from None
             raise _damaged(path, f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None
-        except (KeyError, TypeError):
-            raise _damaged(path, "it has no format") from None
-        except InvalidInput:
-            raise
-        except ValueError as error:
-            raise _damaged(path, str(error)) from None
+        for number, shard in shards.manifest.shards.items():
+            if shard.file != f"{number:06d}.npy" or shard.rows != len(shards.rows(number)):
+                raise _damaged(path, f"shard {number} contradicts the rest")
         return shards
 
     @property
@@ -168,23 +162,23 @@ class CodeShards:
         return range(first, min(first + self.manifest.shard_size, self.manifest.rows))
 
     def unfinished(self) -> list[int]:
-        """The numbers of the shards that are to be made, or made again because they are missing or damaged.
+        """The numbers of the shards that are not encoded yet, are missing or are damaged.
 
-        Reads all shards that there are; each that is not whole is named in the log.
+        Reads all shards that the manifest names, and logs which of them are missing or damaged.
         """
-        whole = set()
+        complete = set()
         with progress("checking shards", len(self.manifest.shards), "shards") as advance:
             for number in self.manifest.shards:
                 try:
                     self.read(number)
-                    whole.add(number)
-                except InvalidInput as error:
+                    complete.add(number)
+                except DamagedFile as error:
                     log.warning("%s", error)
                 advance(1)
-        return [number for number in range(self.count) if number not in whole]
+        return [number for number in range(self.count) if number not in complete]
 
     def write(self, number: int, codes: np.ndarray) -> Shard:
-        """Write the codes, `(rows, code_size)` uint8, of a shard; any process may do so, as often as it likes."""
+        """Write the codes, `(rows, code_size)` uint8, of a shard; any process may do so, and more than once."""
         assert codes.shape == (len(self.rows(number)), self.manifest.code_size)
         assert codes.dtype == np.uint8
         buffer = io.BytesIO()
@@ -194,7 +188,7 @@ class CodeShards:
         return Shard(file=name, rows=len(codes), blake2b=_blake2b(buffer.getbuffer()))
 
     def record(self, number: int, shard: Shard) -> None:
-        """Take a shard that `write` wrote into the manifest; one process does this for all."""
+        """Add a shard that `write` wrote to the manifest; one process does this for all."""
         made = {**self.manifest.shards, number: shard}
         self.manifest = self.manifest.model_copy(update={"shards": dict(sorted(made.items()))})
         self._save()
@@ -203,16 +197,16 @@ class CodeShards:
         """The codes of a shard, `(rows, code_size)` uint8, compared with their checksum.
 
         Raises:
-            InvalidInput: the shard is missing, or it is damaged.
+            DamagedFile: the shard is missing, or differs from its checksum.
         """
         shard = self.manifest.shards[number]
         path = self.folder / shard.file
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise InvalidInput(f"{path} is missing; src/encode.py, started as before, makes it again") from None
+            raise DamagedFile(f"{path} is missing; {ENCODE_AGAIN}") from None
         if _blake2b(content) != shard.blake2b:
-            raise InvalidInput(f"{path} differs from its checksum; src/encode.py, started as before, makes it again")
+            raise DamagedFile(f"{path} differs from its checksum; {ENCODE_AGAIN}")
         codes: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
         return codes
 
@@ -221,12 +215,11 @@ class CodeShards:
         missing = self.count - len(self.manifest.shards)
         if missing:
             raise InvalidInput(
-                f"{self.folder} is not finished: {missing:,} of its {self.count:,} shards are not made yet; "
-                "src/encode.py, started as before, goes on"
+                f"{self.folder} is not finished: {missing:,} of its {self.count:,} shards are missing; {ENCODE_AGAIN}"
             )
 
     def remove_leftovers(self) -> None:
-        """Remove what writers that were killed have left beside the shards."""
+        """Remove the temporary files of writers that were killed."""
         for path in self.folder.glob(".*.npy.*"):
             path.unlink(missing_ok=True)
         for path in self.folder.glob(f".{MANIFEST}.*"):
@@ -254,5 +247,5 @@ def _blake2b(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
-def _damaged(path: Path, reason: str) -> InvalidInput:
-    return InvalidInput(f"{path} is damaged ({reason}); remove {path.parent}, and encode anew")
+def _damaged(path: Path, reason: str) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged ({reason}); remove {path.parent} and encode again")

@@ -1,4 +1,4 @@
-"""A file of vectors of any size to code shards."""
+"""A file of vectors of any size becomes code shards."""
 
 import logging
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from catalyzer.shards.engines import Engine, local
 
 log = logging.getLogger(__name__)
 
-SHARD_SIZE = 1 << 18
+SHARD_SIZE = 1 << 18  # vectors
 
 
 def encode(
@@ -30,24 +30,25 @@ def encode(
     engine: Engine = local,
     trust: Trust = (),
 ) -> CodeShards:
-    """Code all vectors of a file with a finished run, shard by shard; goes on with what `folder` holds of the same.
+    """Encode all vectors of a file with a finished run, shard by shard, and resume where an earlier call was interrupted.
 
-    Memory is that of a shard's vectors, however many there are. A kill costs the shards that are in work.
+    Memory is that of the vectors of one shard. An interruption costs the shards that are being encoded.
 
     Args:
         run: folder of the run.
         source: file of `(n, d_in)` vectors in any format of `catalyzer.files.vectors`.
-        folder: of the shards; made if it is not there.
+        folder: of the shards; made if it is missing.
         shard_size: vectors of a shard.
-        engine: who does the work.
+        engine: runs the tasks.
         trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
         The shards, all of them.
 
     Raises:
-        InvalidInput: run, file or a vector in it that cannot be used, a folder that holds something else or that another
-            process writes to.
+        InvalidInput: run, file or a vector in it that cannot be used, or a folder that holds something else.
+        DamagedFile: the manifest in `folder` is not valid.
+        Unavailable: another process encodes into `folder`, or the disk is full.
     """
     run, source, folder = Path(run).resolve(), Path(source).expanduser().resolve(), Path(folder)
     trained, vectors = TrainedRun.load(run, trust), open_vectors(source)
@@ -69,7 +70,7 @@ def encode(
     with locked(folder / MANIFEST):
         shards = CodeShards.create(folder, wanted)
         todo = shards.unfinished()
-        log.info("%s: %s of %s shards are to be made", folder, f"{len(todo):,}", f"{shards.count:,}")
+        log.info("%s: %s of %s shards to encode", folder, f"{len(todo):,}", f"{shards.count:,}")
         with progress("encoding", sum(len(shards.rows(number)) for number in todo), "vectors") as advance:
             for number, shard in engine(_Encode(codec, source, shards), todo):
                 shards.record(number, shard)
@@ -80,14 +81,14 @@ def encode(
 
 @dataclass(frozen=True)
 class _Encode:
-    """The work on one shard: its codes, written by whoever makes them."""
+    """A task: encode and write one shard."""
 
     codec: Codec
     source: Path
     shards: CodeShards
 
     def __call__(self, number: int) -> Shard:
-        # Opened anew for each shard: pages of a mapped file count as the process's until it is closed.
+        # Opened for each shard: pages of a mapped file count as memory of the process until it is closed.
         vectors, rows = open_vectors(self.source), self.shards.rows(number)
         blocks = [
             self.codec.encode(vectors[first : min(first + BLOCK, rows.stop)], None)

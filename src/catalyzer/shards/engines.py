@@ -1,15 +1,15 @@
-"""Who does the work: this process, or the workers of a Ray cluster. Results are the same; only their order is the engine's."""
+"""What runs the tasks: this process, or the workers of a Ray cluster. Results are the same; only their order may differ."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import MissingPackage, Unavailable
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
-RETRIES = 10  # of an item whose worker died; more, and it is the item that kills its workers
+MAX_RETRIES = 10  # of a task whose worker died; after that many, the task itself must be what kills its workers
 
 
 class Engine(Protocol):
@@ -29,7 +29,7 @@ def local(work: Callable[[Item], Done], items: Sequence[Item]) -> Iterator[tuple
 
 
 class RayEngine:
-    """Each item is a task of a Ray cluster and takes one core; what a worker that dies had in work is done again.
+    """Each item is a task of a Ray cluster on one core; tasks of a worker that dies run again on another.
 
     All machines of the cluster have this package, and see the same files under the same names.
 
@@ -38,7 +38,8 @@ class RayEngine:
             process.
 
     Raises:
-        InvalidInput: when called, if Ray is not installed or there is no cluster, or if an item's workers died again and again.
+        MissingPackage: when called, if Ray is not installed.
+        Unavailable: when called, if the cluster cannot be joined, or if a task's workers died again and again.
 
     >>> dict(RayEngine()(abs, [-1, 2]))  # doctest: +SKIP
     {-1: 1, 2: 2}
@@ -51,11 +52,11 @@ class RayEngine:
         try:
             import ray
         except ModuleNotFoundError:
-            raise InvalidInput("engine=ray needs Ray: pip install -c constraints.txt -e '.[cpu,ray]'") from None
+            raise MissingPackage('engine=ray needs Ray: pip install "catalyzer[ray]"') from None
         if not ray.is_initialized():
             self._connect(ray)
         shared = ray.put(work)  # networks and queries travel to each machine once
-        task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_on_one_core).options(name="shard")
+        task: Any = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_on_one_core).options(name="shard")
         waiting, running = iter(items), dict[Any, Item]()
         while True:
             # Results wait in memory until they are taken, so there are only as many tasks as keep all cores busy.
@@ -70,9 +71,9 @@ class RayEngine:
                 raise error.cause from None
             except ray.exceptions.RayError as error:
                 reason = str(error).splitlines()[0]
-                raise InvalidInput(f"Ray gave up after {RETRIES + 1} attempts, see its logs: {reason}") from None
+                raise Unavailable(f"Ray gave up after {MAX_RETRIES + 1} attempts, see its logs: {reason}") from None
             yield running.pop(done), result
-            del done, result  # else this one would be held while the next is awaited
+            del done, result  # frees its memory before the next one is awaited
 
     def _connect(self, ray: Any) -> None:
         try:
@@ -82,11 +83,11 @@ class RayEngine:
             )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise InvalidInput(f"address={self.address}: there is no Ray cluster that can be joined ({reason})") from None
+            raise Unavailable(f"address={self.address}: there is no Ray cluster that can be joined ({reason})") from None
 
 
 def _on_one_core(work: Callable[[Item], Done], item: Item) -> Done:
-    # Ray does so for torch and faiss, by OMP_NUM_THREADS, which numba does not look at.
+    # Ray limits torch and faiss by OMP_NUM_THREADS, which numba ignores.
     from numba import set_num_threads
 
     set_num_threads(1)

@@ -22,8 +22,8 @@ from catalyzer.shards.engines import Engine, local
 
 log = logging.getLogger(__name__)
 
-SHARDS = 16  # that are scanned as one piece of work: what they found is merged where it was found
-ROWS = 1 << 10  # queries whose candidates are merged at a time
+SHARDS_PER_TASK = 16  # whose candidates are merged by the worker that found them
+QUERIES_PER_MERGE = 1 << 10  # bounds the memory of a merge
 
 
 def search(
@@ -41,12 +41,12 @@ def search(
     at most.
 
     Args:
-        shards: what `encode` has finished; each is compared with its checksum when it is scanned.
+        shards: all that `encode` makes; each is compared with its checksum when it is scanned.
         queries: file of `(nq, d_in)` vectors.
         k: at most the number of codes.
         rerank: see `Codec.search`; None is as the run's settings say.
-        run: folder of the run that made the codes, where it is no longer where it was.
-        engine: who does the work.
+        run: folder of the run that made the codes; None is where it was then.
+        engine: runs the tasks.
         trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
@@ -54,7 +54,8 @@ def search(
         lower row.
 
     Raises:
-        InvalidInput: shards that are missing, damaged or of another run, queries, k or rerank that do not fit.
+        InvalidInput: shards that are not encoded yet or are codes of another run; queries, k or rerank that do not fit.
+        DamagedFile: a shard that is missing or differs from its checksum.
     """
     shards.check_complete()
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
@@ -64,7 +65,7 @@ def search(
     codec = trained.codec
     if digest(codec.parts) != manifest.parts:
         raise InvalidInput(
-            f"{shards.folder} holds codes of another run than {folder} is now; give the one that made them by run=FOLDER"
+            f"{shards.folder} holds codes of another run than {folder}; give the run that made them by run=FOLDER"
         )
     if vectors.shape[1] != codec.transform.d_in:
         raise InvalidInput(f"{queries}: its vectors have dimension {vectors.shape[1]}, the run's {codec.transform.d_in}")
@@ -72,12 +73,12 @@ def search(
         raise InvalidInput(f"k must be between 1 and the number of codes, {manifest.rows:,}; got {k}")
     rerank = trained.settings.rerank if rerank is None else rerank
     if rerank:
-        codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses before the search and not after it
+        codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses a codec without decoder before the search
 
     latent = codec.map_queries(vectors)
     candidates = min(max(k, rerank), manifest.rows)
     distances, ids = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
-    pieces = [range(first, min(first + SHARDS, shards.count)) for first in range(0, shards.count, SHARDS)]
+    pieces = [range(first, min(first + SHARDS_PER_TASK, shards.count)) for first in range(0, shards.count, SHARDS_PER_TASK)]
     together = max(1, PAIRS // candidates)
     parts = [slice(first, first + together) for first in range(0, len(vectors), together)]
     with progress("searching", manifest.rows * len(parts), "codes") as advance:
@@ -98,7 +99,7 @@ class _Candidates:
     Attributes:
         distances: `(nq, m)` float64 as compared, or float32 of a quantizer that compares these.
         ids: `(nq, m)` int64.
-        codes: `(nq, m, code_size)` uint8, so that what is reranked need not be read again.
+        codes: `(nq, m, code_size)` uint8, so that reranking need not read them again.
     """
 
     distances: np.ndarray
@@ -106,10 +107,10 @@ class _Candidates:
     codes: np.ndarray
 
     def merge(self, other: Self) -> None:
-        """Keep the nearest of both; whatever the order of merges, they end with the same."""
+        """Keep the nearest of both; the result does not depend on the order of merges."""
         m = self.ids.shape[1]
-        for first in range(0, len(self.ids), ROWS):
-            rows = slice(first, first + ROWS)
+        for first in range(0, len(self.ids), QUERIES_PER_MERGE):
+            rows = slice(first, first + QUERIES_PER_MERGE)
             distances, ids, codes = (
                 np.concatenate([mine[rows], theirs[rows]], axis=1)
                 for mine, theirs in (
@@ -132,7 +133,7 @@ class _Candidates:
 
 @dataclass(frozen=True)
 class _Scan:
-    """The work on some shards: the candidates that they have for each of the mapped queries."""
+    """A task: the candidates of some shards for each of the mapped queries."""
 
     quantizer: Quantizer
     queries: np.ndarray
@@ -154,10 +155,10 @@ class _Scan:
 
 
 def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:
-    """Write the result of a search beside `output`, each file whole or not at all.
+    """Write the result of a search, each file atomically.
 
     Args:
-        output: what the names of the files begin with.
+        output: path that the names of the files begin with.
         distances: `(nq, k)` float32.
         ids: `(nq, k)` int64.
         file_format: vecs for `.ivecs` (int32) and `.fvecs`, npy for `.ids.npy` (int64) and `.distances.npy`.

@@ -9,27 +9,3 @@ from catalyzer.training.module import CatalyzerTraining
 from catalyzer.training.query import COMPETITORS, QueryData, QueryTraining
 from catalyzer.training.schedule import Decay
 from catalyzer.training.terms import KoLeo, LossTerm, Reconstruction, TriangleRank, TripletRank, Triplets
-
-__all__ = [
-    "COMPETITORS",
-    "CatalyzerTraining",
-    "Checkpoints",
-    "Decay",
-    "KoLeo",
-    "LossTerm",
-    "Miner",
-    "QueryData",
-    "QueryTraining",
-    "Reconstruction",
-    "TriangleRank",
-    "TripletData",
-    "TripletRank",
-    "Triplets",
-    "check_trainer",
-    "choose_dimension",
-    "fit",
-    "is_first",
-    "measure_epoch",
-    "newest_checkpoint",
-    "seconds_of",
-]

@@ -147,7 +147,8 @@ class Training(LightningModule, ABC):
         # Not Lightning's estimate, which would make the loader before a checkpoint can say where it stopped.
         total = -(-self.batches // self.trainer.accumulate_grad_batches) * int(self.trainer.max_epochs or 1)
         schedule, interval = self.schedule(optimizer, max(1, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+        # ReduceLROnPlateau alone looks at a metric.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "epoch/loss"}}
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[LRScheduler, str]:
         """The schedule of an optimizer for so many steps, and after what it steps, "step" or "epoch"."""
@@ -185,7 +186,8 @@ class CatalyzerTraining(Training):
         sync_batchnorm: see `Training`.
 
     Raises:
-        InvalidInput: a transform without parameters, or a quantizer that nothing can be trained through where that is needed.
+        InvalidInput: a transform without parameters, a quantizer that nothing can be trained through where that is needed, or
+            a term that is none.
 
     >>> from catalyzer.nn import Catalyzer
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -210,6 +212,9 @@ class CatalyzerTraining(Training):
             raise InvalidInput(f"{type(codec.transform).__name__} has no parameters to train; its adapt learns all there is")
         if terms is None:
             terms = {"rank": TripletRank(), "koleo": KoLeo(), "reconstruction": Reconstruction()}
+        for name, term in terms.items():
+            if not isinstance(term, LossTerm):
+                raise InvalidInput(f"the term {name} of the loss must be derived from LossTerm, got {type(term).__name__}")
         self.transform, self.decoder = codec.transform, codec.decoder  # here too, so that Lightning finds their weights
         self.terms = nn.ModuleDict(
             {name: term for name, term in terms.items() if codec.decoder is not None or not term.needs_decoder}
@@ -229,7 +234,7 @@ class CatalyzerTraining(Training):
 
     def training_step(self, triplets: Tensor, batch_idx: int) -> Tensor:
         # One pass for all three: batch norm sees anchors, positives and negatives alike, and the GPU is kept busy.
-        flat = self.transform(triplets.flatten(0, 1))
+        flat = self.transform(triplets.flatten(0, 1)).float()  # also a network's that ends in bfloat16
         points = compared = flat.unflatten(0, (3, -1))
         decoded = None
         if self.straight_through is not None:
@@ -241,8 +246,11 @@ class CatalyzerTraining(Training):
                 if not self.codec.quantizer.symmetric:
                     compared = torch.cat([points[:1], compared[1:]])
         step = Triplets(triplets, points, compared, decoded, self._deviation.to(triplets.device))
-        values, more, loss = {}, {}, flat.new_zeros(())
+        values: dict[str, Tensor] = {}
+        more: dict[str, Tensor] = {}
+        loss = flat.new_zeros(())
         for name, term in self.terms.items():
+            assert isinstance(term, LossTerm)
             result = term(step)
             result = result if isinstance(result, dict) else {"loss": result}
             values[name] = result["loss"]

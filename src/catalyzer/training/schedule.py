@@ -44,4 +44,4 @@ def factor(share: float, decay: Literal["cosine"] | Sequence[Sequence[float]], w
     growth = min(1.0, share / warmup) if warmup else 1.0
     if decay == "cosine":
         return growth * (1 + math.cos(math.pi * share)) / 2
-    return growth * ([1.0] + [after for start, after in decay if share >= start])[-1]  # type: ignore[misc]
+    return growth * ([1.0] + [after for start, after in decay if share >= start])[-1]
