@@ -29,10 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from catalyzer import CatalyzerIndex, Codec, TrainedRun, knn, open_vectors, recall_at
-from catalyzer.index.file import Contents, read, write
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import read, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric
-from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 
 K = 10
 LOOKS = {"rerank 0": ("#0072B2", "o", "-"), "rerank 100": ("#009E73", "s", "-"), "rerank 500": ("#56B4E9", "D", "-")}
@@ -55,7 +56,7 @@ class Point:
 def load_codec(path: Path) -> Codec:
     """Of a run's folder, or of an index's file."""
     if path.is_dir():
-        return TrainedRun.load(path).own_codec
+        return TrainedRun.load(path).codec
     contents = read(path, mmap=True)
     if contents.metric.name != "l2":
         sys.exit(f"{path} is an index for {contents.metric.name}; faiss is measured with L2")
@@ -70,7 +71,7 @@ def our_index(codec: Codec, learn: np.ndarray, base: Vectors, ivf: int) -> Catal
     none = np.empty((0, codec.quantizer.code_size), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.catalyzer"
-        write(path, Contents(codec, Metric("l2"), codec.quantizer.bits, np.empty(0, np.int64), none, lists=lists))
+        write(path, Contents(codec, Metric("l2"), np.empty(0, np.int64), none, lists=lists))
         index = CatalyzerIndex.load(path)
     index.add(base)
     print(f"catalyzer: lists in {fitted - start:.1f} s, {len(base):,} vectors added in {time.perf_counter() - fitted:.1f} s")

@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 from catalyzer import Catalyzer, KoLeoLoss, LatticeQuantizer, RankLoss, knn, open_vectors, recall_at
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split, load_demo
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.neighbors import knn_graph
 from catalyzer.nn import multiplies_bfloat16
 from catalyzer.training import CatalyzerTraining, Loss, Miner, Optimization, TripletData

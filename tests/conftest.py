@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.helpers import DIM, Command, clustered, command
+
+if TYPE_CHECKING:  # imported where it is used: the tests of commands wait for no torch
+    from catalyzer import Codec
 
 # Tests run side by side; threads of one would only wait for those of the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,24 +67,49 @@ def prepare(environment: dict[str, str], tmp_path: Path) -> Command:
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an index that holds no vectors yet, fitted to those of `clustered` in `DIM` dimensions; not to be changed."""
+def codec() -> "Codec":
+    """Small networks that learned vectors of `clustered` in 32 dimensions, in a second; not to be changed."""
+    import torch
+
+    from catalyzer import Catalyzer, Codec, Decoder, LatticeQuantizer
+
+    torch.manual_seed(0)
+    x = torch.from_numpy(clustered(1500, 32, 0)).float()
+    transform, decoder = Catalyzer(32, 24, hidden=64).adapt(x.numpy()), Decoder(24, 32, hidden=64).adapt(x.numpy())
+    quantizer = LatticeQuantizer(24, bits=64)
+    layer = quantizer.straight_through()
+    optimizer = torch.optim.AdamW([*transform.parameters(), *decoder.parameters()], lr=3e-3)
+    for _ in range(300):
+        batch = x[torch.randint(len(x), (128,))]
+        loss = ((decoder(layer(transform(batch))) - batch) / decoder.scale).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    query = Catalyzer(32, 24, hidden=64)
+    query.load_state_dict(transform.state_dict())
+    query.layers[0].bias.data += 0.01  # nearly the same, so that both are seen to be used where they are to be
+    return Codec(transform.eval(), quantizer, decoder.eval(), latent_share=0.2, query=query.eval())
+
+
+@pytest.fixture(scope="session")
+def fitted(codec: "Codec", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an index of `codec` that holds no vectors yet; not to be changed."""
     from catalyzer import CatalyzerIndex
 
     path = tmp_path_factory.mktemp("index") / "fitted.catalyzer"
-    CatalyzerIndex(d_out=24, hidden=64).fit(clustered(1500, DIM, 0), epochs=4).save(path)
+    CatalyzerIndex.from_codec(codec).save(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def listed(fitted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def listed(codec: "Codec", tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with 20 lists."""
-    from dataclasses import replace
-
-    from catalyzer.index.file import read, write
+    from catalyzer.index.contents import Contents
+    from catalyzer.index.file import write
     from catalyzer.index.lists import InvertedLists
+    from catalyzer.index.metric import Metric
 
-    path, contents = tmp_path_factory.mktemp("index") / "listed.catalyzer", read(fitted, mmap=False)
-    lists = InvertedLists.fit(contents.codec, clustered(1500, DIM, 0).astype(np.float32), 20)
-    write(path, replace(contents, lists=lists))
+    path = tmp_path_factory.mktemp("index") / "listed.catalyzer"
+    lists = InvertedLists.fit(codec, clustered(1500, 32, 0).astype(np.float32), 20)
+    write(path, Contents(codec, Metric("l2"), np.empty(0, np.int64), np.empty((0, 8), np.uint8), lists=lists))
     return path

@@ -49,13 +49,14 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     names = run("docs/index.md")
     output = capsys.readouterr().out
     assert "photos.catalyzer holds 1,500" in output
-    assert "is whole: 1,500 vectors" in output
+    assert "is intact: 1,500 vectors" in output
     assert "1499 32 (1499, 8)" in output
     assert "lists  64" in output
     assert names["vectors"].shape == (10, 32)  # type: ignore[attr-defined]
     assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
+        "opq.catalyzer",
         "found.ivecs", "found.fvecs", "model.onnx",
     }  # fmt: skip
 
@@ -83,7 +84,7 @@ def test_choosing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = re.findall(r"^    (\d+ \d+:.*)$", (ROOT / "docs/choosing.md").read_text(), re.MULTILINE)
     assert len(printed) == 4
     assert "\n".join(printed) in output
-    assert "SphericalLattice(dim=12, radius_sq=" in output
+    assert "LatticeQuantizer(dim=12, bits=32, radius_sq=" in output
     assert len(re.findall(r"^(32|64) bits, rerank (0|100|500) R@10 \d+\.\d$", output, re.MULTILINE)) == 6
 
 
@@ -109,11 +110,10 @@ def test_the_format(folder: Path, fitted: Path) -> None:
 @pytest.mark.parametrize(("dim", "bits"), [(40, 128), (20, 64), (8, 32)])  # leaves of three and one, of three and two, of two
 def test_points_of_other_lattices_in_python_alone(dim: int, bits: int) -> None:
     content = blocks("docs/format.md")[-1][1]
-    assert content.count(" = 24, ") == 1
     lattice = SphericalLattice.for_bits(dim, bits)
     random = Random(0)
     numbers = [0, lattice.num_points - 1, *(random.randrange(lattice.num_points) for _ in range(98))]
     codes = np.array([[*number.to_bytes(lattice.code_size, "little")] for number in numbers], np.uint8)
-    names = {"header": {"radius_sq": lattice.radius_sq}, "codes": codes, "np": np}
-    exec(content.replace(" = 24, ", f" = {dim}, "), names)
+    names = {"quantizer": {"dim": dim, "radius_sq": lattice.radius_sq}, "codes": codes}
+    exec(content, names)
     np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)

@@ -27,6 +27,13 @@ def test_using_a_finished_run_imports_no_trainer() -> None:
     assert not modules & {"pytorch_lightning", "wandb", "hydra"}
 
 
+def test_searching_a_loaded_index_imports_no_trainer() -> None:
+    path = Path(__file__).parent / "index-format-1.catalyzer"
+    search = "index.search(numpy.ones((2, 10)), k=2); index.search(numpy.ones((2, 10)), k=2, nprobe=3)"
+    statement = f"import numpy; from catalyzer import CatalyzerIndex; index = CatalyzerIndex.load({str(path)!r}); {search}"
+    assert not imported_by(statement) & {"pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib"}
+
+
 def test_all_that_is_offered_is_there() -> None:
     for name in catalyzer.__all__:
         assert getattr(catalyzer, name) is not None

@@ -8,15 +8,17 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from catalyzer import CatalyzerIndex, index, open_vectors
+from catalyzer import CatalyzerIndex, open_vectors
 from catalyzer.commands.cli import main
 from catalyzer.files.vectors import write_vecs
+from catalyzer.index import catalyzer_index
 from tests.helpers import ROOT, clustered
 
 BASE, QUERIES = clustered(300, 32, 1), clustered(20, 32, 2)
@@ -66,7 +68,7 @@ def test_from_files_to_neighbours(folder: Path) -> None:
     assert fit.returncode == 0, fit.stderr
     assert "epoch 2/2" in fit.stderr
     assert "Warning" not in fit.stderr
-    assert "vectors  0" in fit.stdout
+    assert fit.stdout == "b.catalyzer is trained; add vectors with: catalyzer add b.catalyzer BASE\n"
     assert process("add b.catalyzer base.fvecs", folder).stdout == "added 300 vectors; b.catalyzer holds 300\n"
     search = process("search b.catalyzer queries.fvecs -k 3", folder)
     assert len(search.stdout.splitlines()) == 1 + 20 * 3
@@ -92,13 +94,15 @@ def test_search_as_table_json_and_files(run: Run, folder: Path) -> None:
 
 def test_info_and_verify(run: Run) -> None:
     run("add a.catalyzer base.fvecs")
-    assert "SphericalLattice(dim=24, radius_sq=79)" in run("info a.catalyzer")
+    assert " quantizer  LatticeQuantizer(dim=24, bits=64, radius_sq=79)\n" in run("info a.catalyzer")
     facts = json.loads(run("info a.catalyzer --json"))
     assert facts == {
         "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
-        "code_size": 8, "lattice": "SphericalLattice(dim=24, radius_sq=79)", "decoder": True, "lists": 0,
+        "code_size": 8, "transform": "Catalyzer(d_in=32, d_out=24, hidden=64)",
+        "quantizer": "LatticeQuantizer(dim=24, bits=64, radius_sq=79)", "decoder": "Decoder(d_in=24, d_out=32, hidden=64)",
+        "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0,
     }  # fmt: skip
-    assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
+    assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
     content = bytearray(Path("a.catalyzer").read_bytes())
     content[-1] ^= 1
     Path("a.catalyzer").write_bytes(content)
@@ -109,7 +113,8 @@ def test_info_and_verify(run: Run) -> None:
 
 
 def test_lists(run: Run) -> None:
-    assert "lists  12" in run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
+    run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
+    assert "lists  12" in run("info b.catalyzer")
     assert run("add b.catalyzer base.fvecs").endswith("holds 300\n")
     assert run("add b.catalyzer queries.fvecs").endswith("holds 320\n")
     index = CatalyzerIndex.load("b.catalyzer")
@@ -121,16 +126,16 @@ def test_lists(run: Run) -> None:
         assert lines == index.search(QUERIES, 3, *kept)[1].tolist()
     index.remove(np.arange(100))
     index.save("b.catalyzer")
-    assert run("verify b.catalyzer") == "b.catalyzer is whole: 220 vectors\n"
+    assert run("verify b.catalyzer") == "b.catalyzer is intact: 220 vectors\n"
     facts = json.loads(run("info b.catalyzer --json"))
     assert (facts["vectors"], facts["lists"]) == (220, 12)
     assert 220 / 12 < facts["longest"] <= 220
     assert "longest" in run("info b.catalyzer")
     for line, sentence in (
         ("search b.catalyzer queries.fvecs --nprobe 13", "nprobe must be between 1 and the number of lists, 12; got 13"),
-        ("search a.catalyzer queries.fvecs --nprobe 3", "nprobe = 3 is for an index with lists, and this has none"),
+        ("search a.catalyzer queries.fvecs --nprobe 3", "nprobe = 3 is for an index with lists, and this one has none"),
         ("fit c.catalyzer learn.fvecs --ivf 76", "ivf = 76 lists need at least 608 vectors to learn from, 8 a list; got 600"),
-        ("fit c.catalyzer learn.fvecs --ivf -1", "ivf must be a number of lists, or 0 for none; got -1"),
+        ("fit c.catalyzer learn.fvecs --ivf -1", "ivf must be an integer of at least 0, got -1"),
     ):
         assert sentence in run(line, expect=2)
 
@@ -152,7 +157,7 @@ def test_ids_and_k_beyond_what_there_is(run: Run) -> None:
     lines = run("search a.catalyzer few.fvecs -k 1000 --json").splitlines()
     assert [len(json.loads(line)["ids"]) for line in lines] == [600, 600]
     shutil.copy("a.catalyzer", "full.catalyzer")
-    assert "k must be at least 1" in run("search a.catalyzer few.fvecs -k 0", expect=2)
+    assert "k must be an integer of at least 1, got 0" in run("search a.catalyzer few.fvecs -k 0", expect=2)
 
 
 def test_padding_in_files(run: Run) -> None:
@@ -211,16 +216,16 @@ def test_a_million_queries_at_once(run: Run) -> None:
 
 
 def test_vectors_that_are_removed_while_they_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = index._check_ids
+    check = catalyzer_index._check_ids
 
     def remove(*arguments: Any) -> np.ndarray:
         Path("base.fvecs").unlink()
         return check(*arguments)
 
-    monkeypatch.setattr(index, "_check_ids", remove)
+    monkeypatch.setattr(catalyzer_index, "_check_ids", remove)
     assert run("add a.catalyzer base.fvecs") == "added 300 vectors; a.catalyzer holds 300\n"
     assert "base.fvecs: no such file" in run("add a.catalyzer base.fvecs", expect=2)
-    assert run("verify a.catalyzer") == "a.catalyzer is whole: 300 vectors\n"
+    assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
 
 
 def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
@@ -251,7 +256,13 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit a.catalyzer learn.fvecs", "a.catalyzer is there already; remove it, or choose another name"),
         ("fit b.catalyzer queries.fvecs", "the learn set has 20 vectors; at least 500 are needed"),
         ("fit b.catalyzer learn.fvecs --budget soon", "expected a duration such as 90s"),
-        ("fit b.catalyzer learn.fvecs --bits 999", "bits must be between 1 and 128, got 999"),
+        ("fit b.catalyzer learn.fvecs --bits 999", "bits"),
+        ("fit b.catalyzer learn.fvecs --bits 0", "bits must be an integer of at least 1, got 0"),
+        ("fit b.catalyzer learn.fvecs quantizer=nonsense", "nonsense"),
+        ("fit b.catalyzer learn.fvecs nonsense", "nonsense"),
+        ("fit b.catalyzer learn.fvecs --bits 32 nonsense", "unrecognized arguments: nonsense"),
+        ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer cannot search inverted lists"),
+        ("info a.catalyzer x=1", "unrecognized arguments: x=1"),
         ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
     ):
         error = run(line, expect=2)
@@ -289,7 +300,7 @@ def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
 
 def test_an_index_removed_underneath(folder: Path) -> None:
     reader = "import os, catalyzer.index.file as f\nold = f.read\n"
-    gone = reader + "def read(path, mmap):\n c = old(path, mmap); os.unlink(path); return c\nf.read = read"
+    gone = reader + "def read(path, *options):\n c = old(path, *options); os.unlink(path); return c\nf.read = read"
     assert process("add a.catalyzer base.fvecs", folder).returncode == 0
     search = process("search a.catalyzer queries.fvecs -k 2", folder, gone)
     assert len(search.stdout.splitlines()) == 41, search.stderr
@@ -299,9 +310,49 @@ def test_an_index_removed_underneath(folder: Path) -> None:
     assert again.stderr.startswith("error: a.catalyzer: no such file")
 
 
+MY_PARTS = """
+import numpy as np
+from catalyzer.quantizers import Quantizer
+
+class Rounding(Quantizer):
+    def __init__(self, dim, bits=64):
+        self.dim, self.bits = dim, 8 * dim
+    def encode(self, x):
+        return (127.5 * (x + 1)).round().astype(np.uint8)
+    def decode(self, codes):
+        return codes.astype(np.float32) / 127.5 - 1
+"""
+
+
+def test_parts_of_the_users_own(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my_parts.py").write_text(MY_PARTS)
+    monkeypatch.syspath_prepend(folder)
+    held = CatalyzerIndex.load("a.catalyzer")._trained()
+    from my_parts import Rounding  # type: ignore[import-not-found]
+
+    CatalyzerIndex.from_codec(replace(held.codec, quantizer=Rounding(24))).save("b.catalyzer")
+    assert run("add b.catalyzer base.fvecs --trust my_parts") == "added 300 vectors; b.catalyzer holds 300\n"
+    assert "Rounding(dim=24, bits=192)" in run("info b.catalyzer --trust other --trust my_parts")
+    assert len(run("search b.catalyzer queries.fvecs -k 2 --trust my_parts").splitlines()) == 41
+    assert run("verify b.catalyzer --trust my_parts") == "b.catalyzer is intact: 300 vectors\n"
+    before = files(folder)
+    for line in ("add b.catalyzer base.fvecs", "search b.catalyzer queries.fvecs", "info b.catalyzer", "verify b.catalyzer"):
+        assert "my_parts.Rounding is not a class of catalyzer, and loading it would run its module" in run(line, expect=2)
+    assert files(folder) == before
+
+
+def test_settings_of_the_training_as_arguments(run: Run) -> None:
+    run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 quantizer=opq")
+    run("fit c.catalyzer learn.fvecs quantizer=opq --hidden 32 --d-out 24 --epochs 1 catalyzer.hidden=16")
+    run("add b.catalyzer base.fvecs")
+    assert "ProductQuantizer(dim=24, bits=64, rotate=True)" in run("info b.catalyzer")
+    assert "Catalyzer(d_in=32, d_out=24, hidden=16)" in run("info c.catalyzer")
+
+
 def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
     # The first holds the index while it reads vectors that it never gets.
-    slow = "import time, catalyzer.index as m\nm.open_source = lambda *_: (print('adding', flush=True), time.sleep(60))"
+    slow = "import time, catalyzer.index.catalyzer_index as m\n"
+    slow += "def wait(*_): print('adding', flush=True); time.sleep(60)\nm.open_source = wait"
     code = f"{slow}\nfrom catalyzer.commands.cli import main; main('add a.catalyzer base.fvecs'.split())"
     first = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE)
     assert first.stdout is not None
@@ -318,7 +369,7 @@ def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
     assert not (folder / "a.catalyzer.lock").exists()
 
 
-def test_a_killed_fit_goes_on(folder: Path) -> None:
+def test_an_interrupted_fit_resumes(folder: Path) -> None:
     line = "fit b.catalyzer learn.fvecs --hidden 64 --d-out 24 --epochs 40 --folder run"
     first = subprocess.Popen(
         [sys.executable, "-m", "catalyzer.commands.cli", *line.split()], cwd=folder, stderr=subprocess.DEVNULL
@@ -336,7 +387,7 @@ def test_a_killed_fit_goes_on(folder: Path) -> None:
 
 def test_help_comes_at_once_with_examples(run: Run) -> None:
     assert "catalyzer search photos.catalyzer queries.fvecs -k 10" in run("--help")
-    for name in ("fit", "add", "search", "info", "verify"):
+    for name in ("fit", "add", "search", "info", "verify", "export"):
         assert "INDEX" in run(f"{name} --help")
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
     code += "from catalyzer.commands.cli import main; main(['--help'])"

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import catalyzer.index
-from catalyzer import CatalyzerIndex, InvalidInput, knn, recall_at
-from catalyzer.index.file import Contents, read, verify, write
+from catalyzer import CatalyzerIndex, InvalidInput, SignQuantizer, knn, recall_at
+from catalyzer.index import catalyzer_index
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import read, verify, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import MetricName
 from catalyzer.nn import embed
@@ -119,7 +120,7 @@ def test_every_change_keeps_the_partition(listed: Path, tmp_path: Path, data: st
             names = start + np.random.default_rng(n).permutation(n) * 3
         if kind in ("add", "ids"):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(catalyzer.index, "BLOCK", data.draw(st.sampled_from([64, 1 << 16])))
+                patch.setattr(catalyzer_index, "BLOCK", data.draw(st.sampled_from([64, 1 << 16])))
                 before = {*index.ids.tolist()}
                 index.add(BASE[first : first + n], names)
             added = names if names is not None else sorted({*index.ids.tolist()} - before)
@@ -150,7 +151,7 @@ def test_what_was_handed_out_never_changes(filled: CatalyzerIndex) -> None:
 
 
 def test_readers_see_all_of_an_addition_or_none(index: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalyzer.index, "BLOCK", 16)
+    monkeypatch.setattr(catalyzer_index, "BLOCK", 16)
 
     def look() -> set[int]:
         seen = set()
@@ -209,16 +210,25 @@ def test_empty_and_nearly_empty(index: CatalyzerIndex) -> None:
 
 
 def test_what_cannot_be(fitted: Path, listed: Path, index: CatalyzerIndex) -> None:
-    for nprobe in (0, 21):
-        with pytest.raises(InvalidInput, match=f"nprobe must be between 1 and the number of lists, 20; got {nprobe}"):
-            index.search(QUERIES, nprobe=nprobe)
-    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this has none"):
+    for nprobe, sentence in (
+        (0, "nprobe must be an integer of at least 1, got 0"),
+        (1.5, "nprobe must be an integer of at least 1, got 1.5"),
+        (21, "nprobe must be between 1 and the number of lists, 20; got 21"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            index.search(QUERIES, nprobe=nprobe)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this one has none"):
         CatalyzerIndex.load(fitted).search(QUERIES, nprobe=4)
-    with pytest.raises(InvalidInput, match="ivf must be a number of lists, or 0 for none; got -1"):
+    with pytest.raises(InvalidInput, match="ivf must be an integer of at least 0, got -1"):
         CatalyzerIndex(ivf=-1)
     with pytest.raises(InvalidInput, match=r"ivf = 100 lists need at least 800 .* got 600: .* an ivf of at most 75"):
         CatalyzerIndex(hidden=16, d_out=24, ivf=100).fit(BASE[:600])
+    with pytest.raises(InvalidInput, match="ProductQuantizer cannot search inverted lists"):
+        CatalyzerIndex(hidden=16, d_out=24, ivf=10, overrides=["quantizer=opq"]).fit(BASE[:600])
     assert (index.ivf, CatalyzerIndex.load(fitted).ivf) == (20, 0)
+    held = read(listed, mmap=False)
+    with pytest.raises(InvalidInput, match="SignQuantizer cannot search inverted lists"):
+        replace(held, codec=replace(held.codec, quantizer=SignQuantizer(24)))
 
 
 def test_merging_needs_the_same_lists(index: CatalyzerIndex, listed: Path, tmp_path: Path) -> None:

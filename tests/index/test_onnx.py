@@ -9,12 +9,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from catalyzer import Catalyzer, Codec, Decoder, InvalidInput, LatticeQuantizer, SphericalLattice, TrainedRun, export
+from catalyzer import Catalyzer, Codec, Decoder, InvalidInput, LatticeQuantizer, SphericalLattice, TrainedRun
 from catalyzer.commands.cli import main
-from catalyzer.index.file import Contents, write
+from catalyzer.index import onnx
+from catalyzer.index.contents import Contents
+from catalyzer.index.file import write
 from catalyzer.index.metric import Metric, MetricName
-from catalyzer.nn import Identity, embed
+from catalyzer.nn import PCA, Identity, Transform, embed
 from tests.helpers import clustered, make_run
 
 BASE = clustered(50, 32, 1).astype(np.float32)
@@ -51,19 +55,19 @@ def contents(metric: MetricName, query: bool) -> Contents:
     torch.manual_seed(0)
     compared = Metric(metric).fit(BASE)
     x = compared.base(BASE)
-    catalyzer, decoder = Catalyzer(x.shape[1], 24, 64).fit(x), Decoder(24, x.shape[1], 64)
-    decoder.fit(catalyzer)
-    own = Catalyzer(x.shape[1], 24, 64).fit(x).eval() if query else None
-    codec = Codec(catalyzer.eval(), LatticeQuantizer(24, 64), decoder.eval(), query=own)
-    return Contents(codec, compared, 64, np.empty(0, np.int64), np.empty((0, 8), np.uint8))
+    d = x.shape[1]
+    catalyzer, decoder = Catalyzer(d, 24, 64).adapt(x).eval(), Decoder(24, d, 64).adapt(x).eval()
+    own = Catalyzer(d, 24, 64).adapt(x).eval() if query else None
+    codec = Codec(catalyzer, LatticeQuantizer(24, 64), decoder, query=own)
+    return Contents(codec, compared, np.empty(0, np.int64), np.empty((0, 8), np.uint8))
 
 
 def test_a_run(run: Run, tmp_path: Path) -> None:
     make_run(tmp_path / "outputs/RUN", "decoder=mlp", "decoder.hidden=64")
-    printed = run("export run=outputs/RUN onnx=models/model.onnx decoder=decoder.onnx")
+    printed = run("export outputs/RUN --onnx models/model.onnx --decoder decoder.onnx")
     assert printed.startswith("wrote models/model.onnx, whose outputs differ from torch's by at most ")
     assert [line.split()[1] for line in printed.splitlines()] == ["models/model.onnx,", "decoder.onnx,"]
-    trained = TrainedRun.load("outputs/RUN")
+    trained = TrainedRun.load("outputs/RUN").codec
     for n in (1, 50):
         latent = computed("models/model.onnx", BASE[:n])
         np.testing.assert_allclose(latent, embed(trained.transform, BASE[:n]), atol=0.05)  # embed may take bfloat16
@@ -77,7 +81,7 @@ def test_a_run(run: Run, tmp_path: Path) -> None:
 def test_an_index_by_what_its_metric_does(metric: MetricName, run: Run) -> None:
     index = contents(metric, query=metric == "cosine")  # of inner products, queries are mapped otherwise also without one
     write(Path("a.catalyzer"), index)
-    run("export index=a.catalyzer onnx=model.onnx decoder=decoder.onnx query=query.onnx")
+    run("export a.catalyzer --onnx model.onnx --decoder decoder.onnx --query query.onnx")
     codec, x = index.codec, BASE * np.linspace(0.5, 1, len(BASE), dtype=np.float32)[:, None]
     latent = computed("model.onnx", x)
     np.testing.assert_allclose(latent, embed(codec.transform, index.metric.base(x)), atol=0.05)
@@ -94,48 +98,75 @@ def test_an_index_by_what_its_metric_does(metric: MetricName, run: Run) -> None:
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "KEY=PATH" in run("export --help")
+    assert "--onnx FILE" in run("export --help")
     plain = contents("l2", query=False)
     write(Path("a.catalyzer"), replace(plain, codec=replace(plain.codec, decoder=None)))
     (tmp_path / "folder.onnx").mkdir()
-    make_run(tmp_path / "run")
-    (tmp_path / "run/catalyzer.json").unlink()
+    (tmp_path / "run").mkdir()
     np.save("base.npy", BASE)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for line, sentence in (
-        ("index=a.catalyzer", "expected index=FILE or run=FOLDER; onnx=FILE for the catalyzer; where wanted, decoder=FILE"),
-        ("index=a.catalyzer run=run onnx=m.onnx", "expected index=FILE or run=FOLDER"),
-        ("onnx=m.onnx", "expected index=FILE or run=FOLDER"),
-        ("a.catalyzer onnx=m.onnx", "; got a.catalyzer onnx=m.onnx"),
-        ("index=a.catalyzer onnx=", "; got index=a.catalyzer onnx="),
-        ("index=a.catalyzer onnx=m.onnx onnx=n.onnx", "; got index=a.catalyzer onnx=m.onnx onnx=n.onnx"),
-        ("index=a.catalyzer onnx=m.onnx opset=9", "; got index=a.catalyzer onnx=m.onnx opset=9"),
-        ("index=a.catalyzer onnx=./a.catalyzer", "each of the files needs a name of its own; got index=a.catalyzer onnx=./a."),
-        (
-            "index=a.catalyzer onnx=m.onnx decoder=d.onnx",
-            "there is no decoder to export; leave out decoder=, or train with one",
-        ),
-        ("index=a.catalyzer onnx=m.onnx query=q.onnx", "queries have no network of their own here: onnx= has what maps them"),
-        ("index=base.npy onnx=m.onnx", "base.npy is not an index"),
-        ("index=missing.catalyzer onnx=m.onnx", "missing.catalyzer: no such file"),
-        ("run=missing onnx=m.onnx", "missing"),
-        ("run=a.catalyzer onnx=m.onnx", "a.catalyzer"),
-        ("run=run onnx=m.onnx", "run/catalyzer.json: no such file; expected a run folder whose run has ended"),
-        ("index=a.catalyzer onnx=folder.onnx", "folder.onnx cannot be written (Is a directory)"),
+        ("a.catalyzer", "the following arguments are required: --onnx"),
+        ("--onnx m.onnx", "the following arguments are required: INDEX"),
+        ("a.catalyzer --onnx m.onnx opset=9", "unrecognized arguments: opset=9"),
+        ("a.catalyzer --onnx ./a.catalyzer", "each file needs a name of its own; got a.catalyzer a.catalyzer"),
+        ("a.catalyzer --onnx m.onnx --query m.onnx", "each file needs a name of its own; got a.catalyzer m.onnx m.onnx"),
+        ("a.catalyzer --onnx m.onnx --decoder d.onnx", "there is no decoder to export; leave its file out, or train one"),
+        ("a.catalyzer --onnx m.onnx --query q.onnx", "queries have no network of their own, they are mapped as vectors are"),
+        ("base.npy --onnx m.onnx", "base.npy is not an index"),
+        ("missing.catalyzer --onnx m.onnx", "missing.catalyzer: no such file"),
+        ("run --onnx m.onnx", "run"),
+        ("a.catalyzer --onnx folder.onnx", "folder.onnx cannot be written (Is a directory)"),
     ):
         error = run(f"export {line}", expect=2)
         assert sentence in error
-        assert error.count("\n") == 1
-    monkeypatch.setattr(export, "TOLERANCE", 0)
-    assert "comes to other latent than torch" in run("export index=a.catalyzer onnx=m.onnx", expect=2)
+        assert error.splitlines()[-1].startswith(("error: ", "catalyzer export: error: ", "catalyzer: error: "))
+    monkeypatch.setattr(onnx, "RELATIVE_TOLERANCE", 0)
+    assert "computes other latent than torch" in run("export a.catalyzer --onnx m.onnx", expect=2)
     for package in ("onnxruntime", "onnxscript"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
-            error = run("export index=a.catalyzer onnx=m.onnx", expect=2)
-            assert error == f"error: ONNX files need {package}, which is not installed: pip install 'catalyzer[onnx]'\n"
+            error = run("export a.catalyzer --onnx m.onnx", expect=2)
+            assert error == f'error: ONNX files need {package}, which is not installed: pip install "catalyzer[onnx]"\n'
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_what_has_no_network(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="there is no network to export: vectors are mapped without one"):
-        export.export(Codec(Identity(24), LatticeQuantizer(24, 64)), Metric("l2"), tmp_path / "m.onnx")
+    with pytest.raises(InvalidInput, match="Identity has no weights to export"):
+        onnx.export(Codec(Identity(24), LatticeQuantizer(24, 64)), Metric("l2"), tmp_path / "m.onnx")
+
+
+class Foreign(Transform):
+    """A network of a user's own."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out)
+        self.layer = nn.Linear(d_in, d_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.layer(x.float()).tanh())
+
+
+@pytest.mark.parametrize("transform", [Foreign(32, 24), PCA(32, 24).adapt(BASE)], ids=["foreign", "PCA"])
+def test_any_transform_with_weights(run: Run, tmp_path: Path, transform: Transform) -> None:
+    codec = Codec(transform, LatticeQuantizer(24, 64))
+    nothing = np.empty(0, np.int64), np.empty((0, 8), np.uint8)
+    write(tmp_path / "a.catalyzer", Contents(codec, Metric("l2"), *nothing))
+    if isinstance(transform, Foreign):
+        assert f"if you trust that, add trust={__name__.partition('.')[0]}" in run("export a.catalyzer --onnx m.onnx", expect=2)
+    run(f"export a.catalyzer --onnx m.onnx --trust {__name__}")
+    with torch.inference_mode():
+        expected = transform(torch.from_numpy(BASE)).numpy()
+    np.testing.assert_allclose(computed("m.onnx", BASE), expected, atol=1e-4)
+
+
+class Inexpressible(Foreign):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.sort(super().forward(x).numpy()))
+
+
+def test_a_network_that_onnx_cannot_express(tmp_path: Path) -> None:
+    codec = Codec(Inexpressible(32, 24), LatticeQuantizer(24, 64))
+    with pytest.raises(InvalidInput, match="torch cannot export Inexpressible as ONNX"):
+        onnx.export(codec, Metric("l2"), tmp_path / "m.onnx")
+    assert not any(tmp_path.iterdir())

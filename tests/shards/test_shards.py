@@ -222,7 +222,6 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
         (codes / "manifest.json").write_text(json.dumps(content))
         with pytest.raises(kind, match=re.escape(words)):
             CodeShards.open(codes).check_complete()
-        assert isinstance(caught.value, DamagedFile) == ("damaged" in words)
     (codes / "manifest.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"manifest\.json is damaged \(JSON: "):
         CodeShards.open(codes)

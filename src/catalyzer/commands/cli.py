@@ -1,4 +1,4 @@
-"""The command `catalyzer`: an index in a file, from vectors in files."""
+"""The command `catalyzer`: an index in a file, made of vectors in files."""
 
 import argparse
 import json
@@ -14,21 +14,22 @@ from catalyzer.errors import InvalidInput
 if TYPE_CHECKING:  # imported where they are used: help comes at once, and not when torch has been loaded
     import numpy as np
 
+    from catalyzer.parts import Part
+
 EXAMPLES = """examples:
   catalyzer fit photos.catalyzer learn.fvecs                 train on vectors like those to come
-  catalyzer fit photos.catalyzer learn.fvecs --budget 10min  for as many epochs as ten minutes allow
+  catalyzer fit photos.catalyzer learn.fvecs --budget 10min  train as many epochs as fit into ten minutes
+  catalyzer fit photos.catalyzer learn.fvecs quantizer=opq   settings of src/train.py, here another quantizer
   catalyzer add photos.catalyzer base.fvecs                  code vectors, 8 bytes each
   catalyzer search photos.catalyzer queries.fvecs -k 10      a table; --json, or --output NAME for NAME.ivecs and NAME.fvecs
-  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       codes in 4096 lists, for millions of vectors
-  catalyzer search large.catalyzer queries.fvecs --nprobe 32 look at 32 of them for each query
-  catalyzer info photos.catalyzer                            what is in it
-  catalyzer verify photos.catalyzer                          compare all of it with its checksums
-  catalyzer export index=photos.catalyzer onnx=model.onnx    its network for other programs; run=FOLDER for that of a run
+  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       4096 inverted lists, for millions of vectors
+  catalyzer search large.catalyzer queries.fvecs --nprobe 32 scan 32 lists per query
+  catalyzer info photos.catalyzer                            what the index holds
+  catalyzer verify photos.catalyzer                          compare everything with its checksums
+  catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; also of a run's folder
 
 Vectors are read from .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin and .npy files.
 """
-
-EXPORT = "index=FILE or run=FOLDER; onnx=FILE for the catalyzer; where wanted, decoder=FILE and query=FILE"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: in place of those of the process.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if others and not (options.run is _fit and all("=" in text and text[0] != "-" for text in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:  # settings behind an option, which argparse leaves over
+        options.overrides += others
     from catalyzer.commands.console import ConsoleHandler, one_sentence_errors
 
     handler = ConsoleHandler()
@@ -56,10 +62,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def command(name: str, run: Any, about: str, index: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, about: str, trusts: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-        if index:
-            sub.add_argument("index", type=Path, metavar="INDEX", help="the index's file")
+        sub.add_argument("index", type=Path, metavar="INDEX", help="file of the index")
+        if trusts:
+            about_trust = "load parts of this module, which runs its code; may be repeated"
+            sub.add_argument("--trust", action="append", default=[], metavar="MODULE", help=about_trust)
         sub.set_defaults(run=run)
         return sub
 
@@ -72,42 +80,45 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=catalyzer.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    fit = command("fit", _fit, "train on vectors, and make a new index")
+    fit = command("fit", _fit, "train on vectors, and make a new index", trusts=False)
     fit.add_argument("learn", metavar="LEARN", help="file of vectors to learn from, at least 500")
-    fit.add_argument("--bits", type=int, default=64, help="of a code, at most (64)")
-    fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="l2, cosine, or ip: inner product (l2)")
-    fit.add_argument("--d-out", type=dimension, default="auto", help="dimension of the sphere (auto: what suits the data)")
-    fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (1024)")
-    fit.add_argument("--no-decoder", action="store_true", help="learn no way back: no searches in two stages")
-    fit.add_argument("--ivf", type=int, default=0, help="put codes into so many lists, for searches in a few of them (0: none)")
+    fit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of src/train.py, such as quantizer=opq")
+    fit.add_argument("--bits", type=int, default=64, help="of a code, at most (default: 64)")
+    fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
+    fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, what suits the data)")
+    fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (default: 1024)")
+    fit.add_argument("--no-decoder", action="store_true", help="train no decoder, so searches have one stage")
+    fit.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
     length = fit.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="passes over the vectors (20)")
-    length.add_argument("--budget", help="instead of epochs, the time that training may take: 90s, 10min, 1.5h")
-    fit.add_argument("--folder", help="keep the training here, so that the same command goes on with one that was killed")
+    length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
+    length.add_argument("--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h")
+    fit.add_argument("--folder", help="keep the training here, so that the same command resumes one that was interrupted")
     fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
 
     add = command("add", _add, "code vectors and add them to an index")
     add.add_argument("base", metavar="BASE", help="file of vectors")
-    add.add_argument("--ids", help="file of their ids, .npy of shape (n,) or .ivecs of dimension 1; else they are numbered on")
     add.add_argument(
-        "--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and report their rows"
+        "--ids", help="file of their ids, .npy of shape (n,) or .ivecs of dimension 1 (default: consecutive numbers)"
     )
+    add.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and print their rows")
 
-    search = command("search", _search, "find the nearest vectors of an index")
+    search = command("search", _search, "find the nearest vectors in an index")
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
-    search.add_argument("-k", type=int, default=10, help="how many for each query (10)")
-    search.add_argument("--rerank", type=int, help="candidates that are decoded and ranked anew (500; 0 without a decoder)")
-    search.add_argument("--nprobe", type=int, help="of an index with lists: how many are searched for each query (16)")
+    search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
+    search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: 500, or 0 without a decoder)")
+    search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
     output = search.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="a line of JSON for each query")
+    output.add_argument("--json", action="store_true", help="print a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
 
-    info = command("info", _info, "say what is in an index")
+    info = command("info", _info, "say what an index holds")
     info.add_argument("--json", action="store_true", help="as JSON")
-    command("verify", _verify, "compare all of an index with its checksums")
+    command("verify", _verify, "compare everything in an index with its checksums")
 
-    export = command("export", _export, "write the networks of an index, or of a run, as ONNX files", index=False)
-    export.add_argument("settings", nargs="+", metavar="KEY=PATH", help=EXPORT)
+    export = command("export", _export, "write the networks of an index, or of a run, as ONNX files")
+    export.add_argument("--onnx", type=Path, metavar="FILE", required=True, help="of the transform: vectors to points")
+    export.add_argument("--decoder", type=Path, metavar="FILE", help="of the decoder: points to vectors")
+    export.add_argument("--query", type=Path, metavar="FILE", help="of what maps queries, where that is another network")
     return parser
 
 
@@ -134,6 +145,7 @@ def _fit(options: argparse.Namespace) -> None:
             hidden=options.hidden,
             decoder=not options.no_decoder,
             ivf=options.ivf,
+            overrides=options.overrides,
         )
         index.fit(
             options.learn,
@@ -143,7 +155,7 @@ def _fit(options: argparse.Namespace) -> None:
             skip_invalid=options.skip_invalid,
         )
         index.save(options.index)
-    _print_facts(_facts(options.index))
+    sys.stdout.write(f"{options.index} is trained; add vectors with: catalyzer add {options.index} BASE\n")
 
 
 def _add(options: argparse.Namespace) -> None:
@@ -151,8 +163,8 @@ def _add(options: argparse.Namespace) -> None:
     from catalyzer.index import CatalyzerIndex
 
     with locked(options.index):
-        # All is read and compared with its checksums, which are about to be made anew.
-        index = CatalyzerIndex.load(options.index)
+        # Everything is compared with its checksums, since new ones are about to be computed.
+        index = CatalyzerIndex.load(options.index, trust=options.trust)
         before = index.ntotal
         skipped = index.add(options.base, _read_ids(options.ids), skip_invalid=options.skip_invalid)
         index.save(options.index)
@@ -180,7 +192,7 @@ def _read_ids(path: str | None) -> "np.ndarray | None":
 def _search(options: argparse.Namespace) -> None:
     from catalyzer.index import CatalyzerIndex
 
-    index = CatalyzerIndex.load(options.index, mmap=True)
+    index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
     distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe)
     if options.output is not None:
         _write_files(options.output, distances, ids)
@@ -216,65 +228,55 @@ def _write_files(name: Path, distances: "np.ndarray", ids: "np.ndarray") -> None
 
 
 def _info(options: argparse.Namespace) -> None:
-    facts = _facts(options.index)
+    from catalyzer.index.file import read
+
+    contents = read(options.index, mmap=True, trust=options.trust)
+    facts: dict[str, Any] = {
+        "file": str(options.index),
+        "size": options.index.stat().st_size,
+        "vectors": len(contents.ids),
+        "dimension": contents.d,
+        "metric": contents.metric.name,
+        "code_size": contents.codec.quantizer.code_size,
+        **{name: None if part is None else _shown(part) for name, part in contents.parts.items()},
+        "lists": 0 if contents.lists is None else len(contents.lists),
+    }
+    if contents.lists is not None:
+        facts["longest"] = int(contents.lists.sizes.max())
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
-    else:
-        _print_facts(facts)
+        return
+    for name, value in facts.items():
+        sys.stdout.write(f"{name:>10}  {f'{value:,}' if isinstance(value, int) else value or 'none'}\n")
 
 
 def _verify(options: argparse.Namespace) -> None:
     from catalyzer.index.file import verify
 
-    contents = verify(options.index)
-    sys.stdout.write(f"{options.index} is whole: {len(contents.ids):,} vectors\n")
+    contents = verify(options.index, options.trust)
+    sys.stdout.write(f"{options.index} is intact: {len(contents.ids):,} vectors\n")
 
 
 def _export(options: argparse.Namespace) -> None:
-    given = {key: Path(path).expanduser() for key, _, path in (text.partition("=") for text in options.settings) if path}
-    sources, files = given.keys() & {"index", "run"}, given.keys() - {"index", "run"}
-    complete = len(sources) == 1 and "onnx" in files and files <= {"onnx", "decoder", "query"}
-    if not complete or len(given) < len(options.settings):
-        raise InvalidInput(f"expected {EXPORT}; got {' '.join(options.settings)}")
-    if len({path.resolve() for path in given.values()}) < len(given):
-        raise InvalidInput(f"each of the files needs a name of its own; got {' '.join(options.settings)}")
+    files = {name: getattr(options, name) for name in ("onnx", "decoder", "query") if getattr(options, name) is not None}
+    if len({path.resolve() for path in (options.index, *files.values())}) <= len(files):
+        raise InvalidInput(f"each file needs a name of its own; got {options.index} {' '.join(map(str, files.values()))}")
     from catalyzer import TrainedRun
     from catalyzer.index.file import read
     from catalyzer.index.metric import Metric
     from catalyzer.index.onnx import export
 
-    if "run" in given:
-        run = TrainedRun.load(given.pop("run"))
-        codec, metric = run.codec(run.settings), Metric("l2")
+    if options.index.is_dir():
+        codec, metric = TrainedRun.load(options.index, trust=options.trust).codec, Metric("l2")
     else:
-        contents = read(given.pop("index"), mmap=True)
+        contents = read(options.index, mmap=True, trust=options.trust)
         codec, metric = contents.codec, contents.metric
-    for path, difference in export(codec, metric, **given).items():
+    for path, difference in export(codec, metric, **files).items():
         sys.stdout.write(f"wrote {path}, whose outputs differ from torch's by at most {difference:.2g}\n")
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    from catalyzer.index.file import read
-
-    contents = read(path, mmap=True)
-    return {
-        "file": str(path),
-        "size": path.stat().st_size,
-        "vectors": len(contents.ids),
-        "dimension": contents.d,
-        "metric": contents.metric.name,
-        "code_size": contents.lattice.code_size,
-        "lattice": repr(contents.lattice),
-        "decoder": contents.codec.decoder is not None,
-        "lists": 0 if contents.lists is None else len(contents.lists),
-        **({} if contents.lists is None else {"longest": int(contents.lists.sizes.max())}),
-    }
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    for name, value in facts.items():
-        text = ("no", "yes")[value] if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value
-        sys.stdout.write(f"{name:>10}  {text}\n")
+def _shown(part: "Part") -> str:
+    return f"{type(part).__name__}({', '.join(f'{name}={value!r}' for name, value in part.arguments.items())})"
 
 
 if __name__ == "__main__":

@@ -1,27 +1,32 @@
-"""`CatalyzerIndex`: vectors of your own in 8 bytes each, from `fit` to `search`, and back from a file."""
+"""`CatalyzerIndex`: your vectors in 8 bytes each, from `fit` to `search`, and back from a file."""
 
+import operator
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from catalyzer.codec import PAIRS
-from catalyzer.errors import InvalidInput
+from catalyzer.codec import PAIRS, Codec
+from catalyzer.errors import CatalyzerError, InvalidInput, Unavailable
 from catalyzer.files.vectors import BLOCK
 from catalyzer.index import file as index_file
-from catalyzer.index.file import MAX_BITS, MAX_ID, Contents
-from catalyzer.index.lists import InvertedLists, check_learn
+from catalyzer.index.contents import MAX_ID, Contents
+from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
 from catalyzer.nn import embed
+from catalyzer.nn.storage import digest
+from catalyzer.parts import Trust, find_class
 from catalyzer.progress import progress
+from catalyzer.quantizers import Quantizer
 
-RERANK = 500  # candidates of a search in two stages
-NPROBE = 16  # lists of a search, where there are so many
+DEFAULT_RERANK = 500  # candidates
+DEFAULT_NPROBE = 16  # lists, of an index that has so many
 
 # One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
 # are switched between training and evaluation.
@@ -29,22 +34,24 @@ _COMPUTING = threading.Lock()
 
 
 class CatalyzerIndex:
-    """Vectors coded by a trained catalyzer, found again by the codes.
+    """Vectors as codes of a trained transform and a quantizer, and the search in them.
 
-    Its methods may be called from several threads at once. Searches take turns, and see all of an addition or none of it.
+    Several threads may call its methods at once. Searches take turns, and see all of an addition or none of it.
 
     Args:
         bits: of a code, at most; 64 make 8 bytes.
-        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product, for which the longest vector learned from
-            must be as long as any that is added.
-        d_out: dimension of the sphere that vectors are mapped to; "auto" tries which suits the data.
+        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product, for which the longest training vector
+            must be at least as long as every vector that is added.
+        d_out: dimension that vectors are mapped to; "auto" tries which suits the data.
         hidden: width of the networks.
-        decoder: learn the way back from codes to vectors, for searches in two stages and for `reconstruct`.
-        ivf: partition the sphere into so many lists, of which a search looks at those near the query; 0 makes none, and each
-            search looks at all codes. Some 4 to 16 times the square root of the number of vectors is a good number.
+        decoder: train a decoder, for searches in two stages and for `reconstruct`.
+        ivf: number of inverted lists; a search scans those nearest to the query. 0 makes none, and a search scans all codes.
+            4 to 16 times the square root of the number of vectors is a good number.
+        overrides: settings of `src/train.py`, written as on its command line: other networks, quantizers and losses, also
+            of your own modules.
 
     Raises:
-        InvalidInput: values outside of these.
+        InvalidInput: other values.
 
     >>> random = np.random.default_rng(0)
     >>> x = random.normal(size=(1000, 4)).astype(np.float32) @ random.normal(size=(4, 16)).astype(np.float32)
@@ -64,23 +71,60 @@ class CatalyzerIndex:
         hidden: int = 1024,
         decoder: bool = True,
         ivf: int = 0,
+        overrides: Sequence[str] = (),
     ) -> None:
-        if not 1 <= bits <= MAX_BITS:
-            raise InvalidInput(f"bits must be between 1 and {MAX_BITS}, got {bits}")
-        if ivf < 0:
-            raise InvalidInput(f"ivf must be a number of lists, or 0 for none; got {ivf}")
-        self._ivf = ivf
-        self._options = {"bits": bits, "d_out": d_out, "hidden": hidden, "decoder": decoder}
+        if not isinstance(decoder, bool):
+            raise InvalidInput(f"decoder must be True or False, got {decoder!r}")
+        if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
+            raise InvalidInput(f'overrides must be a list of texts such as "quantizer=opq", got {overrides!r}')
+        self._ivf = _integer("ivf", ivf, 0)
+        self._options: dict[str, Any] | None = {
+            "bits": _integer("bits", bits, 1),
+            "d_out": d_out if d_out == "auto" else _integer('d_out, if not "auto",', d_out, 2),
+            "hidden": _integer("hidden", hidden, 1),
+            "decoder": decoder,
+            "overrides": list(overrides),
+        }
         self._metric = Metric(metric)
-        # What readers see is one object that never changes; who writes puts another in its place.
+        # Readers see one object that never changes; a writer replaces it.
         self._contents: Contents | None = None
         self._writing = threading.Lock()
-        # Ids and codes have room behind what is seen of them, so that additions do not copy what is there each time.
+        # Ids and codes have capacity behind the published rows, so that additions do not copy what is there each time.
         self._ids, self._codes = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+
+    @classmethod
+    def from_codec(cls, codec: Codec, metric: MetricName = "l2") -> Self:
+        """An empty index of a trained codec, such as that of a run.
+
+        Args:
+            codec: trained; it is not copied.
+            metric: "l2", or "cosine" for a codec that was trained on vectors of norm 1.
+
+        Raises:
+            InvalidInput: "ip", whose longest norm only `fit` learns; or a quantizer that is not fitted.
+
+        >>> from catalyzer.nn import Identity
+        >>> from catalyzer.quantizers import LatticeQuantizer
+        >>> index = CatalyzerIndex.from_codec(Codec(Identity(d_in=24), LatticeQuantizer(dim=24)))
+        >>> index.add(np.eye(24)).size, index.search(np.eye(24)[:2], k=1)[1].tolist()
+        (0, [[0], [1]])
+        """
+        if metric == "ip":
+            raise InvalidInput("an index for inner products learns the longest norm, so it cannot be made of a codec; call fit")
+        if codec.quantizer.is_learned and not any(array.any() for array in codec.quantizer.state_dict().values()):
+            raise InvalidInput(f"the codec's {type(codec.quantizer).__name__} is not fitted; call codec.fit(train) first")
+        return cls._holding(_empty(codec, Metric(metric)))
+
+    @classmethod
+    def _holding(cls, contents: Contents) -> Self:
+        index = cls(metric=contents.metric.name, ivf=0 if contents.lists is None else len(contents.lists))
+        index._options, index._metric = None, contents.metric
+        index._publish(contents)
+        return index
 
     @property
     def is_trained(self) -> bool:
-        """Whether `fit` has ended, or the index comes from a file."""
+        """Whether `fit` has ended, or the index comes from a file or a codec."""
         return self._contents is not None
 
     @property
@@ -90,7 +134,7 @@ class CatalyzerIndex:
 
     @property
     def d(self) -> int:
-        """Dimension of the vectors that were learned from."""
+        """Dimension of the vectors."""
         return self._trained().d
 
     @property
@@ -122,21 +166,20 @@ class CatalyzerIndex:
         folder: str | Path | None = None,
         skip_invalid: bool = False,
     ) -> Self:
-        """Train the networks: catalyzer and decoder together, then the one for queries; then find the lists.
+        """Train transform, decoder and query network, fit the quantizer, and partition the sphere into lists.
 
-        At most half a million of the vectors are trained on, spread evenly over `learn`; some 5 to 20% are held out, and of the
-        epochs the one is kept that finds most among those. It seeds the random generators of torch, NumPy and Python, so that
-        the same call gives the same networks on the same machine. Searches of other threads wait until it has ended.
+        At most half a million of the vectors are used, spread evenly over `learn`; 5 to 20% of them are held out, and the
+        epoch with the best recall on these is kept. Training seeds the random generators of torch, NumPy and Python, so the
+        same call gives the same networks on the same machine. Searches of other threads wait until it ends.
 
         Args:
             learn: `(n, d)`, at least 500 of them, like those that will be added.
             epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
-            budget: a duration such as "90s", "10min" or "2h" instead: it is measured here how long an epoch takes (positives
-                and dimension are settled first, a few steps are timed, and what they taught is thrown away), and as many are
-                trained as fit, at most 300. The learning rate rises and falls over exactly these. Lists, if any, come
-                on top: seconds for thousands.
-            folder: where the training is kept as it goes, so that the same call goes on with one that was killed; it stays
-                there. By default it is a temporary folder, of which nothing is left.
+            budget: a duration such as "90s", "10min" or "2h" instead: a few steps are timed, and as many epochs are trained as
+                fit, at most 300. The learning rate follows its schedule over exactly these. Lists come on top: seconds for
+                thousands.
+            folder: keep the training here, so that the same call resumes one that was interrupted. By default a temporary
+                folder, which is removed.
             skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
 
         Returns:
@@ -144,65 +187,68 @@ class CatalyzerIndex:
 
         Raises:
             InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
-                one epoch, a folder of another training, no room for files, or an index that holds vectors already, whose codes
-                would become void.
+                one epoch, a folder of another training, a quantizer that searches no lists, an index that comes from a file or
+                a codec, or one that holds vectors already, whose codes would become void.
+            Unavailable: the folder cannot be written.
         """
+        if epochs is not None and budget is not None:
+            raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
+        if budget is not None and not isinstance(budget, str):
+            raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
+        if epochs is not None:
+            _integer("epochs", epochs, 1)
         from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
         from catalyzer.training import seconds_of
 
-        if epochs is not None and budget is not None:
-            raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
-        if epochs is not None and epochs < 1:
-            raise InvalidInput(f"epochs must be at least 1, got {epochs}")
         seconds = None if budget is None else seconds_of(budget)
+        epochs = (epochs or EPOCHS) if budget is None else None
         with self._writing, _COMPUTING, ExitStack() as stack:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
+            if self._options is None:
+                raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
+            if self._ivf:
+                check_quantizer(_quantizer_class(self._options["overrides"]))
             x = sample(open_source(learn), LEARN, self._metric, skip_invalid)
             check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
             try:
                 if folder is None:
                     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyzer-"))
-                codec = learn_codec(
-                    metric.base(x),
-                    epochs=None if budget else epochs or EPOCHS,
-                    seconds=seconds,
-                    folder=Path(folder),
-                    **self._options,  # type: ignore[arg-type]
-                )
+                base = metric.base(x)
+                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=Path(folder), **self._options)
             except OSError as error:
-                raise InvalidInput(
+                if isinstance(error, CatalyzerError):
+                    raise
+                raise Unavailable(
                     f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
                 ) from None
+            lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
+            self._publish(_empty(codec, metric, lists))
             self._metric = metric
-            lists = InvertedLists.fit(codec, metric.base(x), self._ivf) if self._ivf else None
-            no_codes = np.empty((0, codec.quantizer.code_size), np.uint8)
-            bits = int(self._options["bits"])
-            self._publish(Contents(codec, metric, bits, np.empty(0, np.int64), no_codes, lists=lists))
         return self
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
-        """Code vectors and add them, block by block, so that any number can be added; where one is refused, none is added.
+        """Code vectors and add them, block by block; if one is refused, none is added.
 
         Args:
             vectors: `(n, d)`; n may be 0.
-            ids: `(n,)` integers, distinct and not in the index yet; -1 is what stands for nothing found. By default they go on
-                from the largest that there has been: 0 to n - 1 at first.
-            skip_invalid: leave out vectors that hold NaN or infinity (for "cosine", nothing but zeros too), and their ids.
+            ids: `(n,)` integers, distinct, not in the index yet, and not -1, which means nothing found. By default they
+                continue from the largest id that there has been: 0 to n - 1 at first.
+            skip_invalid: leave out vectors with NaN or infinity (for "cosine", zeros only too), and their ids.
 
         Returns:
-            Row numbers of those that were left out, int64.
+            `(m,)` int64, the rows that were left out.
 
         Raises:
             InvalidInput: not trained, another dimension, invalid vectors, ids that do not fit or are there already, or for
-                "ip" a vector that is longer than all that were learned from.
+                "ip" a vector that is longer than all training vectors.
         """
         with self._writing:
             old = self._trained()
             source = open_source(vectors, old.d)
             wanted = _check_ids(ids, old, len(source))
-            new_ids, new_codes = self._room(old, len(source))
+            new_ids, new_codes = self._reserve(old, len(source))
             in_lists = np.empty(0 if old.lists is None else len(source), np.int32)
             n = 0
             skipped = [np.empty(0, np.int64)]
@@ -212,9 +258,9 @@ class CatalyzerIndex:
                     if (longer := old.metric.too_long(block)).any():
                         row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
                         raise InvalidInput(
-                            f"{name_of(source)}row {row:,} is longer than the longest vector that was learned from, of norm "
-                            f"{old.metric.max_norm:.6g}, which for inner products is the limit; fit an index to vectors that "
-                            "have the longest of the base among them"
+                            f"{name_of(source)}row {row:,} is longer than the longest training vector, of norm "
+                            f"{old.metric.max_norm:.6g}, which is the limit for inner products; fit an index to vectors "
+                            "among which is the longest of the base"
                         )
                     base, rows = old.metric.base(block), slice(n, n + len(block))
                     with _COMPUTING:
@@ -235,19 +281,18 @@ class CatalyzerIndex:
         """The k vectors nearest to each query, by their codes.
 
         Args:
-            queries: `(nq, d)`; beside the result only blocks of them are held.
-            k: how many for each.
-            rerank: so many candidates, found by distance on the catalyzer's sphere, are decoded and ranked anew by distance to
-                the decoded vectors; 0 leaves them as they are. By default 500, and 0 where there is no decoder.
-            nprobe: look at the codes of so many lists, those nearest to the query; of an index with lists, where it is 16 by
-                default. As many as there are give what an index without lists would.
+            queries: `(nq, d)`, read block by block.
+            k: neighbours per query.
+            rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
+                stage alone. By default 500, or 0 without a decoder.
+            nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
+                would.
 
         Returns:
-            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first; where there are fewer than k vectors, or fewer in the
-            lists, -1 at the end.
-            For "l2", D are squared distances to the decoded vectors as `Codec.search` has them, and inf behind the end. For
-            "cosine" and "ip" they are similarities to them, and -inf. With rerank=0 all are those of the points on the sphere,
-            for "ip" cosines.
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. Where the index or its lists hold fewer than k
+            vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf.
+            For "l2", `D` are squared distances as `Codec.search` defines them. For "cosine" and "ip" they are similarities to
+            the decoded vectors. With rerank=0 they compare points on the sphere, for "ip" by their cosine.
 
         Raises:
             InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, nprobe without lists or beyond
@@ -257,11 +302,10 @@ class CatalyzerIndex:
         source = open_source(queries, contents.d)
         nprobe = _check_nprobe(nprobe, contents.lists)
         if rerank is None:
-            rerank = RERANK if contents.codec.decodes else 0
-        if k < 1 or rerank < 0:
-            raise InvalidInput(f"k must be at least 1 and rerank at least 0; got k = {k}, rerank = {rerank}")
+            rerank = DEFAULT_RERANK if contents.codec.decodes else 0
+        k, rerank = _integer("k", k, 1), _integer("rerank", rerank, 0)
         if rerank:
-            contents.codec.decode(contents.codes[:0])  # refuses without a decoder, however few vectors there are
+            contents.codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
         found = min(k, len(contents.ids))
         scores = np.full((len(source), k), contents.metric.worst, np.float32)
         ids = np.full((len(source), k), -1, np.int64)
@@ -317,57 +361,49 @@ class CatalyzerIndex:
         """Add all vectors of another index, with their ids; the other one stays as it is.
 
         Raises:
-            InvalidInput: an index of another training, whose codes mean other vectors, or an id that both have.
+            InvalidInput: an index of another codec, metric or partition, whose codes mean other vectors, or an id of both.
         """
         added = other._trained()
         with self._writing:
             old = self._trained()
-            same = (old.metric, old.bits) == (added.metric, added.bits) and np.array_equal(_centroids(old), _centroids(added))
-            if not same or index_file.weights_digest(old.codec) != index_file.weights_digest(added.codec):
+            same = old.metric == added.metric and np.array_equal(_centroids(old), _centroids(added))
+            if not same or digest(old.parts) != digest(added.parts):
                 raise InvalidInput(
                     "the two indexes come from different trainings, so their codes mean different vectors; "
-                    "load both from copies of one that is fitted, and add to these"
+                    "load both from copies of one fitted index, and add to these"
                 )
             _check_new(added.ids, old)
-            new_ids, new_codes = self._room(old, len(added.ids))
+            new_ids, new_codes = self._reserve(old, len(added.ids))
             new_ids[:], new_codes[:] = added.ids, added.codes
             lists = np.empty(0, int) if added.lists is None else np.repeat(np.arange(len(added.lists)), added.lists.sizes)
             self._append(old, new_ids, new_codes, lists, added.last_id)
 
     def save(self, path: str | Path) -> None:
-        """Write all into one file (docs/format.md), beside and renamed: there is the old one, or the new one.
+        """Write the index to one file (docs/format.md), atomically.
 
         Raises:
-            InvalidInput: not trained, or the file cannot be written, as on a full disk.
+            InvalidInput: not trained, or a part of your own that no file can hold.
+            Unavailable: the file cannot be written, as on a full disk.
         """
         index_file.write(Path(path).expanduser(), self._trained())
 
     @classmethod
-    def load(cls, path: str | Path, mmap: bool = False) -> Self:
-        """Read what `save` wrote; nothing in the file is unpickled or run.
+    def load(cls, path: str | Path, mmap: bool = False, trust: Trust = ()) -> Self:
+        """Read what `save` wrote; nothing in the file is unpickled, and no code runs but that of modules that you trust.
 
         Args:
             path: of the file.
             mmap: leave ids and codes in the file, so that loading takes no longer for many vectors than for few, and processes
                 share the memory; the first addition copies them. They are not compared with their checksums then: run
-                `catalyzer verify` before what was added to such an index is saved, or damage would be saved with it.
+                `catalyzer verify` before you save what was added, or damage would be saved too.
+            trust: modules beside this package whose classes the file may name; their code runs.
 
         Raises:
-            InvalidInput: no such file, not an index, of a later format, or damaged.
+            InvalidInput: no such file, not an index, or one of a later format.
+            DamagedFile: it is truncated, differs from its checksums or contradicts itself.
+            UntrustedPart: it names a class of a module that is not in `trust`.
         """
-        contents = index_file.read(Path(path).expanduser(), mmap)
-        catalyzer = contents.codec.transform
-        index = cls(
-            contents.bits,
-            contents.metric.name,
-            d_out=catalyzer.d_out,  # type: ignore[arg-type]
-            hidden=catalyzer.hidden,  # type: ignore[arg-type]
-            decoder=contents.codec.decoder is not None,
-            ivf=0 if contents.lists is None else len(contents.lists),
-        )
-        index._metric = contents.metric
-        index._publish(contents)
-        return index
+        return cls._holding(index_file.read(Path(path).expanduser(), mmap, trust))
 
     def _trained(self) -> Contents:
         contents = self._contents
@@ -380,10 +416,10 @@ class CatalyzerIndex:
         if contents.ids.base is not self._ids:
             self._ids, self._codes = contents.ids, contents.codes
 
-    def _room(self, contents: Contents, m: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where to write ids and codes of m more vectors: behind those that are there, or, if they go into lists, aside.
+    def _reserve(self, contents: Contents, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays for ids and codes of m more vectors: behind the published rows, or of their own if they go into lists.
 
-        Rows behind those that are published are nobody's, so what is half added is overwritten by the next addition.
+        Nobody reads rows behind the published ones, so the next addition overwrites one that failed.
         """
         code_size, n = contents.codec.quantizer.code_size, len(contents.ids)
         if contents.lists is not None:
@@ -396,13 +432,33 @@ class CatalyzerIndex:
         return self._ids[n : n + m], self._codes[n : n + m]
 
     def _append(self, old: Contents, ids: np.ndarray, codes: np.ndarray, in_lists: np.ndarray, last_id: int) -> None:
-        """Publish the old vectors with new ones, `(m,)` ids and codes that are written where `_room` has said."""
+        """Publish the old vectors with m new ones, whose ids and codes are in the arrays of `_reserve`."""
         lists, n = old.lists, len(old.ids) + len(ids)
         if lists is None:
             ids, codes = self._ids[:n], self._codes[:n]
         else:
             lists, ids, codes = lists.insert(old.ids, old.codes, in_lists, ids, codes)
         self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
+
+
+def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None) -> Contents:
+    return Contents(codec, metric, np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8), lists=lists)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
+    return number
+
+
+def _quantizer_class(overrides: list[str]) -> type[Quantizer]:
+    from catalyzer.runs.compose import compose_config
+
+    return find_class(compose_config("train", overrides).quantizer._target_, Quantizer)
 
 
 def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:
@@ -445,12 +501,12 @@ def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
     if lists is None:
         if nprobe is not None:
             raise InvalidInput(
-                f"nprobe = {nprobe} is for an index with lists, and this has none; fit one with ivf, or leave it out"
+                f"nprobe = {nprobe} is for an index with lists, and this one has none; fit one with ivf, or leave it out"
             )
         return 0
     if nprobe is None:
-        return min(NPROBE, len(lists))
-    if not 1 <= nprobe <= len(lists):
+        return min(DEFAULT_NPROBE, len(lists))
+    if _integer("nprobe", nprobe, 1) > len(lists):
         raise InvalidInput(f"nprobe must be between 1 and the number of lists, {len(lists):,}; got {nprobe}")
     return nprobe
 

@@ -1,18 +1,17 @@
-"""The file of an index, formats 1 and 2: docs/format.md has them byte by byte. Format 2 is that of an index with lists.
+"""The file of an index, a safetensors file; docs/format.md describes it.
 
-Nothing that a file says is believed before it is checked: sizes have to add up to the size of the file, the shapes of the
-networks are those of their tensors, and nothing is unpickled.
+Nothing in a file is believed before it is checked: the safetensors library checks the structure, a digest and checksums the
+content, and nothing is unpickled.
 """
 
 import hashlib
 import json
 import math
 import os
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,187 +19,123 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from catalyzer.codec import Codec
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import DamagedFile, InvalidInput, Unavailable, UntrustedPart
 from catalyzer.files.atomic import write_atomically
+from catalyzer.index.contents import MAX_ID, Contents, check_sizes
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric, MetricName
-from catalyzer.lattice import SphericalLattice
-from catalyzer.nn import Catalyzer, Decoder
+from catalyzer.nn import Transform
+from catalyzer.nn.storage import tensors
+from catalyzer.parts import Trust, describe, make
 from catalyzer.progress import progress
-from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.quantizers import LatticeQuantizer, Quantizer
 
-MAGIC = b"CATALYZR"
-FORMAT = 2  # the latest; an index is written in the earliest that can hold it
-HEADER_SIZE = 4096
-ALIGNMENT = 64  # of each section, so that mapped arrays are aligned for any vector instruction
-BLOCK_ROWS = 1 << 16  # ids and codes that one checksum is of
-DIGEST_SIZE = 32
-MAX_BITS = 128
+FORMAT_NAME, FORMAT_VERSION = "catalyzer.index/", "1"
+ALIGNMENT = 64  # bytes; the first tensor begins at a multiple of it
+BLOCK_ROWS = 1 << 16  # ids and codes that one checksum covers
+DIGEST_SIZE = 32  # bytes
 
-MAX_ID = (1 << 63) - 1
-
-
-@dataclass(frozen=True)
-class Contents:
-    """All that an index is at one moment.
-
-    Attributes:
-        codec: trained, its networks on the CPU and its quantizer a lattice.
-        metric: fitted.
-        bits: the limit that the lattice was chosen by.
-        ids: `(n,)` int64, distinct.
-        codes: `(n, code_size)` uint8; row i is that of `ids[i]`.
-        last_id: the largest id that there is or has been, and no less than -1.
-        lists: that ids and codes are sorted by, if there are any.
-    """
-
-    codec: Codec
-    metric: Metric
-    bits: int
-    ids: np.ndarray
-    codes: np.ndarray
-    last_id: int = -1
-    lists: InvertedLists | None = None
-
-    @property
-    def lattice(self) -> SphericalLattice:
-        """The integer points that codes number."""
-        assert isinstance(self.codec.quantizer, LatticeQuantizer)
-        return self.codec.quantizer.lattice
-
-    @property
-    def d(self) -> int:
-        """Dimension of the user's vectors."""
-        return int(self.codec.transform.d_in) - self.metric.extra  # type: ignore[arg-type]
+# The larger come first in a file, so that each tensor is aligned without gaps, which safetensors does not allow.
+_DTYPES = {name: np.dtype(code) for name, code in (("I64", "<i8"), ("F64", "<f8"), ("F32", "<f4"), ("U8", "u1"), ("BOOL", "?"))}
+_ROWS = ("ids", "codes")  # which have checksums of their own
 
 
-class _Part(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class _Checked(_Part):
-    offset: int
-    size: int = Field(ge=0)
-    blake2b: str = Field(pattern="^[0-9a-f]{64}$")
+class _Parts(_Strict):
+    transform: dict[str, Any]
+    quantizer: dict[str, Any]
+    decoder: dict[str, Any] | None
+    query: dict[str, Any] | None
 
 
-class _Lists(_Checked):
-    shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-
-
-class _Ids(_Part):
-    offset: int
-    shape: tuple[Annotated[int, Field(ge=0)]]
-
-
-class _Codes(_Part):
-    offset: int
-    shape: tuple[int, Annotated[int, Field(ge=1, le=MAX_BITS // 8)]]
-
-
-class _Header(_Part):
+class _Index(_Strict):
     metric: MetricName
     max_norm: float | None = Field(ge=0)
     d: int
-    bits: int = Field(ge=1, le=MAX_BITS)
-    radius_sq: int
-    numbering: int
+    bits: int
+    numbering: int | None
     latent_share: float = Field(ge=0, le=1)
+    refine: int = Field(ge=1)
     last_id: int = Field(ge=-1, le=MAX_ID)
-    weights: _Checked
-    checksums: _Checked
-    lists: _Lists | None = None
-    ids: _Ids
-    codes: _Codes
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Of the sections before the codes, in bytes."""
-        lists = 0 if self.lists is None else self.lists.size
-        return self.weights.size, self.checksums.size, lists, 8 * self.ids.shape[0]
-
-    @property
-    def offsets(self) -> tuple[int, ...]:
-        """Where the header says that the sections begin; lists that are not there begin where they would."""
-        lists = self.ids.offset if self.lists is None else self.lists.offset
-        return self.weights.offset, self.checksums.offset, lists, self.ids.offset, self.codes.offset
+    parts: _Parts
 
 
 def write(path: Path, contents: Contents) -> None:
-    """Write an index, whole or not at all.
+    """Write an index atomically.
 
     Raises:
-        InvalidInput: the file cannot be written, as on a full disk; what was at `path` is still there then.
+        InvalidInput: a part that no file can hold; see `catalyzer.parts.describe`.
+        Unavailable: the file cannot be written, as on a full disk; what was at `path` is still there then.
     """
-    weights, lists = _weights(contents.codec), b""
-    checksums = b"".join(_digest(contents, first) for first in range(0, len(contents.ids), BLOCK_ROWS))
-    if contents.lists is not None:
-        arrays = contents.lists.offsets.astype("<i8"), contents.lists.centroids.astype("<f4")
-        lists = b"".join(array.tobytes() for array in arrays)
-    offsets = _offsets(len(weights), len(checksums), len(lists), 8 * len(contents.ids))
-    header = _Header(
+    codec = contents.codec
+    index = _Index(
         metric=contents.metric.name,
         max_norm=contents.metric.max_norm,
         d=contents.d,
-        bits=contents.bits,
-        radius_sq=contents.lattice.radius_sq,
-        numbering=contents.lattice.format,
-        latent_share=contents.codec.latent_share,
+        bits=codec.quantizer.bits,
+        numbering=_numbering(codec.quantizer),
+        latent_share=codec.latent_share,
+        refine=codec.refine,
         last_id=contents.last_id,
-        weights=_Checked(offset=offsets[0], size=len(weights), blake2b=_blake2b(weights).hex()),
-        checksums=_Checked(offset=offsets[1], size=len(checksums), blake2b=_blake2b(checksums).hex()),
-        lists=None
-        if contents.lists is None
-        else _Lists(offset=offsets[2], size=len(lists), blake2b=_blake2b(lists).hex(), shape=contents.lists.centroids.shape),
-        ids=_Ids(offset=offsets[3], shape=contents.ids.shape),
-        codes=_Codes(offset=offsets[4], shape=contents.codes.shape),
-    )
-    version = 1 if contents.lists is None else 2
-    text = json.dumps(header.model_dump(exclude={"lists"} if version == 1 else None), indent=1)
-    head = (MAGIC + struct.pack("<II", version, 0) + text.encode()).ljust(HEADER_SIZE - DIGEST_SIZE)
-    sections = [weights], [checksums], [lists], _blocks(contents.ids), _blocks(contents.codes)
+        parts=_Parts(**{name: None if part is None else describe(part) for name, part in contents.parts.items()}),  # type: ignore[arg-type]
+    ).model_dump_json()
+    checksums = np.frombuffer(b"".join(_checksum(contents, at) for at in range(0, len(contents.ids), BLOCK_ROWS)), np.uint8)
+    arrays = {"ids": contents.ids, "codes": contents.codes, "checksums": checksums.reshape(-1, DIGEST_SIZE)}
+    if contents.lists is not None:
+        arrays |= {"lists.offsets": contents.lists.offsets, "lists.centroids": contents.lists.centroids}
+    for name, part in contents.parts.items():
+        for key, tensor in tensors(part, f"{name}.").items() if part is not None else ():  # type: ignore[arg-type]
+            if tensor.dtype not in (torch.int64, torch.float64, torch.float32, torch.uint8, torch.bool):
+                raise InvalidInput(f"{key} is {tensor.dtype}, which no index can hold; convert it to float32")
+            arrays[key] = tensor.numpy()
+    dtypes = {dtype: name for name, dtype in _DTYPES.items()}
+    layout = _layout({name: (dtypes[array.dtype.newbyteorder("<")], array.shape) for name, array in arrays.items()})
+    digest = _digest(index, layout, arrays)
 
-    def write_sections(file: Any) -> None:
-        file.write(head + _blake2b(head))
-        for offset, section in zip(offsets, sections, strict=True):
-            file.write(bytes(offset - file.tell()))
-            for part in section:
-                file.write(part)
+    def write_tensors(file: BinaryIO) -> None:
+        file.write(_header(index, digest, layout))
+        for name in layout:
+            file.write(_bytes(arrays[name]))
 
     try:
-        write_atomically(path, write_sections)
+        write_atomically(path, write_tensors)
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be written ({error.strerror or error}); what was there is unchanged") from None
+        raise Unavailable(f"{path} cannot be written ({error.strerror or error}); what was there is unchanged") from None
 
 
-def read(path: Path, mmap: bool) -> Contents:
+def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:
     """Read an index that `write` wrote.
 
     Args:
         path: of the file.
-        mmap: leave ids and codes in the file, as read-only memory maps, and believe them; else they are read and compared
-            with their checksums.
+        mmap: leave ids and codes in the file, as read-only memory maps, without comparing them with their checksums.
+        trust: modules whose classes the file may name; see `catalyzer.parts.find_class`.
 
     Raises:
-        InvalidInput: no such file, not an index, of a later format, or damaged.
+        InvalidInput: no such file, not an index, or one of a later format.
+        DamagedFile: it is truncated, differs from its checksums or contradicts itself.
+        UntrustedPart: it names a class of a module that is not in `trust`.
     """
-    contents, checksums = _open(path, mmap)
+    contents, checksums = _open(path, mmap, trust)
     if not mmap:
         _check_blocks(path, contents, checksums)
     return contents
 
 
-def verify(path: Path) -> Contents:
-    """Compare all of an index with its checksums, and look at every id and code; returns it, memory-mapped.
+def verify(path: Path, trust: Trust = ()) -> Contents:
+    """Compare everything in an index with its checksums, and check every id and code; returns it memory-mapped.
 
     Raises:
-        InvalidInput: what is wrong first.
+        DamagedFile: says what is wrong first; other errors as `read`.
     """
-    contents, checksums = _open(path, mmap=True)
+    contents, checksums = _open(path, True, trust)
     _check_blocks(path, contents, checksums)
     try:
         for first in range(0, len(contents.codes), BLOCK_ROWS):
-            contents.lattice.words(contents.codes[first : first + BLOCK_ROWS], first)
+            contents.codec.quantizer.check_codes(contents.codes[first : first + BLOCK_ROWS], first)
     except InvalidInput as error:
         raise _damaged(path, str(error)) from None
     if len(np.unique(contents.ids)) < len(contents.ids):
@@ -208,222 +143,198 @@ def verify(path: Path) -> Contents:
     return contents
 
 
-def weights_digest(codec: Codec) -> bytes:
-    """BLAKE2b-256 of the networks: equal where vectors have the same codes."""
-    return _blake2b(_weights(codec))
+def _layout(given: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, dict[str, Any]]:
+    """The header's entries of tensors, by name, in the order of the file; of each, dtype and shape are given."""
+    layout, end = {}, 0
+    for name in sorted(given, key=lambda name: ([*_DTYPES].index(given[name][0]), name)):
+        dtype, shape = given[name]
+        start, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
+        layout[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    return layout
 
 
-def _offsets(*sizes: int) -> tuple[int, ...]:
-    """Where sections begin that are of these sizes, and where the one behind them does."""
-    offsets = [HEADER_SIZE]
-    for size in sizes:
-        offsets.append(-(-(offsets[-1] + size) // ALIGNMENT) * ALIGNMENT)
-    return tuple(offsets)
+def _header(index: str, digest: str, layout: Mapping[str, Any]) -> bytes:
+    metadata = {"format": FORMAT_NAME + FORMAT_VERSION, "index": index, "blake2b": digest}
+    text = _json({"__metadata__": metadata, **layout})
+    text = text.ljust(len(text) + -(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
-def _open(path: Path, mmap: bool) -> tuple[Contents, bytes]:
-    if not path.is_file():
-        raise InvalidInput(f"{path}: no such file; expected an index that CatalyzerIndex.save or `catalyzer fit` wrote")
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header = _read_header(path, file.read(HEADER_SIZE))
-            (n,) = header.ids.shape
-            if (
-                header.offsets != _offsets(*header.sizes)
-                or header.checksums.size != DIGEST_SIZE * -(-n // BLOCK_ROWS)
-                or header.codes.shape[0] != n
-            ):
-                raise _damaged(path, "its header contradicts itself")
-            expected = header.codes.offset + n * header.codes.shape[1]
-            if size != expected:
-                raise _damaged(path, f"its header makes {expected:,} bytes, but it has {size:,}")
-
-            weights = _read_section(path, file, header.weights, "weights")
-            checksums = _read_section(path, file, header.checksums, "checksums")
-            lists = None if header.lists is None else _read_lists(path, file, header.lists, n)
-            for start, length, offset in zip(header.offsets, header.sizes, header.offsets[1:], strict=False):
-                file.seek(start + length)
-                if any(file.read(offset - start - length)):
-                    raise _damaged(path, "there is something between its sections")
-            networks = _networks(path, weights)
-            contents = _build(path, header, networks, lists, *_arrays(path, file, header, mmap))
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
-    return contents, checksums
+def _digest(index: str, layout: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(index.encode() + _json(layout), digest_size=DIGEST_SIZE)
+    for name in layout:
+        if name not in _ROWS:
+            digest.update(_bytes(arrays[name]))
+    return digest.hexdigest()
 
 
-def _read_lists(path: Path, file: Any, section: _Lists, n: int) -> InvertedLists:
-    content = _read_section(path, file, section, "lists")
-    ivf, dim = section.shape
-    if len(content) != 8 * (ivf + 1) + 4 * ivf * dim:
-        raise _damaged(path, f"{ivf:,} lists are not what its {len(content):,} bytes of lists hold")
-    offsets = np.frombuffer(content, "<i8", ivf + 1).astype(np.int64)
-    centroids = np.frombuffer(content, "<f4", ivf * dim, 8 * (ivf + 1)).astype(np.float32).reshape(ivf, dim)
-    # Offsets are compared and not subtracted, which could overflow. Centroids are means of points of norm 1; beyond 2 there
-    # is damage, and NaN is not within.
-    if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any() or not (np.abs(centroids) <= 2).all():
-        raise _damaged(path, f"its lists are not a partition of {n:,} vectors")
-    return InvertedLists(centroids, offsets)
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _read_header(path: Path, head: bytes) -> _Header:
-    if head[: len(MAGIC)] != MAGIC:
-        raise InvalidInput(f"{path} is not an index: it does not begin with {MAGIC.decode()}; `catalyzer fit` makes one")
-    if len(head) < HEADER_SIZE:
-        raise _damaged(path, f"it ends after {len(head):,} bytes")
-    version, zero = struct.unpack_from("<II", head, len(MAGIC))
-    if version > FORMAT:
-        raise InvalidInput(f"{path} has format {version:,}, and this catalyzer reads up to {FORMAT}; install a newer one")
-    if version < 1 or zero or _blake2b(head[:-DIGEST_SIZE]) != head[-DIGEST_SIZE:]:
-        raise _damaged(path, "its header differs from its checksum")
-    try:
-        header = _Header.model_validate_json(head[len(MAGIC) + 8 : -DIGEST_SIZE])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "JSON"
-        raise _damaged(path, f"its header is not of format {version} ({place}: {first['msg']})") from None
-    if ("lists" in header.model_fields_set) != (version == 2) or (header.lists is None) != (version == 1):
-        raise _damaged(path, f"its header is not of format {version}, which {'has' if version == 2 else 'knows no'} lists")
-    return header
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).data
 
 
-def _read_section(path: Path, file: Any, section: _Checked, name: str) -> bytes:
-    file.seek(section.offset)
-    content = file.read(section.size)
-    if _blake2b(content).hex() != section.blake2b:
-        raise _damaged(path, f"its {name} differ from their checksum")
-    return content
+def _checksum(contents: Contents, first: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    for array in (contents.ids, contents.codes):
+        digest.update(_bytes(array[first : first + BLOCK_ROWS]))
+    return digest.digest()
 
 
-def _arrays(path: Path, file: Any, header: _Header, mmap: bool) -> tuple[np.ndarray, np.ndarray]:
-    arrays: list[np.ndarray] = []
-    for section, dtype in ((header.ids, "<i8"), (header.codes, "u1")):
-        shape = tuple(section.shape)
-        count = int(np.prod(shape))
-        if mmap and count:  # nothing cannot be mapped
-            arrays.append(np.memmap(file, dtype, "r", section.offset, shape))
-            continue
-        file.seek(section.offset)
-        array = np.fromfile(file, dtype, count)
-        if len(array) < count:
-            raise _damaged(path, "it became shorter while it was read")
-        arrays.append(array.reshape(shape))
-    return arrays[0], arrays[1]
-
-
-def _networks(path: Path, weights: bytes) -> dict[str, nn.Module]:
-    """The networks by name, built of their tensors alone."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load(weights).items():
-            name, _, rest = key.partition(".")
-            tensors.setdefault(name, {})[rest] = tensor
-            counter = rest.endswith("num_batches_tracked")
-            dtype = torch.int64 if counter else torch.float32
-            # Of all ways to find what is not finite the sum is the fastest, and loading has little else to do.
-            if tensor.dtype != dtype or not math.isfinite(tensor.sum()):
-                raise ValueError(f"{key} is {tensor.dtype}, or not finite")
-        if "catalyzer" not in tensors or not tensors.keys() <= {"catalyzer", "decoder", "query"}:
-            raise ValueError(f"expected catalyzer, decoder and query, got {', '.join(sorted(tensors)) or 'none'}")
-        networks: dict[str, nn.Module] = {}
-        for name, state in tensors.items():
-            hidden, d_in = state["layers.0.weight"].shape
-            d_out = state["layers.6.weight"].shape[0]
-            if min(hidden, d_in, d_out) < 1:
-                raise ValueError(f"{name} maps {d_in} to {d_out} dimensions through {hidden}")
-            with torch.device("meta"):  # the tensors are there already
-                network = (Decoder if name == "decoder" else Catalyzer)(d_in, d_out, hidden)
-            network.load_state_dict(state, assign=True)
-            networks[name] = network.eval()
-    except (SafetensorError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise _damaged(path, f"its weights are not the networks of an index: {str(error).splitlines()[0]}") from None
-    return networks
-
-
-def _build(
-    path: Path,
-    header: _Header,
-    networks: dict[str, nn.Module],
-    lists: InvertedLists | None,
-    ids: np.ndarray,
-    codes: np.ndarray,
-) -> Contents:
-    catalyzer, decoder, query = networks["catalyzer"], networks.get("decoder"), networks.get("query")
-    assert isinstance(catalyzer, Catalyzer)
-    assert decoder is None or isinstance(decoder, Decoder)
-    assert query is None or isinstance(query, Catalyzer)
-    try:
-        quantizer = LatticeQuantizer(catalyzer.d_out, header.bits)
-    except InvalidInput as error:
-        raise _damaged(path, str(error)) from None
-    contents = Contents(
-        Codec(catalyzer, quantizer, decoder, latent_share=header.latent_share, query=query),
-        Metric(header.metric, header.max_norm),
-        header.bits,
-        ids,
-        codes,
-        header.last_id,
-        lists,
-    )
-    fits = (
-        quantizer.lattice.radius_sq == header.radius_sq
-        and quantizer.lattice.format == header.numbering
-        and quantizer.code_size == codes.shape[1]
-        and contents.d == header.d >= 1
-        and (header.max_norm is not None) == (header.metric == "ip")
-        and (decoder is None or (decoder.d_in, decoder.d_out) == (catalyzer.d_out, catalyzer.d_in))
-        and (lists is None or lists.centroids.shape[1] == catalyzer.d_out)
-        and (query is None or (query.d_in, query.d_out) == (catalyzer.d_in, catalyzer.d_out))
-    )
-    if not fits:
-        raise _damaged(path, "its header and its networks do not belong together")
-    return contents
-
-
-def _check_blocks(path: Path, contents: Contents, checksums: bytes) -> None:
+def _check_blocks(path: Path, contents: Contents, checksums: np.ndarray) -> None:
     n = len(contents.ids)
     with progress("verifying", n, "vectors") as advance:
-        for first in range(0, n, BLOCK_ROWS):
-            at = first // BLOCK_ROWS * DIGEST_SIZE
+        for first, expected in zip(range(0, n, BLOCK_ROWS), checksums, strict=True):
             last = min(first + BLOCK_ROWS, n)
-            if _digest(contents, first) != checksums[at : at + DIGEST_SIZE]:
+            if _checksum(contents, first) != expected.tobytes():
                 raise _damaged(path, f"its vectors {first:,} to {last - 1:,} differ from their checksum")
             advance(last - first)
 
 
-def _weights(codec: Codec) -> bytes:
-    from safetensors.torch import save
-
-    networks = {"catalyzer": codec.transform, "decoder": codec.decoder, "query": codec.query}
-    return save({
-        f"{name}.{key}": tensor.detach().contiguous()
-        for name, network in networks.items()
-        if network is not None
-        for key, tensor in network.state_dict().items()
-    })  # fmt: skip
+def _numbering(quantizer: Quantizer) -> int | None:
+    return quantizer.lattice.format if isinstance(quantizer, LatticeQuantizer) else None
 
 
-def _digest(contents: Contents, first: int) -> bytes:
-    rows = slice(first, first + BLOCK_ROWS)
-    return _blake2b(*_blocks(contents.ids[rows]), *_blocks(contents.codes[rows]))
+def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray]:
+    """The contents, and the checksums of ids and codes."""
+    from safetensors import SafetensorError
+
+    if not path.is_file():
+        raise InvalidInput(f"{path}: no such file; expected an index that CatalyzerIndex.save or `catalyzer fit` wrote")
+    try:
+        with _opened(path) as (file, header):
+            index, layout, begin = _read_header(path, file, header)
+            arrays = {name: _read_array(file, begin, entry, mmap and name in _ROWS) for name, entry in layout.items()}
+            if header.metadata()["blake2b"] != _digest(index, layout, arrays):
+                raise _damaged(path, "its parts differ from their checksum")
+    except SafetensorError as error:
+        with path.open("rb") as file:
+            is_ours = FORMAT_NAME.encode() in file.read(8 + ALIGNMENT)
+        raise (_damaged(path, str(error)) if is_ours else _foreign(path)) from None
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from None
+    try:
+        return _build(_Index.model_validate_json(index), arrays, trust), arrays["checksums"]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(path, f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if isinstance(error, UntrustedPart):
+            raise
+        raise _damaged(path, str(error).splitlines()[0]) from None
 
 
-def _blocks(array: np.ndarray) -> Iterator[memoryview]:
-    for first in range(0, len(array), BLOCK_ROWS):
-        block = array[first : first + BLOCK_ROWS]
-        yield np.ascontiguousarray(block, block.dtype.newbyteorder("<")).data
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
+    """The file, and what safetensors reads of it; of one file, also while another process replaces it."""
+    from safetensors import safe_open
+
+    while True:
+        with path.open("rb") as file, safe_open(path, "np") as header:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file, header
+                return
 
 
-def _blake2b(*parts: bytes | memoryview) -> bytes:
-    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+def _read_header(path: Path, file: BinaryIO, header: Any) -> tuple[str, dict[str, Any], int]:
+    """The `index` text, the layout, and where the tensors begin; safetensors has checked that they fill the file."""
+    metadata = header.metadata() or {}
+    if not (name := metadata.get("format", "")).startswith(FORMAT_NAME):
+        raise _foreign(path)
+    if (version := name.removeprefix(FORMAT_NAME)) != FORMAT_VERSION:
+        raise InvalidInput(f"{path} has format {version[:9]!r}, and this catalyzer reads {FORMAT_VERSION}; install a newer one")
+    slices = {name: header.get_slice(name) for name in header.keys()}  # noqa: SIM118 (it is no dict)
+    given = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    if not metadata.keys() >= {"index", "blake2b"} or not {dtype for dtype, _ in given.values()} <= _DTYPES.keys():
+        raise _damaged(path, "its header is not that of an index")
+    layout = _layout(given)
+    expected = _header(metadata["index"], metadata["blake2b"], layout)
+    if file.read(len(expected)) != expected:
+        raise _damaged(path, "its header is not as an index is written")
+    return metadata["index"], layout, len(expected)
 
 
-def _damaged(path: Path, reason: str) -> InvalidInput:
-    return InvalidInput(f"{path} is damaged: {reason}; take a copy that is whole, or make it anew")
+def _read_array(file: BinaryIO, begin: int, entry: dict[str, Any], mmap: bool) -> np.ndarray:
+    dtype, shape, start = _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + entry["data_offsets"][0]
+    if mmap and math.prod(shape):  # nothing cannot be mapped
+        return np.memmap(file, dtype, "r", start, shape)
+    file.seek(start)
+    return np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+
+
+def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Contents:
+    """The contents; a `ValueError` or `RuntimeError` says what is wrong."""
+    states: dict[str, dict[str, Tensor]] = {name: {} for name, made in index.parts if made is not None}
+    for key, array in arrays.items():
+        part, _, name = key.partition(".")
+        if key not in (*_ROWS, "checksums", "lists.offsets", "lists.centroids"):
+            if part not in states:
+                raise ValueError(f"{key} is a tensor of no part")
+            states[part][name] = torch.from_numpy(array)
+        # Of all ways to find what is not finite the sum is the fastest, and loading has little else to do.
+        if array.dtype.kind == "f" and not math.isfinite(torch.from_numpy(array).sum()):
+            raise ValueError(f"{key} is not finite")
+    ids, codes = (_array(arrays, name, dtype, ndim) for name, dtype, ndim in (("ids", "i8", 1), ("codes", "u1", 2)))
+    if _array(arrays, "checksums", "u1", 2).shape != (-(-len(ids) // BLOCK_ROWS), DIGEST_SIZE):
+        raise ValueError("there are not as many checksums as blocks of ids")
+    parts = index.parts
+    transform = _made(Transform, parts.transform, states["transform"], trust)
+    check_sizes(transform.d_out, codes.shape[1])
+    if index.bits > 8 * codes.shape[1]:
+        raise ValueError(f"{index.bits} bits do not fit in codes of {codes.shape[1]} bytes")
+    quantizer = _made(Quantizer, parts.quantizer, states["quantizer"], trust, dim=transform.d_out, bits=index.bits)
+    decoder = None if parts.decoder is None else _made(Transform, parts.decoder, states["decoder"], trust)
+    query = None if parts.query is None else _made(Transform, parts.query, states["query"], trust)
+    codec = Codec(transform, quantizer, decoder, index.refine, index.latent_share, query)
+    metric = Metric(index.metric, index.max_norm)
+    contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)))
+    if (index.d, index.bits, index.numbering) != (contents.d, quantizer.bits, _numbering(quantizer)):
+        raise ValueError("d, bits or numbering are not those of its parts")
+    return contents
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, dtype: str, ndim: int) -> np.ndarray:
+    array = arrays.get(name)
+    if array is None or (array.dtype, array.ndim) != (np.dtype(f"<{dtype}"), ndim):
+        raise ValueError(f"{name} is missing, or of another type or shape")
+    return array
+
+
+def _made(kind: Any, description: dict[str, Any], state: dict[str, Tensor], trust: Trust, **expected: int) -> Any:
+    """The part with what it has learned; one of this package is made only if its arguments are as expected."""
+    is_ours = str(description.get("class")).startswith("catalyzer.")
+    arguments = description.get("arguments")
+    if is_ours and isinstance(arguments, dict) and any(arguments.get(name, value) != value for name, value in expected.items()):
+        raise ValueError(f"its quantizer is not one of {expected}")
+    # The tensors of our networks are there already; on the meta device nothing is allocated for them, whatever is claimed.
+    with torch.device("meta") if is_ours and kind is Transform else nullcontext():
+        part = make(description, kind, trust)
+    if isinstance(part, nn.Module):
+        needed, given = ({key: (each.shape, each.dtype) for key, each in of.items()} for of in (part.state_dict(), state))
+        if given != needed:
+            raise ValueError(f"its tensors are not those of {description}")
+        part.eval().load_state_dict(state, assign=is_ours)
+    else:
+        part.load_state_dict(state)
+    return part
+
+
+def _lists(arrays: Mapping[str, np.ndarray], n: int) -> InvertedLists | None:
+    if "lists.offsets" not in arrays and "lists.centroids" not in arrays:
+        return None
+    offsets, centroids = _array(arrays, "lists.offsets", "i8", 1), _array(arrays, "lists.centroids", "f4", 2)
+    # Offsets are compared and not subtracted, which could overflow.
+    whole = len(offsets) == len(centroids) + 1 > 1 and offsets[0] == 0 and offsets[-1] == n
+    if not whole or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"its lists are not a partition of {n:,} vectors")
+    return InvertedLists(centroids, offsets)
+
+
+def _foreign(path: Path) -> InvalidInput:
+    return InvalidInput(f"{path} is not an index; make one with `catalyzer fit` or CatalyzerIndex.save")
+
+
+def _damaged(path: Path, reason: str) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged: {reason}; take another copy, or make the index again")

@@ -16,14 +16,13 @@ from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.nn import embed
 from catalyzer.progress import progress
-from catalyzer.quantizers import LatticeQuantizer
-from catalyzer.scan import search_lists
+from catalyzer.quantizers import Quantizer
 
 log = logging.getLogger(__name__)
 
-LEAST = 8  # learn vectors a list: with fewer, centroids are little more than some of the vectors
-MOST = 64  # with more, k-means takes longer and the lists are no better
-ITERATIONS = 10
+MIN_LEARN_PER_LIST = 8  # with fewer vectors, centroids are little more than some of the vectors
+MAX_LEARN_PER_LIST = 64  # with more vectors, k-means takes longer and the lists are no better
+KMEANS_ITERATIONS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +52,16 @@ class InvertedLists:
             ivf: how many lists.
 
         Raises:
-            InvalidInput: fewer than LEAST vectors a list.
+            InvalidInput: fewer than MIN_LEARN_PER_LIST vectors a list.
         """
         check_learn(ivf, len(learn))
-        points = embed(codec.transform, learn[: MOST * ivf])
+        points = embed(codec.transform, learn[: MAX_LEARN_PER_LIST * ivf])
         log.info("partitioning the sphere into %s lists by %s vectors", f"{ivf:,}", f"{len(points):,}")
         centroids = None
-        with progress("k-means", ITERATIONS, "iterations") as advance:
-            for _ in range(ITERATIONS):
+        with progress("k-means", KMEANS_ITERATIONS, "iterations") as advance:
+            for _ in range(KMEANS_ITERATIONS):
                 kmeans = faiss.Kmeans(
-                    points.shape[1], ivf, niter=1, seed=0, min_points_per_centroid=1, max_points_per_centroid=MOST
+                    points.shape[1], ivf, niter=1, seed=0, min_points_per_centroid=1, max_points_per_centroid=MAX_LEARN_PER_LIST
                 )
                 kmeans.train(points, init_centroids=centroids)
                 centroids = kmeans.centroids
@@ -122,7 +121,7 @@ class InvertedLists:
         """`Codec.search` in the nprobe lists nearest to each query.
 
         Args:
-            codec: that the codes are of; its quantizer is a lattice.
+            codec: that the codes are of; its quantizer searches lists.
             queries: `(nq, d_in)` float32, not more than are searched at once.
             codes: `(n, code_size)` uint8, list by list.
             k: at most n.
@@ -132,20 +131,27 @@ class InvertedLists:
         Returns:
             As `Codec.search`; where the lists of a query hold fewer than k codes, inf and -1 at the end.
         """
-        assert isinstance(codec.quantizer, LatticeQuantizer)
         if nprobe == len(self):
             return codec.search(queries, codes, k, rerank)
         candidates = min(max(k, rerank), len(codes))
         latent = codec.map_queries(queries)
         probed = self.nearest(latent, nprobe)
-        distances, rows = search_lists(codec.quantizer.lattice, latent, codes, self.offsets, probed, candidates)
+        distances, rows = codec.quantizer.search_lists(latent, codes, self.offsets, probed, candidates)
         return codec.rerank(queries, codes, distances, rows, k) if rerank else (distances, rows)
+
+
+def check_quantizer(cls: type[Quantizer]) -> None:
+    """Raise `InvalidInput` unless quantizers of this class search inverted lists."""
+    if not cls.can("search_lists"):
+        raise InvalidInput(
+            f"{cls.__name__} cannot search inverted lists: it has no search_lists; use quantizer=lattice, or ivf=0"
+        )
 
 
 def check_learn(ivf: int, n: int) -> None:
     """Raise `InvalidInput` unless n vectors are enough to learn so many lists from."""
-    if n < LEAST * ivf:
+    if n < MIN_LEARN_PER_LIST * ivf:
         raise InvalidInput(
-            f"ivf = {ivf:,} lists need at least {LEAST * ivf:,} vectors to learn from, {LEAST} a list; "
-            f"got {n:,}: give more vectors, or an ivf of at most {n // LEAST:,}"
+            f"ivf = {ivf:,} lists need at least {MIN_LEARN_PER_LIST * ivf:,} vectors to learn from, "
+            f"{MIN_LEARN_PER_LIST} a list; got {n:,}: give more vectors, or an ivf of at most {n // MIN_LEARN_PER_LIST:,}"
         )

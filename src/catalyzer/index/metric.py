@@ -13,7 +13,7 @@ import numpy as np
 from catalyzer.errors import InvalidInput
 
 MetricName = Literal["l2", "cosine", "ip"]
-ROUNDING = 1e-6  # a vector may exceed M by so much of it: the same vector, rounded another way
+NORM_TOLERANCE = 1e-6  # relative to M: the same vector, rounded another way, may be so much longer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Metric:
         """Which of `(n, d)` float32 vectors may not be in a base, `(n,)` bool: for "ip" those longer than M."""
         if self.max_norm is None:
             return np.zeros(len(x), bool)
-        return _norms(x) > self.max_norm * (1 + ROUNDING)
+        return _norms(x) > self.max_norm * (1 + NORM_TOLERANCE)
 
     def base(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` float32 vectors to learn from or to be found, as `(n, d + extra)` float32 to compare by L2."""

@@ -10,48 +10,52 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalyzer.codec import Codec
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, MissingPackage, Unavailable
 from catalyzer.files.atomic import write_atomically
 from catalyzer.index.metric import Metric
-from catalyzer.nn import Catalyzer
+from catalyzer.nn import Catalyzer, Transform
 
-CHECKED = 100  # random vectors on which a file has to do what torch does
-TOLERANCE = 1e-4  # of the largest number that torch gives
+CHECKED_VECTORS = 100  # random ones, on which a file must compute what torch does
+RELATIVE_TOLERANCE = 1e-4  # of the largest number that torch computes
 
 
 def export(
     codec: Codec, metric: Metric, onnx: Path, decoder: Path | None = None, query: Path | None = None
 ) -> dict[Path, float]:
-    """Write networks as ONNX files that take batches of any size; all float32, in the user's units.
+    """Write transform, decoder and query network as ONNX files that take batches of any size; all float32, in the user's units.
 
-    Each file is compared with torch, by onnxruntime, on random vectors of the mean and the scale that the network has learned,
-    before any of them is written.
+    Before a file is written, onnxruntime computes what torch does, on random vectors: of the mean and the scale that a
+    `Catalyzer` has learned, else standard normal ones.
 
     Args:
         codec: whose networks they are.
         metric: of the index; for a run, "l2".
-        onnx: file of the catalyzer: `vectors` (batch, d), those to be stored, to `latent` (batch, d_out), rows of L2 norm 1.
+        onnx: file of the transform: `vectors` (batch, d), those to be stored, to `latent` (batch, d_out).
         decoder: file of the decoder: `latent` (batch, d_out), rows of norm 1, to `vectors` (batch, d).
-        query: file of what maps queries: `queries` (batch, d) to `latent` (batch, d_out), rows of norm 1.
+        query: file of what maps queries: `queries` (batch, d) to `latent` (batch, d_out).
 
     Returns:
         For each file the largest difference from torch.
 
     Raises:
-        InvalidInput: a package is missing, the codec lacks what is to be exported, onnxruntime comes to other numbers than
-            torch, or a file cannot be written.
+        InvalidInput: the codec lacks what is to be exported, a network that ONNX cannot express, or onnxruntime computes other
+            numbers than torch.
+        MissingPackage: onnxruntime or onnxscript is not installed.
+        Unavailable: a file cannot be written.
     """
     transform = codec.transform
-    if not isinstance(transform, Catalyzer):
-        raise InvalidInput("there is no network to export: vectors are mapped without one; train with catalyzer=mlp")
+    if not transform.state_dict():
+        raise InvalidInput(f"{type(transform).__name__} has no weights to export; train a network, as with catalyzer=mlp")
     if decoder is not None and codec.decoder is None:
-        raise InvalidInput("there is no decoder to export; leave out decoder=, or train with one")
+        raise InvalidInput("there is no decoder to export; leave its file out, or train one with decoder=mlp")
     if query is not None and codec.query is None and metric.name != "ip":
-        raise InvalidInput("queries have no network of their own here: onnx= has what maps them too; leave out query=")
+        raise InvalidInput("queries have no network of their own, they are mapped as vectors are; leave out the query's file")
     d = transform.d_in - metric.extra
     random = torch.Generator().manual_seed(0)
-    x = transform.mean[:d] + transform.scale * torch.randn(CHECKED, d, generator=random)
-    z = F.normalize(torch.randn(CHECKED, transform.d_out, generator=random))
+    x = torch.randn(CHECKED_VECTORS, d, generator=random)
+    if isinstance(transform, Catalyzer):
+        x = transform.mean[:d] + transform.scale * x
+    z = F.normalize(torch.randn(CHECKED_VECTORS, transform.d_out, generator=random))
 
     made = {onnx: _checked(_Stored(metric, transform), "vectors", x, "latent", _torch(transform, metric.base(x.numpy())))}
     if query is not None:
@@ -70,7 +74,7 @@ def export(
 class _Stored(nn.Module):
     """`Metric.base`, then the network."""
 
-    def __init__(self, metric: Metric, network: nn.Module) -> None:
+    def __init__(self, metric: Metric, network: Transform) -> None:
         super().__init__()
         self.metric, self.network = metric, network
 
@@ -114,13 +118,13 @@ def _torch(network: nn.Module, x: np.ndarray) -> np.ndarray:
     return network.eval()(torch.from_numpy(x)).numpy()
 
 
-def _checked(module: nn.Module, takes: str, x: Tensor, gives: str, expected: np.ndarray) -> tuple[bytes, float]:
+def _checked(module: _Stored, takes: str, x: Tensor, gives: str, expected: np.ndarray) -> tuple[bytes, float]:
     """The content of an ONNX file, and how far onnxruntime's numbers are from those expected."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch needs it, and would say so in many lines)
     except ModuleNotFoundError as error:
-        raise InvalidInput(f"ONNX files need {error.name}, which is not installed: pip install 'catalyzer[onnx]'") from None
+        raise MissingPackage(f'ONNX files need {error.name}, which is not installed: pip install "catalyzer[onnx]"') from None
 
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
@@ -136,15 +140,18 @@ def _checked(module: nn.Module, takes: str, x: Tensor, gives: str, expected: np.
                 dynamo=True,
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidInput(f"torch cannot export {type(module.network).__name__} as ONNX ({reason})") from None
     finally:
         exporter.setLevel(level)
     assert program is not None
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     difference = float(np.abs(session.run([gives], {takes: x.numpy()})[0] - expected).max())
-    if not difference <= TOLERANCE * np.abs(expected).max():
+    if not difference <= RELATIVE_TOLERANCE * np.abs(expected).max():
         raise InvalidInput(
-            f"onnxruntime {onnxruntime.__version__} comes to other {gives} than torch {torch.__version__}, by up to "
+            f"onnxruntime {onnxruntime.__version__} computes other {gives} than torch {torch.__version__}, by up to "
             f"{difference:.2g}, so nothing was written; install the versions that constraints.txt names"
         )
     return content, difference
@@ -154,4 +161,4 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be written ({error.strerror or error})") from None
+        raise Unavailable(f"{path} cannot be written ({error.strerror or error})") from None

@@ -91,7 +91,7 @@ def make_settings(decoder: bool, overrides: Sequence[str], learn: str, cache: Pa
         cache: folder for what is computed once.
     """
     dataset = {
-        "learn": learn, "base": "null", "queries": "null", "train_size": TRAIN,
+        "learn": learn, "base": "''", "queries": "''", "train_size": TRAIN,
         "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES,
     }  # fmt: skip
     values = resolved(

@@ -13,7 +13,7 @@ from catalyzer.progress import progress
 VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
 """`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""
 
-CHUNK = 1 << 10  # consecutive rows of a sample, since only whole slices are cheap to read from a file
+SAMPLE_RUN = 1 << 10  # consecutive rows of a sample: only whole slices are cheap to read from a file
 
 
 def open_source(source: VectorSource, d: int | None = None) -> Vectors:
@@ -84,13 +84,13 @@ def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> n
         InvalidInput: as `valid_rows`.
     """
     n = len(vectors)
-    starts = np.arange(0, n, CHUNK)
+    starts = np.arange(0, n, SAMPLE_RUN)
     if n > most:
-        starts = np.linspace(0, n - CHUNK, most // CHUNK).astype(int)
+        starts = np.linspace(0, n - SAMPLE_RUN, most // SAMPLE_RUN).astype(int)
     parts = [np.empty((0, vectors.shape[1]), np.float32)]
-    with progress("reading", min(n, len(starts) * CHUNK), "vectors") as advance:
+    with progress("reading", min(n, len(starts) * SAMPLE_RUN), "vectors") as advance:
         for start in starts:
-            block, invalid = valid_rows(vectors, int(start), CHUNK, metric, skip_invalid)
+            block, invalid = valid_rows(vectors, int(start), SAMPLE_RUN, metric, skip_invalid)
             parts.append(block)
             advance(len(invalid))
     x = np.concatenate(parts)

@@ -192,14 +192,19 @@ class FaissQuantizer(Quantizer):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         learned = self._learned()
-        given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-        if given != {name: ((size,), torch.float32) for name, (_, size) in learned.items()}:
-            expected = ", ".join(f"{name} of {size:,} float32" for name, (_, size) in learned.items())
-            raise InvalidInput(f"{self.label}: expected {expected}; got {given or 'nothing'}")
+        check_state(self, state, **{name: (size,) for name, (_, size) in learned.items()})
         for name, (vector, _) in learned.items():
             faiss.copy_array_to_vector(state[name].numpy(), vector)
         for each in self._trained():
             each.is_trained = True
+
+
+def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
+    """Raise `InvalidInput` unless `state` has just these float32 tensors, each of its shape."""
+    given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    if given != {name: (shape, torch.float32) for name, shape in shapes.items()}:
+        expected = ", ".join(f"{name} {shape} float32" for name, shape in shapes.items())
+        raise InvalidInput(f"{quantizer.label}: expected {expected}; got {given or 'nothing'}")
 
 
 def _remade(cls: type[Quantizer], arguments: dict[str, Any], state: dict[str, Tensor]) -> Quantizer:

@@ -1,14 +1,16 @@
 """Binary codes: the sign of each coordinate (section 4.1), or of projections, random (LSH) or learned (ITQ)."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
+from torch import Tensor
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.nn import StraightThroughSign
-from catalyzer.quantizers.base import MAX_TRAINING, Quantizer
+from catalyzer.quantizers.base import MAX_TRAINING, Quantizer, check_state
 
 
 class SignQuantizer(Quantizer):
@@ -80,6 +82,10 @@ class HashQuantizer(Quantizer):
         self.directions_ = self._directions(x[:MAX_TRAINING] - self.origin_)
         self.size_ = np.abs(self._projected(x[:MAX_TRAINING])).mean(axis=0)
         return self
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        check_state(self, state, origin_=(1, self.dim), directions_=(self.dim, self.bits), size_=(self.bits,))
+        super().load_state_dict(state)
 
     def _projected(self, x: np.ndarray) -> np.ndarray:
         return (x - self.origin_) @ self.directions_

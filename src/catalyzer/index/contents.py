@@ -1,0 +1,77 @@
+"""What an index holds at one moment, checked to fit together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from catalyzer.codec import Codec
+from catalyzer.errors import InvalidInput
+from catalyzer.index.lists import InvertedLists, check_quantizer
+from catalyzer.index.metric import Metric
+from catalyzer.parts import Part
+
+MAX_ID = (1 << 63) - 1
+MAX_DIM = 1 << 12  # of the quantizer: some allocate its square before a file has shown that this is not a false claim
+MAX_CODE_SIZE = 1 << 14  # bytes
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that an index holds at one moment.
+
+    Attributes:
+        codec: trained.
+        metric: fitted.
+        ids: `(n,)` int64, distinct.
+        codes: `(n, code_size)` uint8; row i is the code of `ids[i]`.
+        last_id: the largest id that there is or has been, at least -1.
+        lists: the inverted lists that ids and codes are sorted by, if any.
+
+    Raises:
+        InvalidInput: they do not fit together.
+    """
+
+    codec: Codec
+    metric: Metric
+    ids: np.ndarray
+    codes: np.ndarray
+    last_id: int = -1
+    lists: InvertedLists | None = None
+
+    def __post_init__(self) -> None:
+        codec, n = self.codec, len(self.ids)
+        d_in, dim, size = codec.transform.d_in, codec.quantizer.dim, codec.quantizer.code_size
+        check_sizes(dim, size)
+        if self.lists is not None:
+            check_quantizer(type(codec.quantizer))
+        for what, fits in (
+            ("metric", self.d >= 1 and (self.metric.max_norm is not None) == (self.metric.name == "ip")),
+            ("codes", self.codes.shape == (n, size)),
+            ("decoder", codec.decoder is None or (codec.decoder.d_in, codec.decoder.d_out) == (dim, d_in)),
+            ("query network", codec.query is None or (codec.query.d_in, codec.query.d_out) == (d_in, dim)),
+            ("lists", self.lists is None or (self.lists.centroids.shape[1], self.lists.offsets[-1]) == (dim, n)),
+        ):
+            if not fits:
+                raise InvalidInput(
+                    f"the {what} of the index does not fit the rest: {n:,} vectors of {d_in} dimensions, mapped to {dim}, "
+                    f"in codes of {size} bytes"
+                )
+
+    @property
+    def d(self) -> int:
+        """Dimension of the user's vectors."""
+        return self.codec.transform.d_in - self.metric.extra
+
+    @property
+    def parts(self) -> dict[str, Part | None]:
+        """What the codec consists of, by the name that it has in the file."""
+        return {name: getattr(self.codec, name) for name in ("transform", "quantizer", "decoder", "query")}
+
+
+def check_sizes(dim: int, code_size: int) -> None:
+    """Raise `InvalidInput` if a quantizer has more dimensions, or larger codes, than an index may hold."""
+    if dim > MAX_DIM or code_size > MAX_CODE_SIZE:
+        raise InvalidInput(
+            f"an index quantizes at most {MAX_DIM:,} dimensions to at most {MAX_CODE_SIZE:,} bytes, got {dim:,} and "
+            f"{code_size:,}; map vectors to fewer, or use fewer bits"
+        )
