@@ -84,14 +84,14 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
         InvalidInput: a class that is not there or of another kind, an argument of another type, or one that was typed and that
             the class does not take.
     """
-    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
     for group, key, part in parts(values):
         cls = class_of(group, part)
         hints, others = _hints(cls)
         for name in [name for name in part if not name.startswith("_") and (group, name) != ("trainer", "sync_batchnorm")]:
             if name in hints or others is not None:
                 part[name] = _checked(f"{key}.{name}", part[name], hints.get(name, others))
-            elif f"{key}.{name}" in typed:
+            elif f"{key}.{name}" in given or given.get(key, "").startswith("{"):
                 takes = ", ".join(hints) or "nothing"
                 raise InvalidInput(f"{key}.{name}: {cls.__name__} has no argument {name}; it takes {takes}")
             else:
@@ -100,14 +100,26 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def _hints(cls: type) -> tuple[dict[str, Any], Any]:
-    """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others."""
-    try:
-        typed = get_type_hints(cls.__init__)  # type: ignore[misc]
-    except (NameError, TypeError):  # names that are imported for type checkers alone
-        typed = {}
-    signature = inspect.signature(cls).parameters.values()
-    others = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
-    return {name: typed.get(name, Any) for name in parameters(cls)}, others
+    """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others.
+
+    A class that takes **others is expected to hand them to its base, whose arguments are then its own too.
+    """
+    hints: dict[str, Any] = {}
+    others = None
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        try:
+            typed = get_type_hints(base.__init__)  # type: ignore[misc]
+        except (NameError, TypeError):  # names that are imported for type checkers alone
+            typed = {}
+        hints = {name: typed.get(name, Any) for name in parameters(base)} | hints
+        signature = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        rest = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
+        others = rest if others is None else others
+        if rest is None:
+            break
+    return hints, others
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
@@ -159,9 +171,10 @@ def _blamed(path: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingPackage(f"{path}: {' '.join(str(error).split())}") from None
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split()) or "no message"
-        raise InvalidInput(f"{path}: {type(error).__name__}: {reason} ({Path(at.filename).name}, line {at.lineno})") from error
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if "hydra" in Path(at.filename).parts else f" ({Path(at.filename).name}, line {at.lineno})"
+        raise InvalidInput(f"{path}: {type(error).__name__}: {reason}{where}") from error
 
 
 def _built(group: str, part: dict[str, Any], **given: Any) -> Any:
@@ -373,21 +386,26 @@ def rehearse(codec: Codec) -> None:
     latent = random.normal(size=(MADE_UP, quantizer.dim)).astype(np.float32)
     latent /= np.linalg.norm(latent, axis=1, keepdims=True)
     with _blamed(_path(quantizer)):
-        codes = quantizer.fit(latent).encode(latent)
+        codes = _expected(quantizer, "codes", quantizer.fit(latent).encode(latent), (MADE_UP, quantizer.code_size), "uint8")
+        _expected(quantizer, "decoded vectors", quantizer.decode(codes), latent.shape, "float32")
+        distances, ids = quantizer.search(latent[:2], codes, 3)
+        _expected(quantizer, "distances", distances, (2, 3), "float32")
+        _expected(quantizer, "rows", ids, (2, 3), "int64")
         again = make(describe(quantizer), Quantizer, trust=type(quantizer).__module__)
         again.load_state_dict(quantizer.state_dict())
-        for name, got, expected in (
-            ("codes", codes, ((MADE_UP, quantizer.code_size), np.dtype(np.uint8))),
-            ("decoded vectors", quantizer.decode(codes), (latent.shape, np.dtype(np.float32))),
-            ("neighbours", quantizer.search(latent[:2], codes, 3)[1], ((2, 3), np.dtype(np.int64))),
-        ):
-            if (got.shape, got.dtype) != expected:
-                raise InvalidInput(f"{_path(quantizer)}: expected {name} of {expected}, got {(got.shape, got.dtype)}")
         if not np.array_equal(again.encode(latent), codes):
             raise InvalidInput(
                 f"{_path(quantizer)} codes differently after it was in a file; name what fit learns with an underscore at the "
                 "end, self.scale_, or define state_dict and load_state_dict"
             )
+
+
+def _expected(quantizer: Quantizer, name: str, got: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if not isinstance(got, np.ndarray):
+        raise InvalidInput(f"{_path(quantizer)}: expected {name} as an array, got {type(got).__name__}")
+    if got.shape != shape or got.dtype != dtype:
+        raise InvalidInput(f"{_path(quantizer)}: expected {name} of {shape} {dtype}, got {got.shape} {got.dtype}")
+    return got
 
 
 def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
@@ -401,8 +419,10 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
         raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("val/") and monitor not in VALIDATED:
-            raise InvalidInput(f"{type(callback).__name__} monitors {monitor}; logged are {', '.join(sorted(VALIDATED))}")
+        if isinstance(monitor, str) and monitor not in VALIDATED and not monitor.startswith(("train/", "epoch/")):
+            raise InvalidInput(
+                f"{type(callback).__name__} monitors {monitor}; logged are {', '.join(sorted(VALIDATED))}, and epoch/loss"
+            )
     if settings.query.get("_target_") is not None:
         build_query_training(settings, codec)
     training = build_training(settings, codec)
@@ -422,5 +442,6 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
         with _blamed(_path(term)):
             result = term(Triplets(inputs, points, points, decoded, torch.ones(())))
             loss = result["loss"] if isinstance(result, dict) else result
-            if not (isinstance(loss, torch.Tensor) and loss.ndim == 0 and loss.isfinite()):
-                raise InvalidInput(f"loss.terms.{name}: expected a finite scalar, got {loss}")
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) and loss.ndim else loss
+            if not (isinstance(got, torch.Tensor) and got.isfinite()):
+                raise InvalidInput(f"loss.terms.{name}: {_path(term)} is to make a finite scalar, got {got}")

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
 from catalyzer.runs.targets import TARGET_NAMES
 
@@ -92,4 +92,6 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise InvalidInput(f"{error.full_key} is missing; give it on the command line: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, CatalyzerError):  # of a resolver that looks at a part
+            raise error.__cause__ from None
         raise InvalidInput(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
