@@ -63,10 +63,15 @@ def learn_codec(
             training of other settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
-    own = {"bits": bits, "d_out": d_out, "catalyzer.hidden": hidden, **({"decoder.hidden": hidden} if decoder else {})}
+    own: dict[str, Any] = {
+        "bits": bits,
+        "d_out": d_out,
+        "catalyzer.hidden": hidden,
+        **({"decoder.hidden": hidden} if decoder else {}),
+    }
     own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": f"'{folder / 'cache'}'"}
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
-    check(settings, folder)
+    check(settings, folder, learn.shape[1])
     benchmark = _benchmark(learn, folder)
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:

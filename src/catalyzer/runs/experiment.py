@@ -54,7 +54,10 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         return rows
 
     check(settings, folder)
-    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    dataset = build_dataset(settings)
+    benchmark = dataset.load(ArrayCache(settings.cache))
+    if dataset.dim is None:
+        check(settings, folder, benchmark.dim)
     codec = new_codec(settings, benchmark)
     baselines = build_baselines(settings, benchmark.dim, codec.quantizer.code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")
