@@ -14,7 +14,8 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
-from catalyzer.runs.build import build_query_training, build_training, check, fit_to_classes, trainer_options
+from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
+from catalyzer.runs.checks import check
 from catalyzer.runs.compose import compose_config, resolved
 from catalyzer.runs.experiment import data_options, new_codec, train
 from catalyzer.runs.settings import Settings

@@ -128,12 +128,8 @@ class Catalyzer(_Perceptron):
     def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
         super().__init__(d_in, d_out, hidden, d_data=d_in)
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """The input as the network sees it: centred, and of a standard deviation of 1 on average over the dimensions."""
-        return (x.float() - self.mean) / self.scale
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.layers(self.normalize(x)).float())
+        return F.normalize(self.layers((x.float() - self.mean) / self.scale).float())
 
 
 class Decoder(_Perceptron):

@@ -25,9 +25,9 @@ from catalyzer.runs.build import (
     build_miner,
     build_query_training,
     build_training,
-    check,
     trainer_options,
 )
+from catalyzer.runs.checks import check
 from catalyzer.runs.figures import draw_sphere, draw_training
 from catalyzer.runs.results import COLUMNS, print_table, table_cells
 from catalyzer.runs.settings import Settings
