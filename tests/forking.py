@@ -25,6 +25,7 @@ def serve() -> list[str]:
             os.chdir(asked["cwd"])
             os.environ.clear()
             os.environ.update(asked["env"])
+            sys.path[1:1] = filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))  # as Python does when it starts
             return asked["argv"]
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])}\n")
         answers.flush()

@@ -99,12 +99,18 @@ def find_class(path: str, kind: type[Kind], trust: Trust | None = None) -> type[
     module_name, _, name = path.rpartition(".")
     allowed = None if trust is None else ("catalyzer", *([trust] if isinstance(trust, str) else trust))
     _check_trust(path, module_name, allowed)
+    if not module_name:
+        raise InvalidInput(f"{path}: expected module and class, such as my_parts.{path}")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:
         raise InvalidInput(f"{path}: there is no module {error.name}; install it, or add its folder to PYTHONPATH") from None
-    except (ImportError, ValueError, AttributeError) as error:
-        raise InvalidInput(f"{path}: {str(error).splitlines()[0] if str(error) else 'there is no such class'}") from None
+    except AttributeError as error:
+        raise InvalidInput(f"{path}: {error}") from None
+    except Exception as error:  # whatever the module does
+        raise InvalidInput(
+            f"{path}: importing {module_name} failed: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+        ) from error
     if not isinstance(found, type) or not issubclass(found, kind):
         raise InvalidInput(f"{path}: expected a class derived from {kind.__module__}.{kind.__name__}")
     _check_trust(path, found.__module__, allowed)  # a module of ours has names of others, too

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
 from catalyzer.errors import CatalyzerError, DamagedFile, UntrustedPart
-from catalyzer.runs import build
+from catalyzer.runs import build, checks
 from catalyzer.runs.compose import CONF, compose_config, resolved
 from catalyzer.runs.defaults import paper_lambda
 from catalyzer.runs.settings import PreparePhotosift, PreparePublished, Settings
@@ -23,7 +23,7 @@ FOLDER = Path("no/run/yet")
 def check(*overrides: str) -> Settings:
     """The settings of `train.py OVERRIDES`, after all that is checked before data is read."""
     settings = settings_of(*overrides)
-    build.check(settings, FOLDER)
+    checks.check(settings, FOLDER)
     assert not FOLDER.exists()
     return settings
 
@@ -172,7 +172,7 @@ def test_a_file_of_version_1_stays_readable(tmp_path: Path) -> None:
     assert settings.quantizer["_target_"] == "catalyzer.quantizers.LatticeQuantizer"
     assert settings.trainer["max_epochs"] == 2
     build.check_trust(settings, ())
-    build.check(settings, tmp_path)
+    checks.check(settings, tmp_path)
 
 
 @pytest.mark.parametrize(

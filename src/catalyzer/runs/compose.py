@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
 from catalyzer.runs.targets import TARGET_NAMES
 
@@ -97,4 +97,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise InvalidInput(f"{error.full_key} is missing; give it on the command line: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CatalyzerError):  # of a resolver that looks at a part
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
         raise InvalidInput(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None

@@ -147,7 +147,8 @@ class Training(LightningModule, ABC):
         # Not Lightning's estimate, which would make the loader before a checkpoint can say where it stopped.
         total = -(-self.batches // self.trainer.accumulate_grad_batches) * int(self.trainer.max_epochs or 1)
         schedule, interval = self.schedule(optimizer, max(1, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+        # ReduceLROnPlateau alone looks at a metric.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "epoch/loss"}}
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[LRScheduler, str]:
         """The schedule of an optimizer for so many steps, and after what it steps, "step" or "epoch"."""
@@ -233,7 +234,7 @@ class CatalyzerTraining(Training):
 
     def training_step(self, triplets: Tensor, batch_idx: int) -> Tensor:
         # One pass for all three: batch norm sees anchors, positives and negatives alike, and the GPU is kept busy.
-        flat = self.transform(triplets.flatten(0, 1))
+        flat = self.transform(triplets.flatten(0, 1)).float()  # also a network's that ends in bfloat16
         points = compared = flat.unflatten(0, (3, -1))
         decoded = None
         if self.straight_through is not None:
