@@ -177,12 +177,27 @@ def test_a_run_of_own_parts_is_evaluated_and_encodes_and_searches(own: dict[str,
     assert np.load(folder / "found.ids.npy").shape == (300, 10)
 
 
+def test_the_network_is_exported(folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    from catalyzer.commands.cli import main
+
+    monkeypatch.syspath_prepend(folder)
+    main(["export", str(trained), "--onnx", str(tmp_path / "network.onnx"), "--trust", "my_parts"])
+    assert (tmp_path / "network.onnx").exists()
+
+
 def test_a_sweep_over_files_of_settings(own: dict[str, str], folder: Path) -> None:
     (line,) = [arguments for _, arguments in COMMANDS if "searchpath" in arguments]
     line = line.replace("quantizer=lattice,opq,my_quantizer", "quantizer=lattice,my_quantizer")  # OPQ takes seconds
     small = [each for each in SMALL if not each.startswith("trainer.max_epochs")]
     process = command("train.py", own, folder)(
-        *shlex.split(line), *small, "trainer.max_epochs=1", "+trainer.limit_train_batches=5", "hydra.sweep.dir=outputs/sweep"
+        *shlex.split(line),
+        *small,
+        "trainer.max_epochs=1",
+        "+trainer.limit_train_batches=5",
+        "hydra.sweep.dir=outputs/sweep",
+        "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+        "+scheduler.max_lr=0.1",
     )
     methods = [next(iter(rows(folder / "outputs" / "sweep" / str(job)))) for job in range(4)]
     assert methods == [
@@ -197,6 +212,7 @@ def test_a_quantizer_to_train_through_in_two_processes(own: dict[str, str], fold
     command("train.py", own, folder)(
         *SMALL, "quantizer._target_=my_parts.Grid", "decoder=mlp", "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
         "end_to_end=true", "rerank=20", "trainer=ddp", "+trainer.limit_train_batches=5", "hydra.run.dir=outputs/ddp",
+        "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5",
     )  # fmt: skip
     assert set(rows(folder / "outputs" / "ddp")) >= {"catalyzer + Grid"}
 
@@ -285,19 +301,6 @@ def test_a_mistake_is_one_sentence_before_data_is_read(overrides: list[str], wor
 def test_a_mistake_ends_the_command_with_code_2(own: dict[str, str], folder: Path) -> None:
     process = command("train.py", own, folder)("dataset._target_=bad_parts.Missing", "+catalyzer.depth=3", expect=2)
     refused(process, "Catalyzer has no argument depth")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.1"],
-        ["scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5"],
-    ],
-)
-def test_schedules_of_torch(overrides: list[str], own: dict[str, str], folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command("train.py", own, folder)(*SMALL, "+trainer.limit_train_batches=5", *overrides, f"hydra.run.dir={run}")
-    assert (run / "results.json").exists()
 
 
 def test_the_programs_of_the_page(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
