@@ -250,6 +250,12 @@ def test_the_commands_of_the_page_are_accepted(arguments: str, checked) -> None:
     checked(*shlex.split(arguments))
 
 
+def test_the_readme_shows_commands_of_the_page() -> None:
+    shown = re.findall(r"^    python src/train.py (.*my_parts.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(shown) > 3
+    assert {*shown} <= {*TYPED}
+
+
 def term(name: str) -> str:
     return f"+loss.terms.own={{_target_: {name}}}"
 
