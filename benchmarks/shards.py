@@ -1,7 +1,7 @@
 """How fast vectors are encoded into shards and shards are searched, and what memory it takes, by the commands themselves.
 
-    python benchmarks/scale.py outputs/RUN                                      # a million made vectors
-    python benchmarks/scale.py outputs/RUN --n 1_000_000 10_000_000 100_000_000 --folder /large/disk
+    python benchmarks/shards.py outputs/RUN                                      # a million made vectors
+    python benchmarks/shards.py outputs/RUN --n 1_000_000 10_000_000 100_000_000 --folder /large/disk
 
 The vectors are random bytes of the run's dimension; neither command is faster or slower on others. Each command is a process,
 whose memory is sampled: what is its own (anonymous), and all that is resident, pages of the mapped file included. What it takes
@@ -69,9 +69,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[1_000_000], help="vectors (default: 1,000,000)")
     parser.add_argument("--queries", type=int, default=1_000, help="(default: 1,000)")
     parser.add_argument("--folder", type=Path, help="for vectors and codes; by default a temporary one")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder for scale.json")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder for shards.json")
     args = parser.parse_args()
-    dim = int(TrainedRun.load(args.run).transform.d_in)  # type: ignore[arg-type]
+    dim = TrainedRun.load(args.run).codec.transform.d_in
     table = Table(title=f"{dim} × uint8, {args.queries:,} queries, k = 100", title_justify="left")
     for column in ("vectors", "command", "per second", "seconds", "own memory", "resident"):
         table.add_column(column, justify="left" if column == "command" else "right", no_wrap=True)
@@ -88,7 +88,7 @@ def main() -> None:
                 table.add_row(*row)
     Console().print(table)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "scale.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    (args.out / "shards.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

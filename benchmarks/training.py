@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import faiss
@@ -27,17 +28,20 @@ from torch import Tensor
 
 from catalyzer import Catalyzer, KoLeoLoss, LatticeQuantizer, RankLoss, knn, open_vectors, recall_at
 from catalyzer.codec import Codec
-from catalyzer.datasets import Split, load_demo
+from catalyzer.datasets import Demo, Split
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.neighbors import knn_graph
 from catalyzer.nn import multiplies_bfloat16
-from catalyzer.training import CatalyzerTraining, Loss, Miner, Optimization, TripletData
+from catalyzer.training import CatalyzerTraining, Decay, TripletData
 from catalyzer.training.epoch_report import quiet_lightning
+from catalyzer.training.schedule import PAPER
 
 D_OUT, K_POS = 24, 10
 QUERIES = 2_000
-PLAIN = Optimization()  # section 5.2
-OURS = Optimization(learning_rate=0.2, decay=((0.5, 0.5), (0.7, 0.2), (0.85, 0.05), (0.95, 0.01)))  # conf/settings.yaml
+OURS = {  # conf/settings.yaml
+    "optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9),
+    "scheduler": partial(Decay, decay=((0.5, 0.5), (0.7, 0.2), (0.85, 0.05), (0.95, 0.01))),
+}
 NATIVE = "bf16-mixed" if multiplies_bfloat16(torch.device("cpu")) else "32-true"
 
 
@@ -81,9 +85,8 @@ def read(path: str | None, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Training vectors, and a base and queries that are held out."""
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
-            benchmark = load_demo(
-                ArrayCache(folder), train_size=min(n, 45_000), validation_base_size=14_000, validation_queries_size=QUERIES
-            )
+            demo = Demo(train_size=min(n, 45_000), validation_base_size=14_000, validation_queries_size=QUERIES)
+            benchmark = demo.load(ArrayCache(folder))
             return benchmark.train, benchmark.validation.base[:], benchmark.validation.queries
     vectors = open_vectors(path)
     n = min(n, len(vectors) // 2)
@@ -104,23 +107,21 @@ def compare(data: tuple[np.ndarray, np.ndarray, np.ndarray], epochs: int, cache:
         return recall_at(10, codec.search(queries, codec.encode(base), 10)[1], truth)
 
     torch.manual_seed(0)
-    plain = Catalyzer(train.shape[1], D_OUT).fit(train)
+    plain = Catalyzer(train.shape[1], D_OUT).adapt(train)
     mining, steps = plain_loop(plain, train, positives, epochs)
     theirs = Epochs(mining, steps, recall(plain))
 
     triplets = TripletData(
         train,
-        Split("validation", base, queries, cache),
+        Split(base, queries, cache=cache),
         batch_size=128,
         k_pos=K_POS,
         k_neg=10,
-        miner=Miner(),
-        seed=0,
         cache=cache,
     )
     torch.manual_seed(0)
-    own = Catalyzer(train.shape[1], D_OUT).fit(train)
-    training = CatalyzerTraining(Codec(own, LatticeQuantizer(D_OUT, 64)), Loss(0.02), OURS)
+    own = Catalyzer(train.shape[1], D_OUT).adapt(train)
+    training = CatalyzerTraining(Codec(own, LatticeQuantizer(D_OUT, 64)), **OURS)
     clock, mined = Clock(), []
     mine = triplets.mine
 
@@ -158,7 +159,8 @@ def plain_loop(f: Catalyzer, train: np.ndarray, positives: np.ndarray, epochs: i
     x = torch.from_numpy(train).float()
     rank_loss, koleo = RankLoss(), KoLeoLoss()
     n, batch = len(x), 64
-    optimizer, schedule = PLAIN.build(f.parameters(), epochs * (n // batch))
+    optimizer = torch.optim.SGD(f.parameters(), lr=0.1, momentum=0.9)  # section 5.2
+    schedule = Decay(optimizer, epochs * (n // batch), PAPER)
     random = np.random.default_rng(0)
     mining, steps = [], []
     for _ in range(epochs):
@@ -202,8 +204,9 @@ def make_trainer(clock: Clock, epochs: int) -> pl.Trainer:
 
 def bare_steps(training: CatalyzerTraining, data: TripletData) -> float:
     """Seconds that the steps of the last epoch take again in a loop of our own, with the same losses, optimizer and data."""
-    f = training.catalyzer.train()
-    optimizer, schedule = OURS.build(f.parameters(), data.steps)
+    f = training.transform.train()
+    optimizer = training.make_optimizer(f.parameters())
+    schedule, _ = training.schedule(optimizer, data.steps)
     rank_loss, koleo = RankLoss(), KoLeoLoss()
     start = time.perf_counter()
     for number in data.train_dataloader():

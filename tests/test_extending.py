@@ -221,7 +221,7 @@ def test_a_quantizer_to_train_through_in_two_processes(own: dict[str, str], fold
 def checked(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Composes and checks settings as `src/train.py` does before it reads data."""
     from catalyzer.commands.train import composed_settings
-    from catalyzer.runs.build import check
+    from catalyzer.runs.checks import check
     from catalyzer.runs.compose import compose_config, resolved
 
     monkeypatch.syspath_prepend(folder)

@@ -62,9 +62,9 @@ from catalyzer.nn import Identity
 x = np.random.default_rng(0).normal(size=(500, 24)).astype(np.float32)
 codec = catalyzer.Codec(Identity(d_in=24), catalyzer.LatticeQuantizer(dim=24, bits=64))
 assert codec.search(x[:5], codec.encode(x), k=1)[1].ravel().tolist() == [0, 1, 2, 3, 4]
-from catalyzer.datasets import load_demo
+from catalyzer.datasets import Demo
 from catalyzer.files.array_cache import ArrayCache
-load_demo(ArrayCache({str(tmp_path)!r}))
+Demo().load(ArrayCache({str(tmp_path)!r}))
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     sentence = 'catalyzer.errors.MissingPackage: the demo dataset needs cv2: pip install "catalyzer[sift]"'

@@ -31,9 +31,9 @@ def test_without_a_description_nothing_is_shown(caplog: pytest.LogCaptureFixture
 
 def test_a_terminal_shows_a_bar() -> None:
     code = (
-        "import time; from catalyzer.progress import progress\n"
+        "from catalyzer.progress import progress\n"
         "with progress('encoding', 3, 'vectors') as advance:\n"
-        "    for _ in range(3): advance(1); time.sleep(0.2)"
+        "    for _ in range(3): advance(1)"
     )
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"})
@@ -46,7 +46,7 @@ def test_a_terminal_shows_a_bar() -> None:
         pass
     assert process.wait() == 0
     assert b"encoding" in shown
-    assert b"2/3" in shown
+    assert b"3/3" in shown  # the end is always drawn, what is before it only from time to time
     assert b"vectors" in shown
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from catalyzer import TrainedRun, knn, recall_at
+from catalyzer import TrainedRun, knn, open_vectors, recall_at
 from tests.helpers import FAST, ROOT, Command, clustered, command, interrupted, only_run, refused, rows, write
 
 
@@ -27,7 +27,7 @@ def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) ->
     run = only_run(tmp_path)
     assert {p.name for p in run.iterdir()} == {
         "catalyzer.json", "catalyzer.safetensors", "checkpoints", "config.yaml", "figures", "metrics.csv",
-        "results.json", "train.log",
+        "quantizer.json", "quantizer.safetensors", "results.json", "train.log",
     }  # fmt: skip
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "step-000000015.ckpt", "step-000000030.ckpt"}
     for figure in (run / "figures").iterdir():
@@ -137,9 +137,7 @@ def test_a_network_for_queries(
     run, base, queries = TrainedRun.load(tmp_path / "whole"), clustered(2000, 32, 1), clustered(200, 32, 2)
     codes, truth = run.encode(base), knn(queries, base, 1)[1]
     assert recall_at(10, run.search(queries, codes, 10)[1], truth) == pytest.approx(whole["recall"]["10"])
-    assert not np.array_equal(
-        run.search(queries, codes, 10)[1], replace(run.own_codec, query=None).search(queries, codes, 10)[1]
-    )
+    assert not np.array_equal(run.search(queries, codes, 10)[1], replace(run.codec, query=None).search(queries, codes, 10)[1])
     with (tmp_path / "whole" / "query" / "metrics.csv").open() as file:
         losses = [float(row["epoch/loss"]) for row in csv.DictReader(file) if row["epoch/loss"]]
     assert losses[1] < losses[0]
@@ -181,9 +179,20 @@ def test_a_folder_in_deep1bs_layout(train: Command, tmp_path: Path) -> None:
     assert [row["bits"] for row in results["rows"]] == [32, 32, 32]
 
 
-def test_plain_baselines_through_the_same_door(train: Command, own_files: list[str], tmp_path: Path) -> None:
-    train(*own_files, "catalyzer=identity", "quantizer=opq")
-    assert list(rows(only_run(tmp_path))) == ["OPQ", "PQ"]
+def test_plain_baselines_through_the_same_door(
+    train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """What a quantizer has learned is in the run's folder, which the other commands use as that of any run."""
+    train(*own_files, "catalyzer=identity", "quantizer=opq", "hydra.run.dir=run")
+    table = rows(tmp_path / "run")
+    assert list(table) == ["OPQ", "PQ"]
+    base, queries = (text.split("=")[1] for text in own_files[-2:])
+    command("encode.py", environment, tmp_path)("run=run", f"input={base}", "output=codes", "shard_size=700")
+    command("search.py", environment, tmp_path)("codes=codes", f"queries={queries}", "k=10", "output=found")
+    found, truth = open_vectors(tmp_path / "found.ivecs")[:], knn(np.load(queries), np.load(base), 1)[1]
+    assert recall_at(10, found, truth) == pytest.approx(table["OPQ"]["recall"]["10"])
+    run = TrainedRun.load(tmp_path / "run")
+    np.testing.assert_array_equal(run.search(np.load(queries), run.encode(np.load(base)), 10)[1], found)
 
 
 def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tmp_path: Path) -> None:
@@ -193,16 +202,17 @@ def test_a_sweep_makes_one_folder_a_job(train: Command, own_files: list[str], tm
     found = set()
     for job in (p for p in sweep.iterdir() if p.is_dir()):
         config = yaml.safe_load((job / "config.yaml").read_text())
-        found.add((config["lambda"], config["quantizer"]["name"]))
+        found.add((config["lambda"], config["quantizer"]["_target_"].rpartition(".")[2]))
         assert (job / "results.json").exists()
-    assert found == {(0.005, "lattice"), (0.005, "pq"), (0.02, "lattice"), (0.02, "pq")}
+    quantizers = ("LatticeQuantizer", "ProductQuantizer")
+    assert found == {(lambda_, quantizer) for lambda_ in (0.005, 0.02) for quantizer in quantizers}
 
 
 def test_the_triangle_loss_trains_another_network(train: Command, own_files: list[str], tmp_path: Path) -> None:
     weights = []
-    for rank_loss in ("triplet", "triangle"):
-        train(*own_files, *FAST, "baselines=[]", f"rank_loss={rank_loss}", f"hydra.run.dir={rank_loss}")
-        weights.append(load_file(tmp_path / rank_loss / "catalyzer.safetensors")["layers.6.weight"])
+    for loss in ("triplet", "triangle"):
+        train(*own_files, *FAST, "baselines=[]", f"loss={loss}", f"hydra.run.dir={loss}")
+        weights.append(load_file(tmp_path / loss / "catalyzer.safetensors")["layers.6.weight"])
     assert not np.array_equal(*weights)
 
 
@@ -210,7 +220,7 @@ def test_a_dimension_that_suits_the_data(train: Command, evaluate: Command, own_
     process = train(*own_files, *FAST, "baselines=[]", "bits=32", "d_out=auto", "hydra.run.dir=auto")
     chosen = re.search(r"d_out = (\d+): validation R@10 of PCA \+ lattice is .* dimensions", process.stderr)
     assert chosen
-    assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["d_out"] == int(chosen[1])
+    assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["arguments"]["d_out"] == int(chosen[1])
     assert "catalyzer + OPQ" in evaluate("run=auto", "quantizer=opq").stdout
 
 
@@ -255,7 +265,7 @@ def test_wandb_offline_has_config_metrics_and_table(train: Command, own_files: l
             name = item.key or "/".join(item.nested_key)
             history[name] = json.loads(item.value_json)
     assert config["lambda"] == 0.02
-    assert config["quantizer"]["name"] == "lattice"
+    assert config["quantizer"]["_target_"] == "catalyzer.quantizers.LatticeQuantizer"
     for name in ("loss", "rank", "koleo", "violated"):
         assert f"epoch/{name}" in history
         assert f"train/{name}" in history
@@ -270,11 +280,12 @@ def test_wandb_without_a_network_and_tensorboard(
     train: Command, own_files: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     """A key, and a server that does not answer: the run is logged offline, under one id when it is resumed."""
+    tensorboard = '+logger.tensorboard={_target_: pytorch_lightning.loggers.TensorBoardLogger, name: "", version: tensorboard}'
     with socket.socket() as silent:  # a port that is taken, and at which nobody listens
         silent.bind(("127.0.0.1", 0))
         server = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         online = command("train.py", environment | server, tmp_path)
-        process = online(*own_files, *FAST, "logger=wandb", "logger.tensorboard=true", "baselines=[]", "hydra.run.dir=run")
+        process = online(*own_files, *FAST, "logger=wandb", tensorboard, "baselines=[]", "hydra.run.dir=run")
     assert "W&B: the server cannot be reached" in process.stderr
     identity = (tmp_path / "run" / "wandb_id").read_text()
     assert [path.name.endswith(identity) for path in (tmp_path / "run" / "wandb").glob("offline-run-*")] == [True]

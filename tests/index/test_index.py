@@ -445,5 +445,5 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
         CatalyzerIndex(d_out=24, hidden=64).fit(x[:900], epochs=40, folder=tmp_path / "run")
     resumed = CatalyzerIndex(d_out=24, hidden=64).fit(x, epochs=40, folder=tmp_path / "run")
     whole = CatalyzerIndex(d_out=24, hidden=64).fit(x, epochs=40)
-    digests = {digest(contents(index, tmp_path).parts) for index in (resumed, whole)}
+    digests = {digest(contents(index, tmp_path).codec.parts) for index in (resumed, whole)}
     assert len(digests) == 1

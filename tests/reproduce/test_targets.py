@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -14,27 +13,25 @@ import pytest
 import yaml
 
 from catalyzer import InvalidInput
-from catalyzer.commands.console import compose_config, register_resolvers, resolved
+from catalyzer.commands.reproduce import laboratory
 from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target, tables
 from catalyzer.reproduce.lab import dataset_digest, training_digest
-from catalyzer.runs.settings import Settings
 from catalyzer.runs.sweeps import validation_recall
 from catalyzer.runs.targets import TARGET_NAMES
-from tests.helpers import FAST, ROOT, Command
-
-
-def compose(overrides: list[str]) -> Settings:
-    values = resolved(compose_config(ROOT / "conf", "train", list(overrides)))
-    del values["resume"]
-    return Settings.check(values)
+from tests.helpers import FAST, ROOT, Command, settings_of
 
 
 @pytest.fixture(scope="module")
 def lab(own_files: list[str], tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A lab whose networks are small; the targets of this module share its runs."""
-    register_resolvers()
     folder = tmp_path_factory.mktemp("lab")
-    return Lab(compose, ["scale=demo", *own_files, *FAST, "bits=16", f"cache={folder / 'cache'}"], folder, 2, [0.01, 0.1])
+    return Lab(
+        lambda overrides: settings_of(*overrides),
+        ["scale=demo", *own_files, *FAST, "bits=16", f"cache={folder / 'cache'}"],
+        folder,
+        2,
+        [0.01, 0.1],
+    )
 
 
 def values(outcome: Outcome, table: int = 0) -> dict[str, list]:
@@ -241,11 +238,10 @@ def test_the_trainings_side_by_side_then_the_table(reproduce: Command, own_files
     ],
 )
 def test_wrong_keys_get_one_sentence(key: str | None, override: str, message: str) -> None:
-    door = runpy.run_path(str(ROOT / "src" / "reproduce.py"))
     own = {"target": "table1", "out": "outputs", "seeds": 5, "lambdas": [0.1], "job": None}
     own |= {} if key is None else {key: yaml.safe_load(override.split("=")[1])}
     with pytest.raises(InvalidInput) as caught:
-        door["laboratory"](own, [override])
+        laboratory(own, [override], [])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -46,7 +46,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(
     shared = [*own_files, *EXACT, "catalyzer.hidden=64", "trainer.max_epochs=1", "optimizer=adamw", "learning_rate=0.001"]
     shared += [f"decoder={decoder}", *(["decoder.hidden=64"] if decoder == "mlp" else [])]
     train(*shared, "batch_size=128", "hydra.run.dir=one")
-    joined = ["koleo.scope=global", "trainer.sync_batchnorm=true"]
+    joined = ["loss.terms.koleo.scope=global", "trainer.sync_batchnorm=true"]
     train(*shared, *TWO, *joined, "batch_size=64", "hydra.run.dir=two")
     for column in ("train/loss", "train/koleo", "train/rank"):
         one, two = (metrics(tmp_path / name, column) for name in ("one", "two"))
@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_with_the_joined_batch(
         np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4)
     if decoder == "mlp":
         return
-    separate = ["koleo.scope=local", "trainer.sync_batchnorm=false"]
+    separate = ["loss.terms.koleo.scope=local", "trainer.sync_batchnorm=false"]
     train(*shared, *TWO, *separate, "batch_size=64", "hydra.run.dir=separate")
     koleo, other = (metrics(tmp_path / name, "train/koleo")[0] for name in ("one", "separate"))
     assert abs(koleo - other) > 1e-2  # the nearest of half as many points is farther away
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_passed_over(train: Command, own_files: list[str
     before = load_file(tmp_path / "run" / "catalyzer.safetensors")
     process = train("resume=run")
     assert f"{newer.name}: not a checkpoint that can be loaded" in process.stderr
-    assert f"going on from {older.name}" in process.stderr
+    assert f"resuming from {older.name}" in process.stderr
     after = load_file(tmp_path / "run" / "catalyzer.safetensors")
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(own_files: list[str], environm
     process = prepared(limit, "train.py", arguments, environment, tmp_path)
     refused_last = process.stderr.strip().splitlines()[-1]
     assert process.returncode == 2, process.stderr
-    assert re.search(r"error: .*\.ckpt: File too large", refused_last)
+    assert re.search(r"error: .*\.ckpt cannot be written \(File too large\)", refused_last)
     assert "Traceback" not in process.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 

@@ -79,7 +79,7 @@ def test_a_failing_job_stops_no_other(
     for name in ("results.json", "catalyzer.json"):
         (folder / "2" / name).unlink()
     shown = sweep_table(str(folder))
-    assert f"job 2 (lambda=0.1): has not ended; python src/train.py resume={folder}/2 goes on with it" in shown.stdout
+    assert f"job 2 (lambda=0.1): has not ended; python src/train.py resume={folder}/2 resumes it" in shown.stdout
     assert [row["job"] for row in csv_rows(folder)] == ["0", "1", "2"]
     train(f"resume={folder}/2")
     sweep_table(str(folder))
@@ -217,4 +217,4 @@ def test_what_is_no_sweep_gets_one_sentence(sweep_table: Command, folder: str) -
 
 def test_resume_is_for_one_run(train: Command) -> None:
     process = train("-m", "resume=a,b", expect=1)
-    assert "resume goes on with one run, which a sweep makes anew; leave out -m" in process.stdout
+    assert "resume continues one run, and a sweep makes new ones; leave out -m" in process.stdout

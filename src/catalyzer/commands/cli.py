@@ -238,7 +238,7 @@ def _info(options: argparse.Namespace) -> None:
         "dimension": contents.d,
         "metric": contents.metric.name,
         "code_size": contents.codec.quantizer.code_size,
-        **{name: None if part is None else _shown(part) for name, part in contents.parts.items()},
+        **{name: None if part is None else _shown(part) for name, part in contents.codec.parts.items()},
         "lists": 0 if contents.lists is None else len(contents.lists),
     }
     if contents.lists is not None:

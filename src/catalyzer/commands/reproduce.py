@@ -54,7 +54,7 @@ def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[s
         InvalidInput: values out of range, a trainer that is refused, or keys that a table sets itself.
     """
     from catalyzer.reproduce import Lab
-    from catalyzer.runs.build import check
+    from catalyzer.runs.checks import check
     from catalyzer.runs.settings import Reproduction, Settings
 
     own = Reproduction.check({key: values[key] for key in OWN})

@@ -145,6 +145,11 @@ class Dataset(Part, ABC):
         self.base_size, self.train_size = base_size, train_size
         self.validation_base_size, self.validation_queries_size = validation_base_size, validation_queries_size
 
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the vectors, where it is known before they are read."""
+        return None
+
     @abstractmethod
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Open or make the vectors.

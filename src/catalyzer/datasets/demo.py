@@ -32,6 +32,7 @@ class Demo(Dataset):
     """
 
     label = "demo"
+    dim = 128
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Extract the descriptors, or take them from the cache.

@@ -65,6 +65,10 @@ class Published(Dataset):
     def layout(base_size: int) -> Layout:
         """Names of the files below the folder."""
 
+    @property
+    def dim(self) -> int | None:
+        return _dim_of(Path(self.root).expanduser() / self.layout(1).learn)
+
     def files(self, learn_only: bool = False) -> list[Path]:
         every = sorted(path for path in Path(self.root).expanduser().rglob("*") if path.is_file())
         return [path for path in every if not learn_only or "learn" in path.name]
@@ -144,6 +148,10 @@ class Files(Dataset):
         super().__init__(**sizes)
         self.learn, self.base, self.queries, self.groundtruth = learn, base, queries, groundtruth
 
+    @property
+    def dim(self) -> int | None:
+        return _dim_of(Path(self.learn).expanduser())
+
     def files(self, learn_only: bool = False) -> list[Path]:
         return [Path(self.learn).expanduser()] if learn_only else super().files()
 
@@ -155,6 +163,11 @@ class Files(Dataset):
         """
         truth = None if self.groundtruth is None else VectorFile(self.groundtruth)[:]
         return DatasetVectors(VectorFile(self.learn), VectorFile(self.base), VectorFile(self.queries), truth)
+
+
+def _dim_of(path: Path) -> int | None:
+    """By the header of a vector file; a missing one is for `read` to tell."""
+    return VectorFile(path).shape[1] if path.is_file() else None
 
 
 def _abbreviated(size: int) -> str:

@@ -367,7 +367,7 @@ class CatalyzerIndex:
         with self._writing:
             old = self._trained()
             same = old.metric == added.metric and np.array_equal(_centroids(old), _centroids(added))
-            if not same or digest(old.parts) != digest(added.parts):
+            if not same or digest(old.codec.parts) != digest(added.codec.parts):
                 raise InvalidInput(
                     "the two indexes come from different trainings, so their codes mean different vectors; "
                     "load both from copies of one fitted index, and add to these"

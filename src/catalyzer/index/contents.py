@@ -8,7 +8,6 @@ from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.index.lists import InvertedLists, check_quantizer
 from catalyzer.index.metric import Metric
-from catalyzer.parts import Part
 
 MAX_ID = (1 << 63) - 1
 MAX_DIM = 1 << 12  # of the quantizer: some allocate its square before a file has shown that this is not a false claim
@@ -61,11 +60,6 @@ class Contents:
     def d(self) -> int:
         """Dimension of the user's vectors."""
         return self.codec.transform.d_in - self.metric.extra
-
-    @property
-    def parts(self) -> dict[str, Part | None]:
-        """What the codec consists of, by the name that it has in the file."""
-        return {name: getattr(self.codec, name) for name in ("transform", "quantizer", "decoder", "query")}
 
 
 def check_sizes(dim: int, code_size: int) -> None:

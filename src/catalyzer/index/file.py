@@ -80,13 +80,13 @@ def write(path: Path, contents: Contents) -> None:
         latent_share=codec.latent_share,
         refine=codec.refine,
         last_id=contents.last_id,
-        parts=_Parts(**{name: None if part is None else describe(part) for name, part in contents.parts.items()}),  # type: ignore[arg-type]
+        parts=_Parts(**{name: None if part is None else describe(part) for name, part in codec.parts.items()}),  # type: ignore[arg-type]
     ).model_dump_json()
     checksums = np.frombuffer(b"".join(_checksum(contents, at) for at in range(0, len(contents.ids), BLOCK_ROWS)), np.uint8)
     arrays = {"ids": contents.ids, "codes": contents.codes, "checksums": checksums.reshape(-1, DIGEST_SIZE)}
     if contents.lists is not None:
         arrays |= {"lists.offsets": contents.lists.offsets, "lists.centroids": contents.lists.centroids}
-    for name, part in contents.parts.items():
+    for name, part in codec.parts.items():
         for key, tensor in tensors(part, f"{name}.").items() if part is not None else ():  # type: ignore[arg-type]
             if tensor.dtype not in (torch.int64, torch.float64, torch.float32, torch.uint8, torch.bool):
                 raise InvalidInput(f"{key} is {tensor.dtype}, which no index can hold; convert it to float32")

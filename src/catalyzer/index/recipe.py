@@ -14,7 +14,8 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
-from catalyzer.runs.build import build_query_training, build_training, check, fit_to_classes, trainer_options
+from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
+from catalyzer.runs.checks import check
 from catalyzer.runs.compose import compose_config, resolved
 from catalyzer.runs.experiment import data_options, new_codec, train
 from catalyzer.runs.settings import Settings
@@ -35,7 +36,7 @@ def learn_codec(
     *,
     bits: int,
     d_out: int | Literal["auto"],
-    hidden: int | None,
+    hidden: int,
     decoder: bool,
     overrides: Sequence[str] = (),
     epochs: int | None,
@@ -48,7 +49,7 @@ def learn_codec(
         learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
         bits: of a code, at most.
         d_out: dimension of the sphere.
-        hidden: width of the networks; None for the default.
+        hidden: width of the networks, where they have one.
         decoder: train a decoder, and a query network, which pays only where there is one.
         overrides: settings of `src/train.py`, as typed there.
         epochs: passes over the training vectors; None for what fits into `seconds`.
@@ -63,11 +64,15 @@ def learn_codec(
             training of other settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
-    given = [f"bits={bits}", f"d_out={d_out}", *overrides]
-    if hidden is not None:
-        given = [f"catalyzer.hidden={hidden}", *([f"decoder.hidden={hidden}"] if decoder else []), *given]
-    settings = make_settings(decoder, given, fingerprint(learn, "checking vectors"), folder / "cache")
-    check(settings, folder)
+    own: dict[str, Any] = {
+        "bits": bits,
+        "d_out": d_out,
+        "catalyzer.hidden": hidden,
+        **({"decoder.hidden": hidden} if decoder else {}),
+    }
+    own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": f"'{folder / 'cache'}'"}
+    settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
+    check(settings, folder, learn.shape[1])
     benchmark = _benchmark(learn, folder)
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:
@@ -81,31 +86,19 @@ def learn_codec(
     return trained.codec
 
 
-def make_settings(decoder: bool, overrides: Sequence[str], learn: str, cache: Path) -> Settings:
+def make_settings(decoder: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
     """`experiment=decoder`, or without a decoder `experiment=long`, composed and checked.
 
     Args:
         decoder: whether there is one.
-        overrides: of the user.
-        learn: names the vectors by their content, so that a folder resumes a training of the same ones alone.
-        cache: folder for what is computed once.
+        own: overrides of this module. The dataset is named by the content of its vectors, so that a folder resumes a training
+            of the same ones alone.
+        overrides: of the user, after these.
     """
-    dataset = {
-        "learn": learn, "base": "''", "queries": "''", "train_size": TRAIN,
-        "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES,
-    }  # fmt: skip
-    values = resolved(
-        compose_config(
-            "train",
-            [
-                f"experiment={'decoder' if decoder else 'long'}",
-                "dataset=files",
-                *(f"dataset.{key}={value}" for key, value in dataset.items()),
-                f"cache='{cache}'",
-                *overrides,
-            ],
-        )
-    )
+    sizes = {"train_size": TRAIN, "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES}
+    dataset = ["dataset=files", "dataset.base=''", "dataset.queries=''", *(f"dataset.{key}={n}" for key, n in sizes.items())]
+    experiment = f"experiment={'decoder' if decoder else 'long'}"
+    values = resolved(compose_config("train", [experiment, *dataset, *own, *overrides]))
     for key in ("resume", "trust"):
         del values[key]
     Settings.check(values)

@@ -72,7 +72,42 @@ class Transform(Part, nn.Module, ABC):
         """Map `(n, d_in)` of any real dtype to `(n, d_out)` float32; for the lattice, rows of L2 norm 1."""
 
 
-class Catalyzer(Transform):
+class _Perceptron(Transform):
+    """What the catalyzer and the decoder share: three layers with batch norm and ReLU, and the mean and scale of the data."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, d_in: int, d_out: int, hidden: int, d_data: int) -> None:
+        super().__init__(d_in, d_out)
+        if hidden < 1:
+            raise InvalidInput(f"hidden is the width of a layer, at least 1; got {hidden}")
+        self.hidden = hidden
+        self.register_buffer("mean", torch.zeros(d_data))
+        self.register_buffer("scale", torch.ones(()))
+        self.layers = nn.Sequential(
+            nn.Linear(d_in, hidden),
+            BatchNorm(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden),
+            BatchNorm(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, d_out),
+        )
+
+    def adapt(self, x: Vectors) -> Self:
+        """Take the units of the data from `x`: one mean a dimension, one standard deviation for all.
+
+        Raises:
+            InvalidInput: all vectors are equal.
+        """
+        mean, deviation = mean_and_deviation(x)
+        self.mean.copy_(mean)
+        self.scale.copy_(deviation)
+        return self
+
+
+class Catalyzer(_Perceptron):
     """The network f of section 5.2: a 3-layer perceptron with batch norm and ReLU, its output on the unit sphere.
 
     Args:
@@ -89,36 +124,15 @@ class Catalyzer(Transform):
     """
 
     label = "catalyzer"
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
-        super().__init__(d_in, d_out)
-        self.hidden = hidden
-        self.register_buffer("mean", torch.zeros(d_in))
-        self.register_buffer("scale", torch.ones(()))
-        self.layers = _perceptron(d_in, hidden, d_out)
-
-    def adapt(self, x: Vectors) -> Self:
-        """Centre and scale the input by what `x` shows: one mean a dimension, one standard deviation for all.
-
-        Raises:
-            InvalidInput: all vectors are equal.
-        """
-        mean, deviation = mean_and_deviation(x)
-        self.mean.copy_(mean)
-        self.scale.copy_(deviation)
-        return self
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """The input as the network sees it: centred, and of a standard deviation of 1 on average over the dimensions."""
-        return (x.float() - self.mean) / self.scale
+        super().__init__(d_in, d_out, hidden, d_data=d_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.layers(self.normalize(x)).float())
+        return F.normalize(self.layers((x.float() - self.mean) / self.scale).float())
 
 
-class Decoder(Transform):
+class Decoder(_Perceptron):
     """From the sphere to the original space: a perceptron of the catalyzer's kind. The paper has none.
 
     Args:
@@ -135,39 +149,12 @@ class Decoder(Transform):
     """
 
     label = "decoder"
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
-        super().__init__(d_in, d_out)
-        self.hidden = hidden
-        self.register_buffer("mean", torch.zeros(d_out))
-        self.register_buffer("scale", torch.ones(()))
-        self.layers = _perceptron(d_in, hidden, d_out)
-
-    def adapt(self, x: Vectors) -> Self:
-        """Take the units of the output from `x`, as `Catalyzer.adapt` does those of the input."""
-        mean, deviation = mean_and_deviation(x)
-        self.mean.copy_(mean)
-        self.scale.copy_(deviation)
-        return self
+        super().__init__(d_in, d_out, hidden, d_data=d_out)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z).float() * self.scale + self.mean
-
-
-def _perceptron(d_in: int, hidden: int, d_out: int) -> nn.Sequential:
-    if hidden < 1:
-        raise InvalidInput(f"hidden is the width of a layer, at least 1; got {hidden}")
-    return nn.Sequential(
-        nn.Linear(d_in, hidden),
-        BatchNorm(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden),
-        BatchNorm(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, d_out),
-    )
 
 
 class PCA(Transform):

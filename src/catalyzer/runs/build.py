@@ -1,4 +1,4 @@
-"""The one place where settings become objects, by Hydra's `instantiate`; and what is checked before any data is read."""
+"""The one place where settings become objects, by Hydra's `instantiate`."""
 
 import inspect
 import logging
@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import numpy as np
-import torch
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from catalyzer.codec import Codec
 from catalyzer.datasets import Dataset
 from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
-from catalyzer.nn import Transform, embed
-from catalyzer.parts import Trust, describe, find_class, make, parameters
-from catalyzer.quantizers import Quantizer, SignQuantizer
+from catalyzer.parts import Trust, find_class, parameters
+from catalyzer.quantizers import Quantizer
 from catalyzer.runs.settings import Settings
 
 if TYPE_CHECKING:  # what only uses a run need not wait for Lightning
@@ -49,8 +46,6 @@ USED_LATER = ("dataset", "catalyzer", "quantizer", "decoder")
 
 TRUSTED = ("torch.optim", "pytorch_lightning")
 """Modules whose classes any run folder may name, of the kinds above."""
-
-MADE_UP = 300  # vectors that foreign parts are tried on
 
 
 def parts(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -162,7 +157,7 @@ def modules_of(settings: Settings) -> list[str]:
 
 
 @contextmanager
-def _blamed(path: str) -> Iterator[None]:
+def blamed(path: str) -> Iterator[None]:
     """Turn what goes wrong in a part into a sentence that names it, and the line in which it went wrong."""
     try:
         yield
@@ -181,7 +176,7 @@ def _built(group: str, part: dict[str, Any], **given: Any) -> Any:
     """The part, with those of the given arguments that its class takes and the settings do not have."""
     hints, _ = _hints(class_of(group, part))
     more = {name: value for name, value in given.items() if name in hints and name not in part}
-    with _blamed(part["_target_"]):
+    with blamed(part["_target_"]):
         return _maker(part)(**more)
 
 
@@ -291,157 +286,3 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]
         except InvalidInput as error:
             raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
     return made
-
-
-def check(settings: Settings, folder: Path) -> None:
-    """Check all that can be known before data is read: classes, arguments, and whether parts can do what is asked of them.
-
-    Parts of other packages are tried on vectors that are made up.
-
-    Args:
-        settings: of the run.
-        folder: of the run; nothing is written.
-
-    Raises:
-        InvalidInput: one sentence on what is wrong first.
-    """
-    build_dataset(settings)
-    codec, d_out = _tried(settings)
-    transform, quantizer = codec.transform, codec.quantizer
-    chosen = f"catalyzer={transform.label or 'identity'} quantizer={quantizer.label}"
-    if (
-        isinstance(quantizer, SignQuantizer)
-        and transform.d_out == d_out
-        and (settings.d_out == "auto" or quantizer.bits != settings.bits)
-    ):
-        raise InvalidInput(
-            f"the sign of each coordinate makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; "
-            "set one of them and leave the other"
-        )
-    through = transform.is_trained and quantizer.can("straight_through")
-    for asked, what in (
-        (settings.end_to_end, "end_to_end trains a network through a fixed quantizer"),
-        (codec.decoder is not None, "a decoder is trained with a network through a fixed quantizer"),
-    ):
-        if asked and not through:
-            raise InvalidInput(f"{what}, such as catalyzer=mlp quantizer=lattice or quantizer=sign; got {chosen}")
-    if settings.query.get("_target_") is not None and (not through or quantizer.symmetric):
-        raise InvalidInput(
-            "a network for queries is trained to rank the points of a fixed quantizer, such as catalyzer=mlp quantizer=lattice "
-            f"or quantizer=sign quantizer.asymmetric=true; got {chosen}"
-        )
-    if settings.refine > 1 and not quantizer.can("nearest"):
-        raise InvalidInput(f"refine = {settings.refine} tries lattice points, got quantizer={quantizer.label}; set refine=1")
-    if settings.split == "validation" and not transform.is_trained:
-        raise InvalidInput(
-            "split=validation compares runs by the epochs of their training, which only a network has, such as catalyzer=mlp; "
-            f"got {chosen}"
-        )
-    build_baselines(settings, 128, 64)
-    build_miner(settings)
-    rehearse(codec)
-    if transform.is_trained:
-        _check_training(settings, codec, folder)
-
-
-def _tried(settings: Settings) -> tuple[Codec, int]:
-    """The codec for made-up dimensions; its parts thereby check their arguments."""
-    from catalyzer.training.dimension import DIMENSIONS
-
-    choices = (24, *DIMENSIONS) if settings.d_out == "auto" else (settings.d_out,)
-    for d_out in choices:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return build_codec(settings, max(128, d_out), d_out), d_out
-        except InvalidInput:
-            if d_out == choices[-1]:
-                raise
-    raise AssertionError("unreachable: there is a choice")
-
-
-def _is_ours(part: object) -> bool:
-    return type(part).__module__.startswith("catalyzer.")
-
-
-def _path(part: object) -> str:
-    return f"{type(part).__module__}.{type(part).__qualname__}"
-
-
-def rehearse(codec: Codec) -> None:
-    """Send made-up vectors through transforms and quantizers of other packages, and these through a file."""
-    random = np.random.default_rng(0)
-    x = random.normal(size=(MADE_UP, codec.transform.d_in)).astype(np.float32)
-    transform, quantizer = codec.transform, codec.quantizer
-    for network, shape in ((transform, (MADE_UP, quantizer.dim)), (codec.decoder, x.shape)):
-        if network is None or _is_ours(network):
-            continue
-        with _blamed(_path(network)):
-            network.adapt(x)
-            made = embed(network, x if network is transform else random.normal(size=(MADE_UP, network.d_in)).astype(np.float32))
-            if made.shape != shape or not np.isfinite(made).all():
-                raise InvalidInput(f"{_path(network)} makes {made.shape} of {MADE_UP} vectors, expected {shape} finite numbers")
-            make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
-    if _is_ours(quantizer):
-        return
-    latent = random.normal(size=(MADE_UP, quantizer.dim)).astype(np.float32)
-    latent /= np.linalg.norm(latent, axis=1, keepdims=True)
-    with _blamed(_path(quantizer)):
-        codes = _expected(quantizer, "codes", quantizer.fit(latent).encode(latent), (MADE_UP, quantizer.code_size), "uint8")
-        _expected(quantizer, "decoded vectors", quantizer.decode(codes), latent.shape, "float32")
-        distances, ids = quantizer.search(latent[:2], codes, 3)
-        _expected(quantizer, "distances", distances, (2, 3), "float32")
-        _expected(quantizer, "rows", ids, (2, 3), "int64")
-        again = make(describe(quantizer), Quantizer, trust=type(quantizer).__module__)
-        again.load_state_dict(quantizer.state_dict())
-        if not np.array_equal(again.encode(latent), codes):
-            raise InvalidInput(
-                f"{_path(quantizer)} codes differently after it was in a file; name what fit learns with an underscore at the "
-                "end, self.scale_, or define state_dict and load_state_dict"
-            )
-
-
-def _expected(quantizer: Quantizer, name: str, got: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    if not isinstance(got, np.ndarray):
-        raise InvalidInput(f"{_path(quantizer)}: expected {name} as an array, got {type(got).__name__}")
-    if got.shape != shape or got.dtype != dtype:
-        raise InvalidInput(f"{_path(quantizer)}: expected {name} of {shape} {dtype}, got {got.shape} {got.dtype}")
-    return got
-
-
-def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
-    """Build what trains, and try foreign terms of the loss, optimizers and schedules on made-up triplets."""
-    from catalyzer.training import Checkpoints, Triplets, check_trainer
-    from catalyzer.training.module import VALIDATED
-
-    check_trainer(trainer_options(settings))
-    callbacks = build_callbacks(settings, folder)
-    if not any(isinstance(callback, Checkpoints) for callback in callbacks):
-        raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor not in VALIDATED and not monitor.startswith(("train/", "epoch/")):
-            raise InvalidInput(
-                f"{type(callback).__name__} monitors {monitor}; logged are {', '.join(sorted(VALIDATED))}, and epoch/loss"
-            )
-    if settings.query.get("_target_") is not None:
-        build_query_training(settings, codec)
-    training = build_training(settings, codec)
-    if not training.terms:
-        raise InvalidInput("loss.terms has no term to minimize")
-    with _blamed(settings.optimizer["_target_"]):
-        optimizer = training.make_optimizer(training.parameters())
-    with _blamed(settings.scheduler["_target_"]):
-        training.schedule(optimizer, total_steps=10)
-    random = torch.Generator().manual_seed(0)
-    inputs = torch.randn(3, 8, codec.transform.d_in, generator=random)
-    points = torch.nn.functional.normalize(torch.randn(3, 8, codec.transform.d_out, generator=random), dim=2).requires_grad_()
-    decoded = inputs + 1 if codec.decoder is not None else None
-    for name, term in training.terms.items():
-        if _is_ours(term):
-            continue
-        with _blamed(_path(term)):
-            result = term(Triplets(inputs, points, points, decoded, torch.ones(())))
-            loss = result["loss"] if isinstance(result, dict) else result
-            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) and loss.ndim else loss
-            if not (isinstance(got, torch.Tensor) and got.isfinite()):
-                raise InvalidInput(f"loss.terms.{name}: {_path(term)} is to make a finite scalar, got {got}")

@@ -92,6 +92,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise InvalidInput(f"{error.full_key} is missing; give it on the command line: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, CatalyzerError):  # of a resolver that looks at a part
-            raise error.__cause__ from None
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CatalyzerError):  # of a resolver that looks at a part
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
         raise InvalidInput(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None

@@ -25,9 +25,9 @@ from catalyzer.runs.build import (
     build_miner,
     build_query_training,
     build_training,
-    check,
     trainer_options,
 )
+from catalyzer.runs.checks import check
 from catalyzer.runs.figures import draw_sphere, draw_training
 from catalyzer.runs.results import COLUMNS, print_table, table_cells
 from catalyzer.runs.settings import Settings
@@ -54,7 +54,10 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         return rows
 
     check(settings, folder)
-    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    dataset = build_dataset(settings)
+    benchmark = dataset.load(ArrayCache(settings.cache))
+    if dataset.dim is None:
+        check(settings, folder, benchmark.dim)
     codec = new_codec(settings, benchmark)
     baselines = build_baselines(settings, benchmark.dim, codec.quantizer.code_size * 8)
     started = datetime.now(UTC).isoformat(timespec="seconds")

@@ -30,7 +30,8 @@ from catalyzer.neighbors import engine
 from catalyzer.nn import Identity, Transform, load_part
 from catalyzer.parts import Trust, describe
 from catalyzer.quantizers import Quantizer
-from catalyzer.runs.build import build_baselines, build_dataset, build_quantizer, check_trust, rehearse
+from catalyzer.runs.build import build_baselines, build_dataset, build_quantizer, check_trust
+from catalyzer.runs.checks import rehearse
 from catalyzer.runs.figures import draw_recall
 from catalyzer.runs.results import print_table
 from catalyzer.runs.settings import Evaluation, Settings

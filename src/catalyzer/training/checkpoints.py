@@ -114,9 +114,7 @@ class Checkpoints(Callback):
             self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Asked before saving, which takes a while: a thread of Gloo that still holds what it has reduced when Python ends
-        # aborts the process ("terminate called without an active exception").
-        stopping = self._stopping(trainer)
+        stopping = self._stopping(trainer)  # asked before saving, so that all processes agree on what they save for
         self._save(trainer, "epoch/", stopping)
         if stopping:
             self._leave(trainer)
@@ -147,6 +145,10 @@ class Checkpoints(Callback):
             log.info("told to stop: saved after step %d of epoch %d", trainer.global_step, trainer.current_epoch + 1)
             if self._told is signal.SIGUSR1:
                 requeue()
+        if torch.distributed.is_initialized():
+            # A thread of Gloo that still holds what it has reduced when Python ends aborts the process ("terminate called
+            # without an active exception"); this waits for it.
+            torch.distributed.destroy_process_group()
         raise SystemExit(TERMINATED)
 
 
