@@ -82,6 +82,8 @@ class NotANumber(LossTerm):
 
 
 class Missing(Dataset):
+    dim = 64
+
     def __init__(self, **sizes):
         super().__init__(**sizes)
 
