@@ -167,10 +167,10 @@ def test_an_interrupted_run_resumes_to_the_same_end(
 def test_a_run_of_own_parts_is_evaluated_and_encodes_and_searches(own: dict[str, str], folder: Path, trained: Path) -> None:
     evaluate = command("evaluate.py", own, folder)
     refused(evaluate("run=outputs/trained", "quantizer=pq", expect=2), "trust=my_parts")
-    evaluate("run=outputs/trained", "quantizer=pq", "trust=my_parts")
+    evaluate("run=outputs/trained", "quantizer=lattice", "trust=my_parts")
     evaluate("run=outputs/trained", "+quantizer._target_=my_parts.Grid", "trust=my_parts")
     found = {path.name for path in (trained / "evaluations").iterdir()}
-    assert found == {"pq-64bits", "grid-192bits"}
+    assert found == {"lattice-64bits", "grid-192bits"}
     command("encode.py", own, folder)("run=outputs/trained", "input=base.npy", "output=codes", "trust=my_parts")
     search = command("search.py", own, folder)
     given = ["codes=codes", "queries=queries.npy", "k=10", "output=found", "format=npy"]
@@ -212,11 +212,12 @@ def test_a_sweep_over_files_of_settings(own: dict[str, str], folder: Path) -> No
 
 def test_a_quantizer_to_train_through_in_two_processes(own: dict[str, str], folder: Path) -> None:
     command("train.py", own, folder)(
-        *SMALL, "quantizer._target_=my_parts.Grid", "decoder=mlp", "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
+        *SMALL, "catalyzer._target_=my_parts.ResidualCatalyzer", "quantizer._target_=my_parts.Grid", "decoder=mlp",
+        "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
         "end_to_end=true", "rerank=20", "trainer=ddp", "+trainer.limit_train_batches=5", "hydra.run.dir=outputs/ddp",
         "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5",
     )  # fmt: skip
-    assert set(rows(folder / "outputs" / "ddp")) >= {"catalyzer + Grid"}
+    assert set(rows(folder / "outputs" / "ddp")) >= {"ResidualCatalyzer + Grid"}
 
 
 @pytest.fixture
