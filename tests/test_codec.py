@@ -157,4 +157,4 @@ def test_refining_what_cannot_be_refined() -> None:
     with pytest.raises(InvalidInput, match="decoder=mlp"):
         Codec(LATTICE.transform, LATTICE.quantizer, refine=2)
     with pytest.raises(InvalidInput, match="use quantizer=lattice"):
-        replace(SIGN, refine=2).encode(clustered(10, 32, 1))
+        replace(SIGN, refine=2)

@@ -82,6 +82,8 @@ class NotANumber(LossTerm):
 
 
 class Missing(Dataset):
+    dim = 64
+
     def __init__(self, **sizes):
         super().__init__(**sizes)
 
@@ -165,10 +167,10 @@ def test_an_interrupted_run_resumes_to_the_same_end(
 def test_a_run_of_own_parts_is_evaluated_and_encodes_and_searches(own: dict[str, str], folder: Path, trained: Path) -> None:
     evaluate = command("evaluate.py", own, folder)
     refused(evaluate("run=outputs/trained", "quantizer=pq", expect=2), "trust=my_parts")
-    evaluate("run=outputs/trained", "quantizer=pq", "trust=my_parts")
+    evaluate("run=outputs/trained", "quantizer=lattice", "trust=my_parts")
     evaluate("run=outputs/trained", "+quantizer._target_=my_parts.Grid", "trust=my_parts")
     found = {path.name for path in (trained / "evaluations").iterdir()}
-    assert found == {"pq-64bits", "grid-192bits"}
+    assert found == {"lattice-64bits", "grid-192bits"}
     command("encode.py", own, folder)("run=outputs/trained", "input=base.npy", "output=codes", "trust=my_parts")
     search = command("search.py", own, folder)
     given = ["codes=codes", "queries=queries.npy", "k=10", "output=found", "format=npy"]
@@ -177,12 +179,27 @@ def test_a_run_of_own_parts_is_evaluated_and_encodes_and_searches(own: dict[str,
     assert np.load(folder / "found.ids.npy").shape == (300, 10)
 
 
+def test_the_network_is_exported(folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    from catalyzer.commands.cli import main
+
+    monkeypatch.syspath_prepend(folder)
+    main(["export", str(trained), "--onnx", str(tmp_path / "network.onnx"), "--trust", "my_parts"])
+    assert (tmp_path / "network.onnx").exists()
+
+
 def test_a_sweep_over_files_of_settings(own: dict[str, str], folder: Path) -> None:
     (line,) = [arguments for _, arguments in COMMANDS if "searchpath" in arguments]
     line = line.replace("quantizer=lattice,opq,my_quantizer", "quantizer=lattice,my_quantizer")  # OPQ takes seconds
     small = [each for each in SMALL if not each.startswith("trainer.max_epochs")]
     process = command("train.py", own, folder)(
-        *shlex.split(line), *small, "trainer.max_epochs=1", "+trainer.limit_train_batches=5", "hydra.sweep.dir=outputs/sweep"
+        *shlex.split(line),
+        *small,
+        "trainer.max_epochs=1",
+        "+trainer.limit_train_batches=5",
+        "hydra.sweep.dir=outputs/sweep",
+        "scheduler._target_=torch.optim.lr_scheduler.OneCycleLR",
+        "+scheduler.max_lr=0.1",
     )
     methods = [next(iter(rows(folder / "outputs" / "sweep" / str(job)))) for job in range(4)]
     assert methods == [
@@ -195,10 +212,12 @@ def test_a_sweep_over_files_of_settings(own: dict[str, str], folder: Path) -> No
 
 def test_a_quantizer_to_train_through_in_two_processes(own: dict[str, str], folder: Path) -> None:
     command("train.py", own, folder)(
-        *SMALL, "quantizer._target_=my_parts.Grid", "decoder=mlp", "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
+        *SMALL, "catalyzer._target_=my_parts.ResidualCatalyzer", "quantizer._target_=my_parts.Grid", "decoder=mlp",
+        "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
         "end_to_end=true", "rerank=20", "trainer=ddp", "+trainer.limit_train_batches=5", "hydra.run.dir=outputs/ddp",
+        "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5",
     )  # fmt: skip
-    assert set(rows(folder / "outputs" / "ddp")) >= {"catalyzer + Grid"}
+    assert set(rows(folder / "outputs" / "ddp")) >= {"ResidualCatalyzer + Grid"}
 
 
 @pytest.fixture
@@ -234,6 +253,12 @@ def test_the_commands_of_the_page_are_accepted(arguments: str, checked) -> None:
     checked(*shlex.split(arguments))
 
 
+def test_the_readme_shows_commands_of_the_page() -> None:
+    shown = re.findall(r"^    python src/train.py (.*my_parts.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(shown) > 3
+    assert {*shown} <= {*TYPED}
+
+
 def term(name: str) -> str:
     return f"+loss.terms.own={{_target_: {name}}}"
 
@@ -259,7 +284,7 @@ def term(name: str) -> str:
         (["quantizer._target_=bad_parts.DoubleVectors"], "expected decoded vectors of .* float32, got .* float64"),
         (["quantizer._target_=bad_parts.Forgetful"], "codes differently after it was in a file"),
         (["quantizer._target_=my_parts.ScalarQuantizer", "end_to_end=true"], "end_to_end trains .* a fixed quantizer"),
-        (["quantizer._target_=my_parts.Grid", "decoder=mlp", "refine=4"], "refine = 4"),
+        (["quantizer._target_=my_parts.Grid", "decoder=mlp", "refine=4"], "refine = 4 tries lattice points, Grid has none"),
         ([term("bad_parts.Vector")], r"bad_parts.Vector is to make a finite scalar, got \(3, 8\)"),
         ([term("bad_parts.NotANumber")], "finite scalar, got nan"),
         (["+loss.terms.own={_target_: my_parts.Variance, weight: -1}"], "at least 0, got -1"),
@@ -285,19 +310,6 @@ def test_a_mistake_is_one_sentence_before_data_is_read(overrides: list[str], wor
 def test_a_mistake_ends_the_command_with_code_2(own: dict[str, str], folder: Path) -> None:
     process = command("train.py", own, folder)("dataset._target_=bad_parts.Missing", "+catalyzer.depth=3", expect=2)
     refused(process, "Catalyzer has no argument depth")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["scheduler._target_=torch.optim.lr_scheduler.OneCycleLR", "+scheduler.max_lr=0.1"],
-        ["scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5"],
-    ],
-)
-def test_schedules_of_torch(overrides: list[str], own: dict[str, str], folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    command("train.py", own, folder)(*SMALL, "+trainer.limit_train_batches=5", *overrides, f"hydra.run.dir={run}")
-    assert (run / "results.json").exists()
 
 
 def test_the_programs_of_the_page(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

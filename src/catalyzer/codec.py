@@ -55,6 +55,11 @@ class Codec:
     def __post_init__(self) -> None:
         if self.refine > 1 and self.decoder is None:
             raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
+        if self.refine > 1 and not self.quantizer.can("nearest"):
+            raise InvalidInput(
+                f"refine = {self.refine} tries lattice points, {type(self.quantizer).__name__} has none; "
+                "use quantizer=lattice, or refine=1"
+            )
         if self.transform.d_out != self.quantizer.dim:
             raise InvalidInput(
                 f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "
@@ -86,9 +91,6 @@ class Codec:
 
         Returns:
             `(n, code_size)` uint8.
-
-        Raises:
-            InvalidInput: refine with a quantizer that knows no other points than the nearest.
         """
         codes = np.empty((len(vectors), self.quantizer.code_size), np.uint8)
         with progress(description, len(vectors), "vectors") as advance:

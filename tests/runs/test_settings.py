@@ -115,7 +115,10 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["query=mlp", "query.max_epochs=0"], "query.max_epochs must be at least 1, got 0"),
         (["rerank=100"], "rerank = 100 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
-        (["refine=4", "decoder=mlp", "quantizer=sign"], "refine = 4 tries lattice points, got quantizer=sign; set refine=1"),
+        (
+            ["refine=4", "decoder=mlp", "quantizer=sign"],
+            "refine = 4 tries lattice points, SignQuantizer has none; use quantizer=lattice, or refine=1",
+        ),
         (["refine=0"], "refine=0: input should be greater than 0"),
         (["split=validation", "catalyzer=pca"], "split=validation compares runs by the epochs of their training"),
         (["split=train"], "split=train: input should be 'validation' or 'test'"),

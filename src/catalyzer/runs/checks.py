@@ -72,8 +72,6 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
             "a network for queries is trained to rank the points of a fixed quantizer, such as catalyzer=mlp quantizer=lattice "
             f"or quantizer=sign quantizer.asymmetric=true; got {chosen}"
         )
-    if settings.refine > 1 and not quantizer.can("nearest"):
-        raise InvalidInput(f"refine = {settings.refine} tries lattice points, got quantizer={quantizer.label}; set refine=1")
     if settings.split == "validation" and not transform.is_trained:
         raise InvalidInput(
             "split=validation compares runs by the epochs of their training, which only a network has, such as catalyzer=mlp; "

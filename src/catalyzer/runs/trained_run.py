@@ -94,10 +94,11 @@ class TrainedRun:
             InvalidInput: a quantizer, rerank or refine that does not go with the run's networks.
         """
         quantizer = build_quantizer(settings.quantizer, self.codec.transform.d_out)
-        codec = replace(self.codec, refine=settings.refine, latent_share=settings.latent_share)
+        search: dict[str, Any] = {"refine": settings.refine, "latent_share": settings.latent_share}
         if describe(quantizer) == describe(self.codec.quantizer):
-            return replace(self, settings=settings, codec=codec)
-        codec = replace(codec, quantizer=quantizer, query=None)  # the query network knows the points of its own quantizer alone
+            return replace(self, settings=settings, codec=replace(self.codec, **search))
+        # The query network knows the points of its own quantizer alone.
+        codec = replace(self.codec, quantizer=quantizer, query=None, **search)
         start = time.perf_counter()
         codec.fit(train)
         return replace(self, settings=settings, codec=codec, fitting=time.perf_counter() - start)

@@ -103,13 +103,14 @@ class Checkpoints(Callback):
         self._told = signal.Signals(number)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. To agree costs a
-        # synchronisation.
-        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. Gradients that are
+        # accumulated are in no checkpoint. To agree costs a synchronisation.
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
+        unlogged = trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.is_last_batch or accumulating or (trainer.world_size > 1 and unlogged):
             return
         if self._stopping(trainer):
-            logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-            self._save(trainer, "train/" if logged else None, stopping=True)
+            self._save(trainer, None if unlogged else "train/", stopping=True)
             self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

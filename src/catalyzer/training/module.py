@@ -73,6 +73,11 @@ class Training(LightningModule, ABC):
         steps = self.data.steps
         return min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch; several batches make one where gradients are accumulated."""
+        return -(-self.batches // self.trainer.accumulate_grad_batches)
+
     def on_fit_start(self) -> None:
         for module in self.modules():
             if isinstance(module, BatchNorm):
@@ -109,7 +114,8 @@ class Training(LightningModule, ABC):
         """Raise `InvalidInput` where the loss is no longer a finite number."""
         if (step := int(self._broken)) < 0:
             return
-        epoch, batch = divmod(step, self.batches)
+        epoch, step_of_epoch = divmod(step, self.steps)
+        batch = step_of_epoch * self.trainer.accumulate_grad_batches
         anchors = ", ".join(str(row) for row in self.data.anchors(batch)[:5].tolist())
         files = checkpoint_files(Path(self.trainer.default_root_dir))
         raise InvalidInput(
@@ -145,7 +151,7 @@ class Training(LightningModule, ABC):
         fused = {"fused": True} if weights[0].is_cuda and _takes(self.make_optimizer, "fused") else {}
         optimizer = self.make_optimizer(weights, **fused)
         # Not Lightning's estimate, which would make the loader before a checkpoint can say where it stopped.
-        total = -(-self.batches // self.trainer.accumulate_grad_batches) * int(self.trainer.max_epochs or 1)
+        total = self.steps * int(self.trainer.max_epochs or 1)
         schedule, interval = self.schedule(optimizer, max(1, total))
         # ReduceLROnPlateau alone looks at a metric.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "epoch/loss"}}
