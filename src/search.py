@@ -6,7 +6,6 @@ import hydra
 from omegaconf import DictConfig
 
 from catalyzer.commands.console import one_sentence_errors
-from catalyzer.errors import InvalidInput
 from catalyzer.runs.compose import CONF, register_resolvers, resolved
 
 register_resolvers()
@@ -16,12 +15,11 @@ register_resolvers()
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
         from catalyzer.runs.settings import Search
-        from catalyzer.shards import CodeShards, RayEngine, local, search, write_neighbours
+        from catalyzer.shards import CodeShards, RayEngine, check_format, local, search, write_neighbours
 
         settings = Search.check(resolved(config))
         shards = CodeShards.open(Path(settings.codes))
-        if settings.format == "vecs" and shards.manifest.rows > 1 << 31:
-            raise InvalidInput(f"{settings.codes} has ids beyond 2³¹, more than .ivecs files can hold; add format=npy")
+        check_format(shards, settings.format)
         engine = RayEngine(settings.address) if settings.engine == "ray" else local
         found = search(shards, settings.queries, settings.k, settings.rerank, settings.run, engine, settings.trust)
         write_neighbours(Path(settings.output), *found, settings.format)

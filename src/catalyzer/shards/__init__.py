@@ -3,4 +3,4 @@
 from catalyzer.shards.code_shards import CodeShards, Manifest, Shard
 from catalyzer.shards.encoding import encode
 from catalyzer.shards.engines import Engine, RayEngine, local
-from catalyzer.shards.searching import search, write_neighbours
+from catalyzer.shards.searching import check_format, search, write_neighbours

@@ -154,6 +154,12 @@ class _Scan:
         return best
 
 
+def check_format(shards: CodeShards, file_format: Literal["vecs", "npy"]) -> None:
+    """Raise `InvalidInput` if row numbers of the shards do not fit into a format of `write_neighbours`."""
+    if file_format == "vecs" and shards.manifest.rows > 1 << 31:
+        raise InvalidInput(f"{shards.folder} has ids beyond 2³¹, more than .ivecs files can hold; add format=npy")
+
+
 def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:
     """Write the result of a search, each file atomically.
 
