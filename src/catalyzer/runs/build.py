@@ -176,8 +176,17 @@ def _built(group: str, part: dict[str, Any], **given: Any) -> Any:
     """The part, with those of the given arguments that its class takes and the settings do not have."""
     hints, _ = _hints(class_of(group, part))
     more = {name: value for name, value in given.items() if name in hints and name not in part}
-    with blamed(part["_target_"]):
-        return _maker(part)(**more)
+    try:
+        with blamed(part["_target_"]):
+            return _maker(part)(**more)
+    except InvalidInput as error:
+        if error.__cause__ is not None:  # raised within the part, which is named already
+            raise
+        raise InvalidInput(f"{group}: {error}") from None
+
+
+def _built_by_name(group: str, named: dict[str, dict[str, Any] | None], **given: Any) -> dict[str, Any]:
+    return {name: _built(group, part, **given) for name, part in named.items() if part is not None}
 
 
 def _maker(part: dict[str, Any]) -> Any:
@@ -220,10 +229,9 @@ def build_training(settings: Settings, codec: Codec) -> "CatalyzerTraining":
     """What trains the codec's networks."""
     from catalyzer.training import CatalyzerTraining
 
-    terms = {name: _built("loss.terms", part) for name, part in settings.loss.terms.items() if part is not None}
     return CatalyzerTraining(
         codec,
-        terms,
+        _built_by_name("loss.terms", settings.loss.terms),
         optimizer=_maker(settings.optimizer),
         scheduler=_maker(settings.scheduler),
         end_to_end=settings.end_to_end,
@@ -245,12 +253,12 @@ def build_miner(settings: Settings) -> Any:
 def build_callbacks(settings: Settings, folder: Path) -> "list[Callback]":
     """The callbacks of a training in `folder`, which those get that ask for it, as `folder` or `dirpath`."""
     given = {"folder": folder, "dirpath": folder / "checkpoints"}
-    return [_built("callbacks", part, **given) for part in settings.callbacks.values() if part is not None]
+    return [*_built_by_name("callbacks", settings.callbacks, **given).values()]
 
 
 def build_loggers(settings: Settings, folder: Path) -> "list[Logger]":
     """The loggers of a run in `folder`, which those get that ask for it, as `save_dir`."""
-    return [_built("logger", part, save_dir=folder) for part in settings.logger.values() if part is not None]
+    return [*_built_by_name("logger", settings.logger, save_dir=folder).values()]
 
 
 def trainer_options(settings: Settings) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
             return
         raise
     transform, quantizer = codec.transform, codec.quantizer
-    chosen = f"catalyzer={transform.label or 'identity'} quantizer={quantizer.label}"
+    chosen = f"{type(transform).__name__} and {type(quantizer).__name__}"
     if (
         isinstance(quantizer, SignQuantizer)
         and transform.d_out == d_out
