@@ -111,7 +111,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["decoder=mlp", "catalyzer=pca"], "a decoder is trained with a network through a fixed quantizer"),
         (["decoder=mlp", "decoder.hidden=0"], "hidden is the width of a layer, at least 1; got 0"),
         (["query=mlp", "quantizer=opq"], "a network for queries is trained to rank the points of a fixed quantizer"),
-        (["query=mlp", "quantizer=sign"], "quantizer=sign quantizer.asymmetric=true; got catalyzer=catalyzer quantizer=sign"),
+        (["query=mlp", "quantizer=sign"], "quantizer=sign quantizer.asymmetric=true; got Catalyzer and SignQuantizer"),
         (["query=mlp", "query.max_epochs=0"], "query.max_epochs must be at least 1, got 0"),
         (["rerank=100"], "rerank = 100 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
@@ -215,8 +215,41 @@ def test_a_foreign_class_in_a_run_is_not_imported_unless_it_is_trusted(
     with pytest.raises(UntrustedPart, match=r"foreign_parts\.Part is not a class of catalyzer, .* trust=foreign_parts"):
         build.check_trust(settings, ["foreign", "other_parts"])
     assert "foreign_parts" not in sys.modules
-    with pytest.raises(SystemError, match="imported"):
+    with pytest.raises(InvalidInput, match="importing foreign_parts failed: SystemError: imported"):
         build.check_trust(settings, ["foreign_parts"])
+
+
+LOAD = "{_target_: torch.load, f: evil.pt, weights_only: false}"
+TIMER = f"{{_target_: pytorch_lightning.callbacks.Timer, duration: {LOAD}}}"
+
+
+@pytest.mark.parametrize(
+    ("group", "hostile"),
+    [
+        ("quantizer", f"{{_target_: catalyzer.quantizers.LatticeQuantizer, bits: {LOAD}, radius_sq: null}}"),
+        ("quantizer", f"{{_target_: catalyzer.quantizers.LatticeQuantizer, bits: 64, radius_sq: [1, {{more: {LOAD}}}]}}"),
+        ("quantizer", "{_target_: catalyzer.commands.console.os.system, command: 'true'}"),
+        ("quantizer", "{_target_: catalyzer.files.atomic.write_atomically}"),
+        ("quantizer", "{_target_: catalyzer.nn.Identity, d_in: 3}"),
+        ("optimizer", "{_target_: torch.hub.load, repo_or_dir: evil}"),
+        ("trainer", "{_target_: pytorch_lightning.Trainer, max_epochs: 1, check_val_every_n_epoch: 1, profiler: "
+                    "{_target_: pytorch_lightning.loggers.CSVLogger, save_dir: /}}"),
+        ("callbacks", f"{{_target_: null, evil: {TIMER}}}"),
+        ("callbacks", f"{{evil: {{_target_: pytorch_lightning.callbacks.Timer, duration: !!pairs [a: {LOAD}]}}}}"),
+        ("baselines", "[../quantizer/pq]"),
+        ("baselines", "[/evil]"),
+        ("cache", r'"\x24{oc.env:HOME}"'),
+    ],
+)  # fmt: skip
+def test_nothing_hostile_in_a_run_is_called(group: str, hostile: str, tmp_path: Path) -> None:
+    values = yaml.safe_load(VERSION_1.read_text())
+    del values[group]
+    (tmp_path / "config.yaml").write_text(f"{yaml.safe_dump(values)}{group}: {hostile}\n")
+    with pytest.raises(CatalyzerError) as caught:
+        settings = Settings.load(tmp_path / "config.yaml")
+        build.check_trust(settings, [])
+        build.build_baselines(settings, 128, 64)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_key_of_every_file_has_a_comment() -> None:

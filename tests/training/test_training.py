@@ -245,7 +245,8 @@ def test_a_learned_quantizer_is_fitted_anew_only_when_the_weights_have_changed(t
 def test_the_loss_is_the_weighted_sum_of_any_terms(tmp_path: Path) -> None:
     class Spread(LossTerm):
         def forward(self, triplets: Triplets) -> dict[str, torch.Tensor]:
-            return {"loss": -triplets.points.var(), "largest": triplets.points.abs().max()}
+            points = torch.cat(triplets.points)
+            return {"loss": -points.var(), "largest": points.abs().max()}
 
     logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
     training = CatalyzerTraining(

@@ -39,10 +39,10 @@ KINDS = {
     "callbacks": "pytorch_lightning.callbacks.Callback",
     "logger": "pytorch_lightning.loggers.Logger",
 }
-"""The groups of parts, and what the class of a part must be derived from. Three groups hold parts by name."""
+"""The groups of parts, and what the class of a part must be derived from."""
 
-USED_LATER = ("dataset", "catalyzer", "quantizer", "decoder")
-"""The groups that a finished run is used with; the others train."""
+NAMED = ("loss.terms", "callbacks", "logger")
+"""The groups that hold any number of parts, by name."""
 
 TRUSTED = ("torch.optim", "pytorch_lightning")
 """Modules whose classes any run folder may name, of the kinds above."""
@@ -54,11 +54,10 @@ def parts(values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
         node: Any = values
         for key in group.split("."):
             node = node.get(key) or {}
-        if "_target_" in node:
-            if node["_target_"] is not None:
-                yield group, group, node
-        else:
+        if group in NAMED:
             yield from ((group, f"{group}.{name}", part) for name, part in node.items() if part is not None)
+        elif node.get("_target_") is not None:
+            yield group, group, node
 
 
 def class_of(group: str, part: dict[str, Any], trust: Trust | None = None) -> type:
@@ -137,18 +136,19 @@ def check_trust(settings: Settings, trust: Trust, groups: Sequence[str] = tuple(
         trust: modules whose classes may be named beside those of this package, torch's optimizers and Lightning's.
         groups: that are about to be built.
     """
-    allowed = (*TRUSTED, *([trust] if isinstance(trust, str) else trust))
+    own = (trust,) if isinstance(trust, str) else tuple(trust)
 
-    def walk(value: Any) -> None:
-        if isinstance(value, dict) and isinstance(path := value.get("_target_"), str):
-            find_class(path, object, allowed)
+    def walk(value: Any) -> None:  # through arguments, in which Hydra would instantiate too
+        if isinstance(value, dict) and "_target_" in value:
+            find_class(str(value["_target_"]), object, own)
         for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             walk(each)
 
     for group, _, part in parts(settings.model_dump()):
         if group in groups:
-            class_of(group, part, allowed)
-            walk(part)
+            class_of(group, part, (*TRUSTED, *own))
+            for argument in part.values():
+                walk(argument)
 
 
 def modules_of(settings: Settings) -> list[str]:
@@ -282,12 +282,11 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]
     from catalyzer.runs.compose import CONF
 
     made = []
+    options = {file.stem: file for file in sorted((CONF / "quantizer").glob("*.yaml"))}
     for name in settings.baselines:
-        file = CONF / "quantizer" / f"{name}.yaml"
-        if not file.is_file():
-            options = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-            raise InvalidInput(f"baselines: there is no quantizer {name}; choose among {options}")
-        given = {"quantizer": OmegaConf.load(file), "bits": bits, "seed": settings.seed}
+        if name not in options:
+            raise InvalidInput(f"baselines: there is no quantizer {name}; choose among {', '.join(options)}")
+        given = {"quantizer": OmegaConf.load(options[name]), "bits": bits, "seed": settings.seed}
         part: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
         try:
             made.append(build_quantizer(part["quantizer"], d_in))

@@ -178,12 +178,13 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     random = torch.Generator().manual_seed(0)
     inputs = torch.randn(3, 8, codec.transform.d_in, generator=random)
     points = torch.nn.functional.normalize(torch.randn(3, 8, codec.transform.d_out, generator=random), dim=2).requires_grad_()
+    anchor, positive, negative = points
     decoded = inputs + 1 if codec.decoder is not None else None
     for name, term in training.terms.items():
         if _is_ours(term):
             continue
         with blamed(_path(term)):
-            result = term(Triplets(inputs, points, points, decoded, torch.ones(())))
+            result = term(Triplets(inputs, (anchor, positive, negative), (anchor, positive, negative), decoded, torch.ones(())))
             loss = result["loss"] if isinstance(result, dict) else result
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) and loss.ndim else loss
             if not (isinstance(got, torch.Tensor) and got.isfinite()):

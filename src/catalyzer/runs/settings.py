@@ -144,14 +144,15 @@ class Settings(_Settings):
         if not path.is_file():
             raise InvalidInput(f"{path.parent} is not a run folder: it has no {path.name}")
         try:
-            values = yaml.safe_load(path.read_bytes())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise DamagedFile(f"{path} is not readable YAML") from None
+            # Through JSON, since YAML has tags for more than plain values.
+            values = json.loads(json.dumps(yaml.safe_load(path.read_bytes())))
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError):
+            raise DamagedFile(f"{path} is not readable YAML of plain values") from None
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
         # A run's settings are resolved; an interpolation of somebody else's could read this environment.
-        if "${" in json.dumps(values, default=str):
+        if "${" in json.dumps(values):
             raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
         try:
             return cls.check(values)

@@ -131,7 +131,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
     """
     folder = Path(evaluation.run)
     trained = TrainedRun.load(folder, evaluation.trust)
-    check_trust(trained.settings, evaluation.trust, ["dataset"])
+    check_trust(trained.settings, evaluation.trust, ["dataset", "quantizer"])
     started = datetime.now(UTC).isoformat(timespec="seconds")
     given = {key: n for key in ("rerank", "refine") if (n := getattr(evaluation, key)) is not None}
     chosen = {} if evaluation.quantizer is None else {"quantizer": evaluation.quantizer}

@@ -199,7 +199,7 @@ class CatalyzerTraining(Training):
     >>> from catalyzer.quantizers import LatticeQuantizer
     >>> training = CatalyzerTraining(Codec(Catalyzer(d_in=128, d_out=24), LatticeQuantizer(dim=24, bits=64)))
     >>> list(training.terms)
-    ['rank', 'koleo']
+    ['koleo', 'rank']
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class CatalyzerTraining(Training):
         if not codec.transform.is_trained:
             raise InvalidInput(f"{type(codec.transform).__name__} has no parameters to train; its adapt learns all there is")
         if terms is None:
-            terms = {"rank": TripletRank(), "koleo": KoLeo(), "reconstruction": Reconstruction()}
+            terms = {"koleo": KoLeo(), "rank": TripletRank(), "reconstruction": Reconstruction()}
         for name, term in terms.items():
             if not isinstance(term, LossTerm):
                 raise InvalidInput(f"the term {name} of the loss must be derived from LossTerm, got {type(term).__name__}")
@@ -241,16 +241,16 @@ class CatalyzerTraining(Training):
     def training_step(self, triplets: Tensor, batch_idx: int) -> Tensor:
         # One pass for all three: batch norm sees anchors, positives and negatives alike, and the GPU is kept busy.
         flat = self.transform(triplets.flatten(0, 1)).float()  # also a network's that ends in bfloat16
-        points = compared = flat.unflatten(0, (3, -1))
+        points = compared = flat.chunk(3)
         decoded = None
         if self.straight_through is not None:
             quantized = self.straight_through(flat)
             if self.decoder is not None:
                 decoded = self.decoder(quantized).unflatten(0, (3, -1))
             if self.end_to_end:
-                compared = quantized.unflatten(0, (3, -1))
+                compared = quantized.chunk(3)
                 if not self.codec.quantizer.symmetric:
-                    compared = torch.cat([points[:1], compared[1:]])
+                    compared = (points[0], *compared[1:])
         step = Triplets(triplets, points, compared, decoded, self._deviation.to(triplets.device))
         values: dict[str, Tensor] = {}
         more: dict[str, Tensor] = {}

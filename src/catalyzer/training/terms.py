@@ -14,19 +14,19 @@ from catalyzer.parts import Part
 
 @dataclass(frozen=True)
 class Triplets:
-    """What a training step has made of a batch of n triplets; along the first axis are anchors, positives and negatives.
+    """What a training step has made of a batch of n triplets: anchors, positives and negatives, in this order.
 
     Attributes:
         inputs: `(3, n, d_in)` float32 vectors.
-        points: `(3, n, d_out)`, where the transform maps them.
-        compared: `(3, n, d_out)`, the same as a search compares them: quantized where training is end-to-end.
+        points: three tensors `(n, d_out)`, where the transform maps them.
+        compared: three tensors `(n, d_out)`, the same as a search compares them: quantized where training is end-to-end.
         decoded: `(3, n, d_in)`, what the decoder makes of the quantized points; None without a decoder.
         deviation: standard deviation of the data, a scalar.
     """
 
     inputs: Tensor
-    points: Tensor
-    compared: Tensor
+    points: tuple[Tensor, Tensor, Tensor]
+    compared: tuple[Tensor, Tensor, Tensor]
     decoded: Tensor | None
     deviation: Tensor
 
@@ -42,7 +42,7 @@ class LossTerm(Part, nn.Module, ABC):
 
     >>> class Variance(LossTerm):
     ...     def forward(self, triplets: Triplets) -> Tensor:
-    ...         return -triplets.points.var(dim=(0, 1)).mean()
+    ...         return -torch.cat(triplets.points).var(dim=0).mean()
     >>> Variance(weight=0.1).weight
     0.1
     """
@@ -88,7 +88,7 @@ class TriangleRank(LossTerm):
         self.loss = TriangleLoss()
 
     def forward(self, triplets: Triplets) -> dict[str, Tensor]:
-        return _ranked(self.loss(triplets.compared, triplets.inputs))
+        return _ranked(self.loss(torch.stack(triplets.compared), triplets.inputs))
 
 
 def _ranked(losses: Tensor) -> dict[str, Tensor]:
