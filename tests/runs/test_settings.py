@@ -245,10 +245,14 @@ def test_nothing_hostile_in_a_run_is_called(group: str, hostile: str, tmp_path: 
     values = yaml.safe_load(VERSION_1.read_text())
     del values[group]
     (tmp_path / "config.yaml").write_text(f"{yaml.safe_dump(values)}{group}: {hostile}\n")
-    with pytest.raises(CatalyzerError) as caught:
+
+    def use() -> None:
         settings = Settings.load(tmp_path / "config.yaml")
         build.check_trust(settings, [])
         build.build_baselines(settings, 128, 64)
+
+    with pytest.raises(CatalyzerError) as caught:
+        use()
     assert "\n" not in str(caught.value)
 
 
