@@ -1,7 +1,6 @@
 """The command `catalyzer`, as a user runs it: real processes where processes matter, and bad days."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -247,7 +246,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("add a.catalyzer folder.fvecs", "folder.fvecs: no such file"),
         ("add a.catalyzer note.txt", "expected a file ending in"),
         ("add missing.catalyzer base.fvecs", "missing.catalyzer: no such file; expected an index"),
-        ("add nowhere/a.catalyzer base.fvecs", "nowhere/a.catalyzer.lock cannot be made (No such file or directory)"),
+        ("add nowhere/a.catalyzer base.fvecs", "nowhere/a.catalyzer cannot be written: there is no folder"),
         ("add . base.fvecs", ".: no such file; expected an index"),
         ("add base.fvecs base.fvecs", "base.fvecs is not an index"),
         ("search note.txt queries.fvecs", "note.txt is not an index"),
@@ -277,7 +276,7 @@ def test_a_full_disk(folder: Path) -> None:
     full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))"
     for line, sentence in (
         ("add a.catalyzer base.fvecs", "error: a.catalyzer cannot be written (File too large); what was there is unchanged\n"),
-        ("fit b.catalyzer learn.fvecs --hidden 64 --d-out 24", "error: the training cannot be kept in "),
+        ("fit b.catalyzer learn.fvecs --hidden 64 --d-out 24", "cannot be written (File too large)"),
     ):
         outcome = process(line, folder, full)
         assert outcome.returncode == 2, outcome.stderr
@@ -291,7 +290,7 @@ def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
     search = process("search a.catalyzer queries.fvecs --output found", folder, full)
     assert search.returncode == 2
-    assert search.stderr.endswith("error: found.ivecs cannot be written (File too large)\n")
+    assert search.stderr.endswith("error: found.ivecs cannot be written (File too large); what was there is unchanged\n")
     lock = process("add a.catalyzer base.fvecs", folder, full)  # which has no room for its name in the lock either
     assert lock.returncode == 2
     assert lock.stderr.endswith("error: a.catalyzer cannot be written (File too large); what was there is unchanged\n")
@@ -342,8 +341,8 @@ def test_parts_of_the_users_own(folder: Path, run: Run, monkeypatch: pytest.Monk
 
 
 def test_settings_of_the_training_as_arguments(run: Run) -> None:
-    run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 quantizer=opq")
-    run("fit c.catalyzer learn.fvecs quantizer=opq --hidden 32 --d-out 24 --epochs 1 catalyzer.hidden=16")
+    run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --no-decoder quantizer=opq")
+    run("fit c.catalyzer learn.fvecs quantizer=opq --hidden 32 --d-out 24 --epochs 1 --no-decoder catalyzer.hidden=16")
     run("add b.catalyzer base.fvecs")
     assert "ProductQuantizer(dim=24, bits=64, rotate=True)" in run("info b.catalyzer")
     assert "Catalyzer(d_in=32, d_out=24, hidden=16)" in run("info c.catalyzer")
@@ -360,7 +359,7 @@ def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
     before = (folder / "a.catalyzer").read_bytes()
     second = process("add a.catalyzer base.fvecs", folder)
     assert second.returncode == 2
-    assert f"a.catalyzer is being written by process {first.pid} on {os.uname().nodename}; wait" in second.stderr
+    assert "a.catalyzer is being written by another process; wait" in second.stderr
     assert "vectors  0" in run("info a.catalyzer")  # who only reads need not wait
     first.kill()
     first.wait()
@@ -381,7 +380,7 @@ def test_an_interrupted_fit_resumes(folder: Path) -> None:
     assert not (folder / "b.catalyzer").exists()
     second = process(line, folder)
     assert second.returncode == 0, second.stderr
-    assert "going on from step-" in second.stderr
+    assert "resuming from step-" in second.stderr
     assert (folder / "b.catalyzer").exists()
 
 

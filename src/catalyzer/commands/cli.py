@@ -220,10 +220,7 @@ def _write_files(name: Path, distances: "np.ndarray", ids: "np.ndarray") -> None
         raise InvalidInput(f"some of the ids found are beyond {most:,}, more than .ivecs files can hold; use --json")
     files = [Path(f"{name}{suffix}") for suffix in (".ivecs", ".fvecs")]
     for file, rows in zip(files, (ids, distances), strict=True):
-        try:
-            write_vecs(file, [rows])
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be written ({error.strerror or error})") from None
+        write_vecs(file, [rows])
     sys.stdout.write(f"wrote {files[0]} and {files[1]}, {len(ids):,} rows of {ids.shape[1]:,}\n")
 
 

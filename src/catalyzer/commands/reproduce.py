@@ -13,6 +13,7 @@ from catalyzer.commands.console import one_sentence_errors
 from catalyzer.commands.train import composed_settings
 from catalyzer.errors import InvalidInput
 from catalyzer.runs.compose import CONF, compose_config, register_resolvers, resolved
+from catalyzer.runs.targets import TARGET_NAMES
 
 if TYPE_CHECKING:
     from catalyzer.reproduce import Lab
@@ -93,6 +94,10 @@ def main() -> None:
             raise InvalidInput(
                 f"one target at a time, got {' '.join(arguments[i] for i in words)}; or take all of them by: all"
             )
+    options = {text for text in arguments if text.startswith("-")} - MULTIRUN
+    if not words and not options and not any(text.startswith("target=") for text in arguments):
+        with one_sentence_errors():
+            raise InvalidInput(f"name what to make: {', '.join(TARGET_NAMES)}, all or report")
     for text in SWEEPS & {*arguments}:
         with one_sentence_errors():
             raise InvalidInput(f"{text} is a sweep of src/train.py; the target that chooses λ for each dimension is table3")
@@ -114,3 +119,7 @@ def main() -> None:
         arguments = single
     sys.argv[1:] = arguments
     make()
+
+
+if __name__ == "__main__":
+    main()

@@ -176,8 +176,9 @@ class Dataset(Part, ABC):
             InvalidInput: as `read`; fewer base vectors than asked for; dimensions that differ; a learn set too small to split;
                 ground truth of another size than the queries or with ids outside the base; NaN or infinity anywhere.
         """
-        learn, base, queries, ground_truth = self.read(cache)
-        name = self.label
+        read = DatasetVectors(*self.read(cache))
+        name, ground_truth = self.label, read.ground_truth
+        learn, base, queries = (_checked(name, part, getattr(read, part)) for part in ("learn", "base", "queries"))
         for part, vectors in (("base", base), ("queries", queries)):
             if vectors.shape[1] != learn.shape[1]:
                 raise InvalidInput(
@@ -208,6 +209,16 @@ class Dataset(Part, ABC):
             name, f"{train:,}", benchmark.dim, f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
         )  # fmt: skip
         return benchmark
+
+
+def _checked(name: str, part: str, vectors: Vectors) -> Vectors:
+    """The vectors, those in memory C-contiguous and in this machine's byte order."""
+    if isinstance(vectors, VectorFile):
+        return vectors
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        got = f"{vectors.shape} {vectors.dtype}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise InvalidInput(f"{name}: expected {part} vectors as an array (n, d) of numbers, got {got}")
+    return np.ascontiguousarray(vectors, vectors.dtype.newbyteorder("="))
 
 
 def split_sizes(name: str, available: int, train: int, base: int, queries: int) -> tuple[int, int, int]:

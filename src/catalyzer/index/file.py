@@ -100,10 +100,7 @@ def write(path: Path, contents: Contents) -> None:
         for name in layout:
             file.write(_bytes(arrays[name]))
 
-    try:
-        write_atomically(path, write_tensors)
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be written ({error.strerror or error}); what was there is unchanged") from None
+    write_atomically(path, write_tensors)
 
 
 def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:

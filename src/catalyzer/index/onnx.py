@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalyzer.codec import Codec
-from catalyzer.errors import InvalidInput, MissingPackage, Unavailable
+from catalyzer.errors import InvalidInput, MissingPackage
 from catalyzer.files.atomic import write_atomically
 from catalyzer.index.metric import Metric
 from catalyzer.nn import Catalyzer, Transform
@@ -67,7 +68,7 @@ def export(
         expected = metric.restore(_torch(codec.decoder, z.numpy()))
         made[decoder] = _checked(_Decoded(metric, codec.decoder), "latent", z, "vectors", expected)
     for path, (content, _) in made.items():
-        _write(path, content)
+        write_atomically(path, methodcaller("write", content))
     return {path: difference for path, (_, difference) in made.items()}
 
 
@@ -155,10 +156,3 @@ def _checked(module: _Stored, takes: str, x: Tensor, gives: str, expected: np.nd
             f"{difference:.2g}, so nothing was written; install the versions that constraints.txt names"
         )
     return content, difference
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise Unavailable(f"{path} cannot be written ({error.strerror or error})") from None

@@ -84,6 +84,8 @@ class SphericalLattice:
         >>> SphericalLattice.for_bits(dim=24, bits=64)
         SphericalLattice(dim=24, radius_sq=79)
         """
+        if bits > MAX_BITS:
+            raise InvalidInput(f"a lattice has codes of at most {MAX_BITS} bits, got bits = {bits}")
         return cls(dim, best_radius_sq(dim, bits))
 
     def __repr__(self) -> str:

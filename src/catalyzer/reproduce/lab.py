@@ -17,11 +17,10 @@ import torch
 import catalyzer
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
-from catalyzer.runs.build import build_dataset, modules_of
+from catalyzer.runs.build import build_dataset, load_dataset, modules_of
 from catalyzer.runs.experiment import new_codec, train
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import loggers
@@ -144,7 +143,7 @@ class Lab:
         """The dataset of a run; the latest is kept, since a run's many questions are asked one after the other."""
         key = repr(settings.dataset)
         if self._benchmark is None or self._benchmark[0] != key:
-            self._benchmark = key, build_dataset(settings).load(ArrayCache(settings.cache))
+            self._benchmark = key, load_dataset(settings)
         return self._benchmark[1]
 
     def command(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> str:

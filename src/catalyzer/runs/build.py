@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from catalyzer.codec import Codec
-from catalyzer.datasets import Dataset
+from catalyzer.datasets import Benchmark, Dataset
 from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
+from catalyzer.files.array_cache import ArrayCache
 from catalyzer.parts import Trust, find_class, parameters
 from catalyzer.quantizers import Quantizer
 from catalyzer.runs.settings import Settings
@@ -112,7 +113,7 @@ def _hints(cls: type) -> tuple[dict[str, Any], Any]:
         rest = next((typed.get(each.name, Any) for each in signature if each.kind is inspect.Parameter.VAR_KEYWORD), None)
         others = rest if others is None else others
         if rest is None:
-            break
+            return hints, None
     return hints, others
 
 
@@ -167,7 +168,9 @@ def blamed(path: str) -> Iterator[None]:
         raise MissingPackage(f"{path}: {' '.join(str(error).split())}") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        # The last line of theirs rather than of a library that it calls.
+        at = next((each for each in reversed(frames) if "site-packages" not in each.filename), frames[-1])
         where = "" if "hydra" in Path(at.filename).parts else f" ({Path(at.filename).name}, line {at.lineno})"
         raise InvalidInput(f"{path}: {type(error).__name__}: {reason}{where}") from error
 
@@ -199,6 +202,13 @@ def _maker(part: dict[str, Any]) -> Any:
 def build_dataset(settings: Settings) -> Dataset:
     """The dataset, not read yet."""
     return _built("dataset", settings.dataset)
+
+
+def load_dataset(settings: Settings) -> Benchmark:
+    """The dataset, read; see `catalyzer.datasets.Dataset.load` for the errors."""
+    dataset = build_dataset(settings)
+    with blamed(settings.dataset["_target_"]):
+        return dataset.load(ArrayCache(settings.cache))
 
 
 def build_quantizer(part: dict[str, Any], dim: int) -> Quantizer:

@@ -10,7 +10,7 @@ from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.nn import Transform, embed
 from catalyzer.parts import describe, make
-from catalyzer.quantizers import Quantizer, SignQuantizer
+from catalyzer.quantizers import LatticeQuantizer, Quantizer, SignQuantizer
 from catalyzer.runs.build import (
     blamed,
     build_baselines,
@@ -119,6 +119,12 @@ def rehearse(codec: Codec) -> None:
             made = embed(network, x if network is transform else random.normal(size=(MADE_UP, network.d_in)).astype(np.float32))
             if made.shape != shape or not np.isfinite(made).all():
                 raise InvalidInput(f"{_path(network)} makes {made.shape} of {MADE_UP} vectors, expected {shape} finite numbers")
+            norms = np.linalg.norm(made, axis=1)
+            if network is transform and isinstance(quantizer, LatticeQuantizer) and np.abs(norms - 1).max() > 0.01:
+                raise InvalidInput(
+                    f"{_path(network)} makes points of norm {norms[0]:.3g}, expected 1 for the lattice; "
+                    "end forward with torch.nn.functional.normalize"
+                )
             make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
     if _is_ours(quantizer):
         return
@@ -152,8 +158,8 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     from catalyzer.training import Checkpoints, Triplets, check_trainer
     from catalyzer.training.module import VALIDATED
 
-    check_trainer(trainer_options(settings))
     callbacks = build_callbacks(settings, folder)
+    check_trainer(trainer_options(settings), callbacks)
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
         raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
     for callback in callbacks:

@@ -25,6 +25,7 @@ from catalyzer.runs.build import (
     build_miner,
     build_query_training,
     build_training,
+    load_dataset,
     trainer_options,
 )
 from catalyzer.runs.checks import check
@@ -54,9 +55,8 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         return rows
 
     check(settings, folder)
-    dataset = build_dataset(settings)
-    benchmark = dataset.load(ArrayCache(settings.cache))
-    if dataset.dim is None:
+    benchmark = load_dataset(settings)
+    if build_dataset(settings).dim is None:
         check(settings, folder, benchmark.dim)
     codec = new_codec(settings, benchmark)
     baselines = build_baselines(settings, benchmark.dim, codec.quantizer.code_size * 8)

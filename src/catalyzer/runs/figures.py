@@ -106,7 +106,7 @@ def draw_sphere(points: np.ndarray, path: Path) -> None:
     angles.set(xlabel="angle between two of them (degrees)", ylabel="share of pairs", xlim=(0, 180))
     distances.set(xlabel="distance to the nearest other", ylabel="share of points", xlim=(0, 1.5))
     for axes in (angles, distances):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center")

@@ -3,7 +3,7 @@
 What a part of a run is made of, its class and its arguments, is checked where it is built (`catalyzer.runs.build`).
 """
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -130,7 +130,7 @@ class Settings(_Settings):
 
     def save(self, path: Path) -> None:
         """Write the composed configuration as YAML."""
-        text = yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+        text = yaml.safe_dump(self.model_dump(by_alias=True), sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
 
     @classmethod
@@ -144,20 +144,31 @@ class Settings(_Settings):
         if not path.is_file():
             raise InvalidInput(f"{path.parent} is not a run folder: it has no {path.name}")
         try:
-            # Through JSON, since YAML has tags for more than plain values.
-            values = json.loads(json.dumps(yaml.safe_load(path.read_bytes())))
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError):
+            values = yaml.safe_load(path.read_bytes())
+            texts = [*_texts(values)]
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError):
             raise DamagedFile(f"{path} is not readable YAML of plain values") from None
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
         # A run's settings are resolved; an interpolation of somebody else's could read this environment.
-        if "${" in json.dumps(values):
+        if any("${" in text for text in texts):
             raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
         try:
             return cls.check(values)
         except InvalidInput as error:
             raise DamagedFile(f"{path}: {error}") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts of plain values; a TypeError for what YAML's tags can make besides."""
+    if isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool | int | float):
+        raise TypeError(f"expected a plain value, got {type(value).__name__}")
 
 
 class Evaluation(_Settings):

@@ -13,10 +13,9 @@ from typing import Self
 import yaml
 
 from catalyzer.errors import CatalyzerError, InvalidInput
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
 from catalyzer.runs import ERROR_FILE
-from catalyzer.runs.build import build_baselines, build_dataset, modules_of
+from catalyzer.runs.build import build_baselines, load_dataset, modules_of
 from catalyzer.runs.results import print_rows, print_table
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
@@ -266,7 +265,7 @@ def measure_on_test(folder: Path) -> None:
     settings = Settings.load(folder / "config.yaml")
     trained = TrainedRun.load(folder, trust=modules_of(settings))  # they have just been run
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    benchmark = load_dataset(settings)
     baselines = build_baselines(settings, benchmark.dim, trained.codec.quantizer.code_size * 8)
     rows = compare(benchmark, trained, baselines)
     save_results(rows, settings, benchmark, folder, started)

@@ -23,14 +23,13 @@ from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark
 from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.evaluation import Result, measure
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import write_atomically
 from catalyzer.files.vectors import Vectors
 from catalyzer.neighbors import engine
 from catalyzer.nn import Identity, Transform, load_part
 from catalyzer.parts import Trust, describe
 from catalyzer.quantizers import Quantizer
-from catalyzer.runs.build import build_baselines, build_dataset, build_quantizer, check_trust
+from catalyzer.runs.build import build_baselines, build_quantizer, check_trust, load_dataset
 from catalyzer.runs.checks import rehearse
 from catalyzer.runs.figures import draw_recall
 from catalyzer.runs.results import print_table
@@ -143,7 +142,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
             f"rerank = {settings.rerank} needs decoded vectors, and {folder} has no decoder; train with decoder=mlp"
         )
     rehearse(codec)
-    benchmark = build_dataset(settings).load(ArrayCache(settings.cache))
+    benchmark = load_dataset(settings)
     baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
     rows = compare(benchmark, trained.with_settings(settings, benchmark.train), baselines)
     name = "-".join([quantizer.label.lower(), f"{quantizer.bits}bits", *(f"{key}{n}" for key, n in given.items())])

@@ -57,7 +57,7 @@ class EpochReport(Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         # Opened by the first batch rather than by the epoch, whose beginning is mining with a display of its own.
-        if self._advance is None and trainer.is_global_zero:
+        if self._advance is None and trainer.is_global_zero and trainer.progress_bar_callback is None:
             vectors = trainer.datamodule.batch_size * trainer.world_size  # type: ignore[attr-defined]
             name = f"{self.name} {trainer.current_epoch + 1}/{trainer.max_epochs}"
             total = (int(trainer.num_training_batches) - batch_idx) * vectors  # a resumed run has done a part
@@ -75,14 +75,17 @@ class EpochReport(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}  # means over all processes
         if not trainer.is_global_zero:
             return
-        parts = [f"loss {values['epoch/loss']:.4f}"]
+        # An epoch that ends early, as by trainer.max_steps, has no means.
+        parts = [f"loss {values['epoch/loss']:.4f}"] if "epoch/loss" in values else []
         if "epoch/violated" in values:
             parts.append(f"violated {values['epoch/violated']:.1%}")
         if (trainer.current_epoch + 1) % int(trainer.check_val_every_n_epoch or 1) == 0:  # else they are an earlier epoch's
             parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
             if "val/squared_error" in values:
                 parts.append(f"squared error {values['val/squared_error']:.4g}")
-        parts += [f"mining {values['epoch/mining_seconds']:.1f} s", f"{self.seconds:.0f} s so far"]
+        if "epoch/mining_seconds" in values:
+            parts.append(f"mining {values['epoch/mining_seconds']:.1f} s")
+        parts.append(f"{self.seconds:.0f} s so far")
         log.info("%s %d/%d: %s", self.name, trainer.current_epoch + 1, trainer.max_epochs, ", ".join(parts))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -30,7 +30,6 @@ from catalyzer.training.module import Training
 log = logging.getLogger(__name__)
 
 
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 RESERVED = {  # arguments of pl.Trainer that `fit` sets, and what a user does instead
     "callbacks": "callbacks are a group of their own: '+callbacks.NAME={_target_: ...}'",
     "logger": "loggers are a group of their own: logger=wandb, or '+logger.NAME={_target_: ...}'",
@@ -40,15 +39,21 @@ RESERVED = {  # arguments of pl.Trainer that `fit` sets, and what a user does in
 }
 
 
-def check_trainer(options: dict[str, Any]) -> None:
-    """Raise `InvalidInput` where Lightning would refuse the options, such as a GPU where there is none."""
+def check_trainer(options: dict[str, Any], callbacks: Sequence[Callback] = ()) -> None:
+    """Raise `InvalidInput` where Lightning would refuse options or callbacks, such as a GPU where there is none."""
     for name in RESERVED.keys() & options.keys():
         raise InvalidInput(f"trainer.{name} cannot be set: {RESERVED[name]}")
     quiet_lightning()
     try:
-        pl.Trainer(**{**options, **QUIET}, logger=False, enable_checkpointing=False)
+        pl.Trainer(**{**_quiet(callbacks), **options}, logger=False, callbacks=[*callbacks])
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
+
+
+def _quiet(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """No display of Lightning's, unless there is a callback for one."""
+    displayed = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return {"enable_progress_bar": displayed, "enable_model_summary": False}
 
 
 def fit(
@@ -91,7 +96,7 @@ def fit(
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = pl.Trainer(
         **{
-            **QUIET,
+            **_quiet(callbacks),
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,  # AnchorData shares out the batches itself
             **trainer_options,

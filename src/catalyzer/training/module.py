@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
@@ -59,6 +59,7 @@ class Training(LightningModule, ABC):
         # Not parameters, but of the training's state: names and sums of what was noted in an epoch, and the first step whose
         # loss was not finite.
         self._names: list[str] = []
+        self._noted = 0  # how often; LBFGS takes several looks at a batch
         self._sum, self._broken = torch.zeros(0), torch.tensor(-1)
         self._clock, self._since, self._mining = time.perf_counter(), 0, 0.0
 
@@ -95,6 +96,7 @@ class Training(LightningModule, ABC):
         self._mining = self._clock - start
         # Summed here rather than by Lightning, whose bookkeeping for each metric and step costs a fifth of a CPU step.
         self._sum.zero_()
+        self._noted = 0
 
     def note(self, values: Mapping[str, Tensor]) -> None:
         """Take the metrics of a step, scalars, the same in each step; one of them is "loss"."""
@@ -102,6 +104,7 @@ class Training(LightningModule, ABC):
         if self._names != [*values]:
             self._names, self._sum = [*values], torch.zeros_like(noted)
         self._sum += noted
+        self._noted += 1
         self._broken = torch.where((self._broken < 0) & ~values["loss"].isfinite(), self.global_step, self._broken)
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logged:
@@ -127,7 +130,11 @@ class Training(LightningModule, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.is_last_batch:
             self.stop_if_broken()
-            means = self._sum / self.trainer.num_training_batches
+            means = self._sum / self._noted
+            plateau = self.lr_schedulers()
+            if isinstance(plateau, ReduceLROnPlateau):
+                loss = self.trainer.strategy.reduce(means[self._names.index("loss")], reduce_op="mean")
+                plateau.step(float(loss))
             values: dict[str, Any] = {f"epoch/{name}": mean for name, mean in zip(self._names, means, strict=True)}
             values |= {f"epoch/{kind}_recall": share for kind, share in self.data.recall.items()}
             vectors = (batch_idx + 1 - self._since) * self.data.batch_size * self.trainer.world_size
@@ -139,11 +146,12 @@ class Training(LightningModule, ABC):
         if not all(bool(weight.isfinite().all()) for weight in self.parameters()):  # by the gradient of a finite loss
             self._broken.fill_(self.global_step - 1)
         self.stop_if_broken()
-        checkpoint["noted"], checkpoint["mining"] = dict(zip(self._names, self._sum.tolist(), strict=True)), self._mining
+        sums = dict(zip(self._names, self._sum.tolist(), strict=True))
+        checkpoint["noted"], checkpoint["sums"], checkpoint["mining"] = self._noted, sums, self._mining
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._names, self._mining = [*checkpoint["noted"]], checkpoint["mining"]
-        self._sum = torch.tensor([*checkpoint["noted"].values()])
+        self._noted, sums, self._mining = (checkpoint[key] for key in ("noted", "sums", "mining"))
+        self._names, self._sum = [*sums], torch.tensor([*sums.values()])
 
     def configure_optimizers(self) -> Any:
         weights = list(self.parameters())
@@ -152,9 +160,14 @@ class Training(LightningModule, ABC):
         optimizer = self.make_optimizer(weights, **fused)
         # Not Lightning's estimate, which would make the loader before a checkpoint can say where it stopped.
         total = self.steps * int(self.trainer.max_epochs or 1)
+        total = total if self.trainer.max_steps < 0 else min(total, self.trainer.max_steps)
         schedule, interval = self.schedule(optimizer, max(1, total))
-        # ReduceLROnPlateau alone looks at a metric.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval, "monitor": "epoch/loss"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        # Lightning would step this one after the epoch's checkpoint, which then lacked it.
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[LRScheduler, str]:
         """The schedule of an optimizer for so many steps, and after what it steps, "step" or "epoch"."""
