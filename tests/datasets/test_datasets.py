@@ -1,16 +1,20 @@
 """Benchmarks from files in the published layouts, their splits and their ground truth."""
 
 import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from faiss.contrib import vecs_io
 from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.datasets import Benchmark, BigANN, Deep1B, Demo, Files
+from catalyzer.datasets import Benchmark, BigANN, Dataset, DatasetVectors, Deep1B, Demo, Files
 from catalyzer.datasets.benchmark import split_sizes
 from catalyzer.datasets.files import _abbreviated
 from catalyzer.files.array_cache import ArrayCache
@@ -152,3 +156,32 @@ def test_the_embedded_dataset_has_true_matches(environment: dict[str, str]) -> N
     base, queries = benchmark.test.base[:].astype(float), benchmark.test.queries.astype(float)
     first, tenth = (np.linalg.norm(queries - base[nearest[:, i]], axis=1) for i in (0, 9))
     assert (first / tenth < 0.6).mean() > 0.3
+
+
+class Own(Dataset):
+    """A dataset of somebody's, which reads what it is given."""
+
+    def __init__(self, vectors: Any) -> None:
+        super().__init__(train_size=400, validation_base_size=100, validation_queries_size=20)
+        self.vectors = vectors
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        return self.vectors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x.tolist(), "expected learn vectors as an array (n, d) of numbers, got list"),
+        (lambda x: x[0], "got (8,) float32"),
+        (lambda x: x.astype(str), "got (600, 8) <U"),
+    ],
+)
+def test_what_a_dataset_reads_is_looked_at(change: Callable[[np.ndarray], Any], words: str) -> None:
+    x = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    with pytest.raises(InvalidInput, match=re.escape(words)):
+        Own((change(x), x, x[:20])).load(ArrayCache())
+    for same in (x.astype(">f4"), np.asfortranarray(x), x[::-1][::-1]):
+        benchmark = Own((same, same, same[:20])).load(ArrayCache())
+        np.testing.assert_array_equal(benchmark.train, x[:400])
+        assert torch.from_numpy(benchmark.train).is_contiguous()

@@ -219,6 +219,13 @@ def test_a_foreign_class_in_a_run_is_not_imported_unless_it_is_trusted(
         build.check_trust(settings, ["foreign_parts"])
 
 
+def test_keys_that_are_numbers_come_back(tmp_path: Path) -> None:
+    override = "+callbacks.x={_target_: pytorch_lightning.callbacks.GradientAccumulationScheduler, scheduling: {0: 1, 2: 2}}"
+    settings = check(override)
+    settings.save(tmp_path / "config.yaml")
+    assert Settings.load(tmp_path / "config.yaml") == settings
+
+
 LOAD = "{_target_: torch.load, f: evil.pt, weights_only: false}"
 TIMER = f"{{_target_: pytorch_lightning.callbacks.Timer, duration: {LOAD}}}"
 

@@ -3,19 +3,22 @@
 import csv
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric.loggers import Logger as AnyLogger
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from catalyzer import InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
-from catalyzer.training import CatalyzerTraining, Checkpoints, fit
+from catalyzer.training import CatalyzerTraining, Checkpoints, fit, newest_checkpoint
 from catalyzer.training.metrics_file import MetricsFile
 from tests.helpers import network, options, triplet_data
 
@@ -37,8 +40,8 @@ class StopAt(Logger):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(folder: Path, *loggers: AnyLogger) -> None:
-    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)))
+def train(folder: Path, *loggers: AnyLogger, trainer: dict[str, Any] | None = None, **options: Any) -> None:
+    training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)), **options)
     best = ModelCheckpoint(
         folder / "checkpoints",
         "best",
@@ -51,7 +54,7 @@ def train(folder: Path, *loggers: AnyLogger) -> None:
         training,
         triplet_data(folder / "cache"),
         folder,
-        trainer_options={"max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 4},
+        trainer_options={"max_epochs": 3, "accelerator": "cpu", "log_every_n_steps": 4, **(trainer or {})},
         callbacks=[Checkpoints(folder), best],
         loggers=[*loggers],
     )
@@ -84,6 +87,31 @@ def test_a_training_stopped_at_any_time_logs_what_one_that_was_not_logs(tmp_path
     whole, stopped = (logged(tmp_path / name / "metrics.csv") for name in ("whole", "stopped"))
     assert {int(row) for row, name, _ in whole if name == "epoch/loss"} == {STEPS - 1, 2 * STEPS - 1, 3 * STEPS - 1}
     assert stopped == whole
+
+
+def test_a_schedule_that_looks_at_the_loss_resumes_to_the_same_end(tmp_path: Path) -> None:
+    falls = partial(ReduceLROnPlateau, patience=0, threshold=10.0)  # the loss never falls as far, so the rate does
+    train(tmp_path / "whole", scheduler=falls)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "stopped", StopAt("epoch/loss", 2 * STEPS - 1), scheduler=falls)
+    train(tmp_path / "stopped", scheduler=falls)
+    whole, stopped = (logged(tmp_path / name / "metrics.csv") for name in ("whole", "stopped"))
+    assert len({value for _, name, value in whole if name == "lr-SGD"}) == 3
+    assert stopped == whole
+
+
+def test_a_training_that_ends_within_an_epoch_keeps_its_weights(tmp_path: Path) -> None:
+    train(tmp_path, trainer={"max_steps": STEPS + 3})
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["global_step"] == STEPS + 3
+
+
+def test_means_count_each_look_at_a_batch(tmp_path: Path) -> None:
+    train(tmp_path, trainer={"max_epochs": 1}, optimizer=partial(torch.optim.LBFGS, lr=0.01, max_iter=3))
+    shares = [float(value) for _, name, value in logged(tmp_path / "metrics.csv") if name == "epoch/violated"]
+    assert len(shares) == 1
+    assert 0 < shares[0] < 1
 
 
 NAMES = ["epoch/loss", 'of the "sphere", in degrees']
