@@ -15,7 +15,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
-from catalyzer.files.vectors import VectorFile, Vectors, fingerprint
+from catalyzer.files.vectors import VectorFile, Vectors, check_finite, fingerprint
 from catalyzer.neighbors import knn
 from catalyzer.parts import Part
 
@@ -212,12 +212,14 @@ class Dataset(Part, ABC):
 
 
 def _checked(name: str, part: str, vectors: Vectors) -> Vectors:
-    """The vectors, those in memory C-contiguous and in this machine's byte order."""
+    """The vectors, those in memory finite, C-contiguous and in this machine's byte order."""
     if isinstance(vectors, VectorFile):
         return vectors
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         got = f"{vectors.shape} {vectors.dtype}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise InvalidInput(f"{name}: expected {part} vectors as an array (n, d) of numbers, got {got}")
+    if vectors.dtype.kind == "f":
+        check_finite(vectors, f"{name}, {part}")
     return np.ascontiguousarray(vectors, vectors.dtype.newbyteorder("="))
 
 

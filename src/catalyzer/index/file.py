@@ -9,14 +9,14 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from catalyzer.codec import Codec
 from catalyzer.errors import DamagedFile, InvalidInput, Unavailable, UntrustedPart
@@ -25,8 +25,8 @@ from catalyzer.index.contents import MAX_ID, Contents, check_sizes
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.nn import Transform
-from catalyzer.nn.storage import tensors
-from catalyzer.parts import Trust, describe, make
+from catalyzer.nn.storage import restored, tensors
+from catalyzer.parts import Trust, describe
 from catalyzer.progress import progress
 from catalyzer.quantizers import LatticeQuantizer, Quantizer
 
@@ -305,17 +305,7 @@ def _made(kind: Any, description: dict[str, Any], state: dict[str, Tensor], trus
     arguments = description.get("arguments")
     if is_ours and isinstance(arguments, dict) and any(arguments.get(name, value) != value for name, value in expected.items()):
         raise ValueError(f"its quantizer is not one of {expected}")
-    # The tensors of our networks are there already; on the meta device nothing is allocated for them, whatever is claimed.
-    with torch.device("meta") if is_ours and kind is Transform else nullcontext():
-        part = make(description, kind, trust)
-    if isinstance(part, nn.Module):
-        needed, given = ({key: (each.shape, each.dtype) for key, each in of.items()} for of in (part.state_dict(), state))
-        if given != needed:
-            raise ValueError(f"its tensors are not those of {description}")
-        part.eval().load_state_dict(state, assign=is_ours)
-    else:
-        part.load_state_dict(state)
-    return part
+    return restored(description, kind, state, trust)
 
 
 def _lists(arrays: Mapping[str, np.ndarray], n: int) -> InvertedLists | None:

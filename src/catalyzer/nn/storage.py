@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from catalyzer.errors import CatalyzerError, DamagedFile, InvalidInput
@@ -37,6 +39,29 @@ def digest(parts: Mapping[str, Part | None]) -> str:
     text = json.dumps({name: describe(part) for name, part in made.items()}, sort_keys=True).encode()
     state = {key: tensor for name, part in made.items() for key, tensor in tensors(part, f"{name}.").items()}  # type: ignore[arg-type]
     return hashlib.blake2b(text + save(state), digest_size=32).hexdigest()
+
+
+def restored(description: Any, kind: type[Kind], state: Mapping[str, Tensor], trust: Trust = ()) -> Kind:
+    """The part of a description with what it has learned; a network in evaluation mode.
+
+    Networks of this package are made on the meta device, so that nothing is allocated for sizes that a file only claims.
+
+    Raises:
+        InvalidInput: description and state do not belong together.
+        UntrustedPart: see `catalyzer.parts.find_class`.
+    """
+    is_network = issubclass(kind, nn.Module)
+    is_ours = isinstance(description, dict) and str(description.get("class")).startswith("catalyzer.")
+    with torch.device("meta") if is_ours and is_network else nullcontext():
+        part: Any = make(description, kind, trust)
+    if not is_network:
+        part.load_state_dict(state)
+        return part
+    needed, given = ({key: (each.shape, each.dtype) for key, each in of.items()} for of in (part.state_dict(), state))
+    if given != needed:
+        raise InvalidInput(f"the tensors are not those of {description}")
+    part.load_state_dict(state, assign=is_ours)
+    return part.eval()
 
 
 def save_part(part: Part, folder: Path, name: str, training_seconds: float) -> None:
@@ -73,11 +98,10 @@ def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()
     try:
         content = json.loads(description.read_text())
         seconds = float(content.pop("training_seconds"))
-        part = make(content, kind, trust)
-        part.load_state_dict(load(weights.read_bytes()))  # type: ignore[attr-defined]
+        part = restored(content, kind, load(weights.read_bytes()), trust)
     except (InvalidInput, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CatalyzerError) and not isinstance(error, InvalidInput):
             raise
         reason = str(error).splitlines()[0]
         raise DamagedFile(f"{folder}: {name}.safetensors and {name}.json cannot be loaded ({reason})") from None
-    return part.eval() if isinstance(part, nn.Module) else part, seconds
+    return part, seconds

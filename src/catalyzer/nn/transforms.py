@@ -54,7 +54,7 @@ class Transform(Part, nn.Module, ABC):
     @property
     def is_trained(self) -> bool:
         """Whether there are parameters for gradients to change."""
-        return next(self.parameters(), None) is not None
+        return any(weight.requires_grad for weight in self.parameters())
 
     def adapt(self, x: Vectors) -> Self:
         """Take from training vectors what needs no gradient, such as their mean and scale; nothing, by default.

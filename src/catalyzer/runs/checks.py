@@ -162,12 +162,6 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     check_trainer(trainer_options(settings), callbacks)
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
         raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if isinstance(monitor, str) and monitor not in VALIDATED and not monitor.startswith(("train/", "epoch/")):
-            raise InvalidInput(
-                f"{type(callback).__name__} monitors {monitor}; logged are {', '.join(sorted(VALIDATED))}, and epoch/loss"
-            )
     if settings.query.get("_target_") is not None:
         build_query_training(settings, codec)
     training = build_training(settings, codec)
@@ -186,6 +180,7 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     points = torch.nn.functional.normalize(torch.randn(3, 8, codec.transform.d_out, generator=random), dim=2).requires_grad_()
     anchor, positive, negative = points
     decoded = inputs + 1 if codec.decoder is not None else None
+    more: set[str] = set()  # what foreign terms log besides
     for name, term in training.terms.items():
         if _is_ours(term):
             continue
@@ -195,3 +190,16 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) and loss.ndim else loss
             if not (isinstance(got, torch.Tensor) and got.isfinite()):
                 raise InvalidInput(f"loss.terms.{name}: {_path(term)} is to make a finite scalar, got {got}")
+            more |= result.keys() if isinstance(result, dict) else set()
+    validated = {name for name in VALIDATED if settings.rerank or "latent" not in name}
+    validated = {name for name in validated if codec.decodes or "error" not in name}
+    noted = {f"{when}/{name}" for when in ("train", "epoch") for name in ("loss", "violated", *training.terms, *more)}
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        # A checkpoint that is written with the validation comes before the means of the epoch.
+        early = getattr(callback, "_save_on_train_epoch_end", None) is False
+        if isinstance(monitor, str) and monitor not in validated | (set() if early else noted):
+            raise InvalidInput(
+                f"{type(callback).__name__} cannot monitor {monitor}; choose among "
+                f"{', '.join(sorted(validated if early else validated | noted))}"
+            )

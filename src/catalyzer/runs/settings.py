@@ -55,8 +55,16 @@ def _names_a_class(part: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
+def _names_a_class_or_none(part: dict[str, Any]) -> dict[str, Any]:
+    return part if part.get("_target_", "") is None else _names_a_class(part)
+
+
 PartSettings = Annotated[dict[str, Any], AfterValidator(_names_a_class)]
 """A part as Hydra instantiates it: its class as `_target_`, and its arguments."""
+
+
+OptionalPart = Annotated[dict[str, Any], AfterValidator(_names_a_class_or_none)]
+"""The same, or `_target_: null` for none."""
 
 
 class Loss(_Settings):
@@ -70,8 +78,8 @@ class Settings(_Settings):
     dataset: PartSettings
     catalyzer: PartSettings
     quantizer: PartSettings
-    decoder: dict[str, Any]
-    query: dict[str, Any]
+    decoder: OptionalPart
+    query: OptionalPart
     loss: Loss
     optimizer: PartSettings
     scheduler: PartSettings
@@ -95,7 +103,7 @@ class Settings(_Settings):
     warmup: float = Field(ge=0, le=1)
     k_pos: PositiveInt
     k_neg: PositiveInt
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=1 << 32)
     cache: str
 
     @field_validator("d_out", mode="before")
@@ -110,12 +118,14 @@ class Settings(_Settings):
         for key, asked in (("rerank", self.rerank > 0), ("refine", self.refine > 1)):
             if asked and self.decoder.get("_target_") is None:
                 raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
-        epochs, every = self.trainer.get("max_epochs"), self.trainer.get("check_val_every_n_epoch")
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(
-                f"trainer.max_epochs={epochs}: input should be a number of at least 1; change it on the command line"
-            )
-        if isinstance(every, int) and every > epochs:
+        for key in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
+            value = self.trainer.get(key)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"trainer.{key}={value}: input should be a number of at least 1; change it on the command line"
+                )
+        epochs, every = self.trainer["max_epochs"], self.trainer["check_val_every_n_epoch"]
+        if every > epochs:
             raise ValueError(
                 f"trainer.check_val_every_n_epoch = {every} is more than trainer.max_epochs = {epochs}, so no epoch would be "
                 "validated; lower it"
@@ -146,7 +156,7 @@ class Settings(_Settings):
         try:
             values = yaml.safe_load(path.read_bytes())
             texts = [*_texts(values)]
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError):
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError):
             raise DamagedFile(f"{path} is not readable YAML of plain values") from None
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:

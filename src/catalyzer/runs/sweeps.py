@@ -74,11 +74,12 @@ class Job:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """What the folder of a job says."""
-        given = yaml.safe_load((folder / OVERRIDES_FILE).read_text())
-        overrides = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in given)}
-        split, seconds, error = None, 0.0, ""
-        recall: dict[str, dict[int, float]] = {"validation": validation_recall(folder), "test": {}}
+        overrides, split, seconds, error = dict[str, str](), None, 0.0, ""
+        recall: dict[str, dict[int, float]] = {"validation": {}, "test": {}}
         try:
+            given = yaml.safe_load((folder / OVERRIDES_FILE).read_text())
+            overrides = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in given)}
+            recall["validation"] = validation_recall(folder)
             settings = Settings.load(folder / "config.yaml")
             split = settings.split
             if (folder / "results.json").exists():
@@ -92,6 +93,8 @@ class Job:
         except CatalyzerError as reason:
             kept = folder / ERROR_FILE
             error = kept.read_text().strip() if kept.exists() else str(reason)
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as damage:
+            error = f"{folder} is damaged ({type(damage).__name__}); remove it, or run the job again"
         return cls(folder, overrides, split, recall, seconds, error)
 
 

@@ -46,7 +46,7 @@ def check_trainer(options: dict[str, Any], callbacks: Sequence[Callback] = ()) -
     quiet_lightning()
     try:
         pl.Trainer(**{**_quiet(callbacks), **options}, logger=False, callbacks=[*callbacks])
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError, RuntimeError) as error:
         raise InvalidInput(f"the trainer refuses its settings: {' '.join(str(error).split())}") from None
 
 
@@ -91,7 +91,7 @@ def fit(
     found = newest_checkpoint(folder)
     report = EpochReport(epoch_name)
     quiet_lightning()
-    plugins = [AtomicCheckpoints(), *trainer_options.get("plugins", [])]
+    plugins = [AtomicCheckpoints(), *(trainer_options.get("plugins") or [])]
     if SLURMEnvironment.detect():  # by Lightning's own measure; jobs are queued again by `Checkpoints`
         plugins.append(SLURMEnvironment(auto_requeue=False))
     trainer = pl.Trainer(
@@ -115,10 +115,14 @@ def fit(
     if found:
         log.info("resuming from %s, epoch %d of %d", found[0].name, found[1]["epoch"] + 1, trainer.max_epochs)
     with _processes_as_one(folder):
-        trainer.fit(training, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
+        try:
+            trainer.fit(training, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
+        except MisconfigurationException as error:
+            raise InvalidInput(f"Lightning refuses the training: {' '.join(str(error).split())}") from None
 
     last = newest_checkpoint(folder)
-    assert last is not None
+    if last is None:
+        raise InvalidInput("the training ended before its first step; look at the limits that trainer and callbacks set")
     best = folder / "checkpoints" / "best.ckpt"
     if not best.exists():
         log.info("no epoch was chosen on the validation split; the weights are the last ones")

@@ -100,7 +100,7 @@ class Training(LightningModule, ABC):
 
     def note(self, values: Mapping[str, Tensor]) -> None:
         """Take the metrics of a step, scalars, the same in each step; one of them is "loss"."""
-        noted = torch.stack([value.detach() for value in values.values()])
+        noted = torch.stack([torch.as_tensor(value, device=self.device).detach().float() for value in values.values()])
         if self._names != [*values]:
             self._names, self._sum = [*values], torch.zeros_like(noted)
         self._sum += noted
@@ -171,9 +171,10 @@ class Training(LightningModule, ABC):
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[LRScheduler, str]:
         """The schedule of an optimizer for so many steps, and after what it steps, "step" or "epoch"."""
-        if _takes(self.make_scheduler, "total_steps"):
-            return self.make_scheduler(optimizer, total_steps=total_steps), "step"
-        return self.make_scheduler(optimizer), "epoch"
+        if "total_steps" not in inspect.signature(self.make_scheduler).parameters:
+            return self.make_scheduler(optimizer), "epoch"
+        told = {"total_steps": total_steps} if _takes(self.make_scheduler, "total_steps") else {}
+        return self.make_scheduler(optimizer, **told), "step"
 
     @abstractmethod
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -234,6 +235,8 @@ class CatalyzerTraining(Training):
         for name, term in terms.items():
             if not isinstance(term, LossTerm):
                 raise InvalidInput(f"the term {name} of the loss must be derived from LossTerm, got {type(term).__name__}")
+            if name == "loss" or "." in name or hasattr(nn.ModuleDict, name):
+                raise InvalidInput(f"{name} cannot be the name of a loss term; choose another")
         self.transform, self.decoder = codec.transform, codec.decoder  # here too, so that Lightning finds their weights
         self.terms = nn.ModuleDict(
             {name: term for name, term in terms.items() if codec.decoder is not None or not term.needs_decoder}
@@ -273,7 +276,8 @@ class CatalyzerTraining(Training):
             result = term(step)
             result = result if isinstance(result, dict) else {"loss": result}
             values[name] = result["loss"]
-            more |= {key: value for key, value in result.items() if key != "loss"}
+            for key in result.keys() - {"loss"}:  # of a name that is taken, with the term's before it
+                more[f"{name}_{key}" if key in more or key in self.terms else key] = result[key]
             loss = loss + term.weight * values[name]
         self.note({"loss": loss, **values, **more})
         return loss

@@ -7,6 +7,8 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from catalyzer.errors import InvalidInput
+
 PAPER = ((80 / 300, 0.5), (120 / 300, 0.1))
 """Section 5.2: half of the learning rate from epoch 80 of 300 on, a tenth from epoch 120."""
 
@@ -31,6 +33,8 @@ class Decay(LambdaLR):
         decay: Literal["cosine"] | Sequence[Sequence[float]] = PAPER,
         warmup: float = 0.0,
     ) -> None:
+        if decay != "cosine" and [*decay] != sorted(decay, key=lambda pair: pair[0]):
+            raise InvalidInput(f"the shares of decay must ascend, got {[*decay]}")
         first = 1 if warmup else 0  # with a warm-up, the first step would have a rate of 0
         super().__init__(optimizer, lambda step: factor((step + first) / total_steps, decay, warmup))
 
