@@ -129,7 +129,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["~callbacks.checkpoints"], "callbacks.checkpoints is missing, without which no run could be resumed"),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/loss"],
-            "EarlyStopping monitors val/loss; logged are",
+            "EarlyStopping cannot monitor val/loss; choose among",
         ),
         (["optimizer.momentum=much"], "optimizer.momentum=much: input should be a valid number"),
         (["+optimizer.betas=[0.9,0.99]"], "optimizer.betas: SGD has no argument betas; it takes"),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # what only uses a run need not wait for Lightning
 
 log = logging.getLogger(__name__)
 
+OURS = Path(__file__).parents[1]
+
 KINDS = {
     "dataset": "catalyzer.datasets.Dataset",
     "catalyzer": "catalyzer.nn.Transform",
@@ -168,11 +170,11 @@ def blamed(path: str) -> Iterator[None]:
         raise MissingPackage(f"{path}: {' '.join(str(error).split())}") from None
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
-        frames = traceback.extract_tb(error.__traceback__)
-        # The last line of theirs rather than of a library that it calls.
-        at = next((each for each in reversed(frames) if "site-packages" not in each.filename), frames[-1])
-        where = "" if "hydra" in Path(at.filename).parts else f" ({Path(at.filename).name}, line {at.lineno})"
-        raise InvalidInput(f"{path}: {type(error).__name__}: {reason}{where}") from error
+        # The last line of theirs, rather than of a library that it calls or of ours that calls it.
+        frames = [Path(each.filename) for each in (trace := traceback.extract_tb(error.__traceback__))]
+        theirs = [i for i, file in enumerate(frames) if "site-packages" not in file.parts and OURS not in file.parents]
+        at = f" ({frames[theirs[-1]].name}, line {trace[theirs[-1]].lineno})" if theirs else ""
+        raise InvalidInput(f"{path}: {type(error).__name__}: {reason}{at}") from error
 
 
 def _built(group: str, part: dict[str, Any], **given: Any) -> Any:

@@ -119,13 +119,13 @@ def rehearse(codec: Codec) -> None:
             made = embed(network, x if network is transform else random.normal(size=(MADE_UP, network.d_in)).astype(np.float32))
             if made.shape != shape or not np.isfinite(made).all():
                 raise InvalidInput(f"{_path(network)} makes {made.shape} of {MADE_UP} vectors, expected {shape} finite numbers")
+            make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
             norms = np.linalg.norm(made, axis=1)
             if network is transform and isinstance(quantizer, LatticeQuantizer) and np.abs(norms - 1).max() > 0.01:
                 raise InvalidInput(
                     f"{_path(network)} makes points of norm {norms[0]:.3g}, expected 1 for the lattice; "
                     "end forward with torch.nn.functional.normalize"
                 )
-            make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
     if _is_ours(quantizer):
         return
     latent = random.normal(size=(MADE_UP, quantizer.dim)).astype(np.float32)
