@@ -171,9 +171,9 @@ def blamed(path: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         # The last line of theirs, rather than of a library that it calls or of ours that calls it.
-        frames = [Path(each.filename) for each in (trace := traceback.extract_tb(error.__traceback__))]
-        theirs = [i for i, file in enumerate(frames) if "site-packages" not in file.parts and OURS not in file.parents]
-        at = f" ({frames[theirs[-1]].name}, line {trace[theirs[-1]].lineno})" if theirs else ""
+        frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        theirs = [each for each in frames if "site-packages" not in each[0].parts and OURS not in each[0].parents]
+        at = f" ({theirs[-1][0].name}, line {theirs[-1][1]})" if theirs else ""
         raise InvalidInput(f"{path}: {type(error).__name__}: {reason}{at}") from error
 
 
