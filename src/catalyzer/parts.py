@@ -58,7 +58,7 @@ class Part:
 def parameters(cls: type) -> list[str]:
     """The names of the constructor's arguments, without *args and **kwargs.
 
-    >>> parameters(InvalidInput)
+    >>> parameters(Part)
     []
     """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

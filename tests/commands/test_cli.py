@@ -324,19 +324,19 @@ class Rounding(Quantizer):
 
 
 def test_parts_of_the_users_own(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "my_parts.py").write_text(MY_PARTS)
+    (folder / "cli_parts.py").write_text(MY_PARTS)
     monkeypatch.syspath_prepend(folder)
     held = CatalyzerIndex.load("a.catalyzer")._trained()
-    from my_parts import Rounding  # type: ignore[import-not-found]
+    from cli_parts import Rounding  # type: ignore[import-not-found]
 
     CatalyzerIndex.from_codec(replace(held.codec, quantizer=Rounding(24))).save("b.catalyzer")
-    assert run("add b.catalyzer base.fvecs --trust my_parts") == "added 300 vectors; b.catalyzer holds 300\n"
-    assert "Rounding(dim=24, bits=192)" in run("info b.catalyzer --trust other --trust my_parts")
-    assert len(run("search b.catalyzer queries.fvecs -k 2 --trust my_parts").splitlines()) == 41
-    assert run("verify b.catalyzer --trust my_parts") == "b.catalyzer is intact: 300 vectors\n"
+    assert run("add b.catalyzer base.fvecs --trust cli_parts") == "added 300 vectors; b.catalyzer holds 300\n"
+    assert "Rounding(dim=24, bits=192)" in run("info b.catalyzer --trust other --trust cli_parts")
+    assert len(run("search b.catalyzer queries.fvecs -k 2 --trust cli_parts").splitlines()) == 41
+    assert run("verify b.catalyzer --trust cli_parts") == "b.catalyzer is intact: 300 vectors\n"
     before = files(folder)
     for line in ("add b.catalyzer base.fvecs", "search b.catalyzer queries.fvecs", "info b.catalyzer", "verify b.catalyzer"):
-        assert "my_parts.Rounding is not a class of catalyzer, and loading it would run its module" in run(line, expect=2)
+        assert "cli_parts.Rounding is not a class of catalyzer, and loading it would run its module" in run(line, expect=2)
     assert files(folder) == before
 
 

@@ -112,7 +112,7 @@ def test_two_processes_stop_together(own_files: list[str], environment: dict[str
     assert "told to stop: saved after step 55 of epoch 2" in error
     assert "Traceback" not in error
     again = train("resume=run")
-    assert "going on from step-000000055" in again.stderr
+    assert "resuming from step-000000055" in again.stderr
     assert rows(tmp_path / "run")["catalyzer + lattice"]["recall"]["100"] > 0.3
 
 
@@ -197,5 +197,5 @@ def test_a_job_of_slurm_is_queued_again(environment: dict[str, str], own_files: 
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
     again = command("train.py", job, tmp_path)(*arguments)
-    assert "going on from step-000000101" in again.stderr
+    assert "resuming from step-000000101" in again.stderr
     assert only_run(tmp_path).name == "slurm-77.0"

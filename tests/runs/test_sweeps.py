@@ -141,7 +141,7 @@ def test_a_job_that_slurm_preempts_goes_on_where_it_was(own_files: list[str], sl
     command("train.py", preempted, tmp_path)("-m", *arguments)
     assert (tmp_path / "CatalyzerTraining-100.sent").exists()
     logs = [(tmp_path / "s" / job / "train.log").read_text() for job in "01"]
-    assert sum("going on from step-000000075.ckpt" in log for log in logs) == 1
+    assert sum("resuming from step-000000075.ckpt" in log for log in logs) == 1
     assert {row["job"] for row in csv_rows(tmp_path / "s") if row["test R@10"]} == {"0", "1"}
 
 

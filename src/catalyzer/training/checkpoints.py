@@ -66,7 +66,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load_checkpoint(path)
         except DamagedFile as error:  # only whole files are renamed into place, so something else has damaged it
-            log.warning("%s; going on from the one before it", error)
+            log.warning("%s; resuming from the one before it", error)
     if files:
         raise DamagedFile(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start anew")
     return None
