@@ -1,6 +1,6 @@
 """Vectors to codes and back, and the search in the codes, in one stage or in two.
 
-In two stages, the nearest codes by distance on the sphere are decoded to the original space, and ranked anew by their distance
+In two stages, the nearest codes by distance on the sphere are decoded to the original space, and reranked by their distance
 to the query there, or by a mean of both distances. The paper has the first stage only.
 """
 

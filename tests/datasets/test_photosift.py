@@ -172,7 +172,7 @@ def test_an_unfinished_folder_is_not_read(images: Path, made: Path, tmp_path: Pa
     root = shutil.copytree(made, tmp_path / "photosift")
     (root / "photosift.json").unlink()
     (root / "unfinished").mkdir()
-    with pytest.raises(InvalidInput, match="is not finished; run the command that makes it once more"):
+    with pytest.raises(InvalidInput, match="is not finished; run the command that makes it again to resume"):
         Photosift(str(root), 1500).load(ArrayCache(tmp_path))
 
 

@@ -115,7 +115,7 @@ class Photosift(Published):
         """See `Published.read`; InvalidInput also where the making was interrupted."""
         root = Path(self.root).expanduser()
         if (root / UNFINISHED).exists() and not (root / MADE).exists():
-            raise InvalidInput(f"{root} is not finished; run the command that makes it once more, it goes on where it stopped")
+            raise InvalidInput(f"{root} is not finished; run the command that makes it again to resume")
         return super().read(cache)
 
 
