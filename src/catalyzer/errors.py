@@ -29,3 +29,7 @@ class MissingPackage(CatalyzerError, ImportError):
 
 class Unavailable(CatalyzerError, OSError):
     """A resource cannot be had: a file that another process writes, a full disk, a server or a device that is not there."""
+
+
+class Conflict(CatalyzerError):
+    """A file has changed since it was read, so writing it now would undo what somebody else has done."""

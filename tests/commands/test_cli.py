@@ -97,7 +97,7 @@ def test_info_and_verify(run: Run) -> None:
     facts = json.loads(run("info a.catalyzer --json"))
     assert facts == {
         "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
-        "code_size": 8, "transform": "Catalyzer(d_in=32, d_out=24, hidden=64)",
+        "bits": 64, "code_size": 8, "transform": "Catalyzer(d_in=32, d_out=24, hidden=64)",
         "quantizer": "LatticeQuantizer(dim=24, bits=64, radius_sq=79)", "decoder": "Decoder(d_in=24, d_out=32, hidden=64)",
         "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0,
     }  # fmt: skip
@@ -215,13 +215,13 @@ def test_a_million_queries_at_once(run: Run) -> None:
 
 
 def test_vectors_that_are_removed_while_they_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = catalyzer_index._check_ids
+    check = catalyzer_index.ids_for
 
     def remove(*arguments: Any) -> np.ndarray:
         Path("base.fvecs").unlink()
         return check(*arguments)
 
-    monkeypatch.setattr(catalyzer_index, "_check_ids", remove)
+    monkeypatch.setattr(catalyzer_index, "ids_for", remove)
     assert run("add a.catalyzer base.fvecs") == "added 300 vectors; a.catalyzer holds 300\n"
     assert "base.fvecs: no such file" in run("add a.catalyzer base.fvecs", expect=2)
     assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
@@ -298,8 +298,8 @@ def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
 
 
 def test_an_index_removed_underneath(folder: Path) -> None:
-    reader = "import os, catalyzer.index.file as f\nold = f.read\n"
-    gone = reader + "def read(path, *options):\n c = old(path, *options); os.unlink(path); return c\nf.read = read"
+    reader = "import os, catalyzer.index.file as f\nold = f.read_with_digest\n"
+    gone = reader + "def read(path, *options):\n c = old(path, *options); os.unlink(path); return c\nf.read_with_digest = read"
     assert process("add a.catalyzer base.fvecs", folder).returncode == 0
     search = process("search a.catalyzer queries.fvecs -k 2", folder, gone)
     assert len(search.stdout.splitlines()) == 41, search.stderr
@@ -369,24 +369,61 @@ def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
 
 
 def test_an_interrupted_fit_resumes(folder: Path) -> None:
-    line = "fit b.catalyzer learn.fvecs --hidden 64 --d-out 24 --epochs 40 --folder run"
-    first = subprocess.Popen(
-        [sys.executable, "-m", "catalyzer.commands.cli", *line.split()], cwd=folder, stderr=subprocess.DEVNULL
-    )
-    while first.poll() is None and not list((folder / "run/checkpoints").glob("step-*")):
+    line = "fit b.catalyzer learn.fvecs --hidden 64 --d-out 24 --epochs 40"
+    kept = folder / "b.catalyzer.training"
+    first = subprocess.Popen([sys.executable, "-m", "catalyzer", *line.split()], cwd=folder, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and not list((kept / "checkpoints").glob("step-*")):
         time.sleep(0.01)
-    first.kill()
-    first.wait()
+    first.terminate()
+    assert "the training is kept in b.catalyzer.training; the same command resumes it" in first.communicate()[1]
+    assert first.returncode == 143
     assert not (folder / "b.catalyzer").exists()
-    second = process(line, folder)
-    assert second.returncode == 0, second.stderr
+    # The disk refuses the last write of all.
+    refusing = "import os, catalyzer.index.catalyzer_index as m\nfit = m.CatalyzerIndex.fit\n"
+    refusing += "def fitted(*a, **b): fit(*a, **b); os.makedirs('b.catalyzer/x')\nm.CatalyzerIndex.fit = fitted"
+    second = process(line, folder, refusing)
+    assert second.returncode == 2, second.stderr
     assert "resuming from step-" in second.stderr
+    assert "error: b.catalyzer cannot be written" in second.stderr
+    assert "the training is kept in b.catalyzer.training; the same command resumes it" in second.stderr
+    shutil.rmtree(folder / "b.catalyzer")
+    third = process(line, folder)
+    assert third.returncode == 0, third.stderr
+    assert "resuming from step-" in third.stderr
     assert (folder / "b.catalyzer").exists()
+    assert not kept.exists()
+
+
+def test_updating_removing_and_merging(run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    shutil.copy("a.catalyzer", "b.catalyzer")
+    np.save("ids.npy", np.arange(20))
+    assert run("update a.catalyzer queries.fvecs --ids ids.npy") == "updated 20 vectors; a.catalyzer holds 300\n"
+    index = CatalyzerIndex.load("a.catalyzer")
+    assert (index.search(QUERIES, k=1)[1][:, 0] == np.arange(20)).all()
+    assert run("remove a.catalyzer 0 2 2") == "removed 2 vectors; a.catalyzer holds 298\n"
+    np.save("ids.npy", np.arange(100, 300))
+    assert run("remove a.catalyzer ids.npy") == "removed 200 vectors; a.catalyzer holds 98\n"
+    before = files(Path())
+    for line, sentence in (
+        ("remove a.catalyzer 0", "1 of the ids are not in the index, the first of them 0"),
+        ("remove a.catalyzer 3 five", "expected numbers, or one file of ids; got 3 five"),
+        ("remove a.catalyzer no.npy", "no.npy: No such file"),
+        ("update a.catalyzer queries.fvecs --ids ids.npy", "expected an id for each of 20 vectors, got 200"),
+        ("merge a.catalyzer b.catalyzer", "98 of the ids are in the index already"),
+        ("merge a.catalyzer learn.fvecs", "learn.fvecs is not an index"),
+    ):
+        assert sentence in run(line, expect=2), line
+    assert files(Path()) == before
+    np.save("ids.npy", np.setdiff1d(index.ids, [0, 2, *range(100, 300)]))
+    run("remove b.catalyzer ids.npy")
+    assert run("merge a.catalyzer b.catalyzer") == "added 202 vectors; a.catalyzer holds 300\n"
+    assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
 
 
 def test_help_comes_at_once_with_examples(run: Run) -> None:
     assert "catalyzer search photos.catalyzer queries.fvecs -k 10" in run("--help")
-    for name in ("fit", "add", "search", "info", "verify", "export"):
+    for name in ("fit", "add", "update", "remove", "merge", "search", "info", "verify", "export"):
         assert "INDEX" in run(f"{name} --help")
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
     code += "from catalyzer.commands.cli import main; main(['--help'])"

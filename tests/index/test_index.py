@@ -1,5 +1,7 @@
 """The index: what it finds is what the codec finds, whoever asks and however many at once."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -184,6 +186,7 @@ def test_fewer_than_k_and_none_at_all(index: CatalyzerIndex) -> None:
     for k, rerank, sentence in (
         (0, 1, "k must be an integer of at least 1, got 0"),
         (2.0, 1, "k must be an integer of at least 1, got 2.0"),
+        (2**63, 1, "k = 9,223,372,036,854,775,808, but the index holds 2 vectors"),
         (1, -1, "rerank must be an integer of at least 0, got -1"),
         (1, True, "rerank must be an integer of at least 0, got True"),
     ):
@@ -320,13 +323,39 @@ def test_fit_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CATALYZER_CACHE", str(tmp_path / "cache"))
     index = CatalyzerIndex(bits=32, d_out=8, hidden=16, decoder=False).fit(clustered(600, 16, 0), epochs=1)
-    assert not any(tmp_path.iterdir())
     index.add(clustered(50, 16, 1))
+    index.save(tmp_path / "a.catalyzer")
+    assert [*tmp_path.iterdir()] == [tmp_path / "a.catalyzer"]
     assert index.codes.shape == (50, 4)
     assert index.search(clustered(3, 16, 2), k=2)[1].shape == (3, 2)
     for attempt in (lambda: index.reconstruct([0]), lambda: index.search(clustered(3, 16, 2), rerank=5)):
         with pytest.raises(InvalidInput, match="cannot be decoded"):
             attempt()
+
+
+def test_no_training_is_lost(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clustered(600, 16, 0))
+    fit = "from catalyzer import CatalyzerIndex\n"
+    fit += "index = CatalyzerIndex(32, d_out=8, hidden=16, decoder=False).fit('x.npy', epochs=2{})\n"
+    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+
+    def script(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    (tmp_path / "tmp").mkdir()
+    for after in ("index.add('no.npy')", "index.save('x.npy/a.catalyzer')"):
+        process = script(fit.format("") + after)
+        assert process.returncode == 1
+        (kept,) = (tmp_path / "tmp").glob("catalyzer-*")
+        assert f"the training is kept in {kept}; the same call of fit with folder='{kept}' resumes it" in process.stderr
+        process = script(fit.format(f", folder='{kept}'") + "index.save('a.catalyzer')")
+        assert process.returncode == 0, process.stderr
+        assert CatalyzerIndex.load(tmp_path / "a.catalyzer").is_trained
+        shutil.rmtree(kept)
+    script(fit.format("") + "index.add('x.npy')")
+    assert not [*(tmp_path / "tmp").glob("catalyzer-*")]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from catalyzer.errors import InvalidInput
 if TYPE_CHECKING:  # imported where they are used: help comes at once, and not when torch has been loaded
     import numpy as np
 
+    from catalyzer.index import CatalyzerIndex
     from catalyzer.parts import Part
 
 EXAMPLES = """examples:
@@ -24,6 +28,9 @@ EXAMPLES = """examples:
   catalyzer search photos.catalyzer queries.fvecs -k 10      a table; --json, or --output NAME for NAME.ivecs and NAME.fvecs
   catalyzer fit large.catalyzer learn.fvecs --ivf 4096       4096 inverted lists, for millions of vectors
   catalyzer search large.catalyzer queries.fvecs --nprobe 32 scan 32 lists per query
+  catalyzer update photos.catalyzer new.fvecs --ids ids.npy  replace the vectors of these ids
+  catalyzer remove photos.catalyzer 17 42                    remove vectors by id; or a file of ids
+  catalyzer merge photos.catalyzer more.catalyzer            add the vectors of other indexes of the same training
   catalyzer info photos.catalyzer                            what the index holds
   catalyzer verify photos.catalyzer                          compare everything with its checksums
   catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; also of a run's folder
@@ -92,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     length = fit.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
     length.add_argument("--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h")
-    fit.add_argument("--folder", help="keep the training here, so that the same command resumes one that was interrupted")
+    about_folder = "keep the training here (default: INDEX.training, which is removed when the index is written)"
+    fit.add_argument("--folder", type=Path, help=about_folder)
     fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
 
     add = command("add", _add, "code vectors and add them to an index")
@@ -101,6 +109,16 @@ def _parser() -> argparse.ArgumentParser:
         "--ids", help="file of their ids, .npy of shape (n,) or .ivecs of dimension 1 (default: consecutive numbers)"
     )
     add.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and print their rows")
+
+    update = command("update", _update, "replace vectors in an index")
+    update.add_argument("vectors", metavar="VECTORS", help="file of the new vectors")
+    update.add_argument("--ids", required=True, help="file of the ids whose vectors they replace, as for add")
+
+    remove = command("remove", _remove, "remove vectors from an index")
+    remove.add_argument("ids", nargs="+", metavar="ID", help="numbers, or one file of them, as for add")
+
+    merge = command("merge", _merge, "add the vectors of other indexes of the same training, with their ids")
+    merge.add_argument("others", nargs="+", type=Path, metavar="OTHER", help="files of indexes; they stay as they are")
 
     search = command("search", _search, "find the nearest vectors in an index")
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
@@ -147,39 +165,84 @@ def _fit(options: argparse.Namespace) -> None:
             ivf=options.ivf,
             overrides=options.overrides,
         )
-        index.fit(
-            options.learn,
-            epochs=options.epochs,
-            budget=options.budget,
-            folder=options.folder,
-            skip_invalid=options.skip_invalid,
-        )
-        index.save(options.index)
+        folder = options.folder or options.index.with_name(f"{options.index.name}.training")
+        try:
+            index.fit(
+                options.learn,
+                epochs=options.epochs,
+                budget=options.budget,
+                folder=folder,
+                skip_invalid=options.skip_invalid,
+            )
+            index.save(options.index)
+        except BaseException:
+            if any(folder.glob("checkpoints/*")):
+                sys.stderr.write(f"the training is kept in {folder}; the same command resumes it\n")
+            elif options.folder is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if options.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
     sys.stdout.write(f"{options.index} is trained; add vectors with: catalyzer add {options.index} BASE\n")
 
 
-def _add(options: argparse.Namespace) -> None:
+@contextmanager
+def _edited(path: Path, trust: list[str]) -> "Iterator[CatalyzerIndex]":
+    """The index in a file, which no other process changes meanwhile; saved at the end, unless there was an error."""
     from catalyzer.files.atomic import locked
     from catalyzer.index import CatalyzerIndex
 
-    with locked(options.index):
+    with locked(path):
         # Everything is compared with its checksums, since new ones are about to be computed.
-        index = CatalyzerIndex.load(options.index, trust=options.trust)
+        index = CatalyzerIndex.load(path, trust=trust)
+        yield index
+        index.save(path)
+
+
+def _add(options: argparse.Namespace) -> None:
+    ids = None if options.ids is None else _read_ids(options.ids)
+    with _edited(options.index, options.trust) as index:
         before = index.ntotal
-        skipped = index.add(options.base, _read_ids(options.ids), skip_invalid=options.skip_invalid)
-        index.save(options.index)
+        skipped = index.add(options.base, ids, skip_invalid=options.skip_invalid)
     if len(skipped):
         sys.stdout.write(f"left out {len(skipped):,} invalid rows: {', '.join(map(str, skipped.tolist()))}\n")
     sys.stdout.write(f"added {index.ntotal - before:,} vectors; {options.index} holds {index.ntotal:,}\n")
 
 
-def _read_ids(path: str | None) -> "np.ndarray | None":
+def _update(options: argparse.Namespace) -> None:
+    ids = _read_ids(options.ids)
+    with _edited(options.index, options.trust) as index:
+        index.update(ids, options.vectors)
+    sys.stdout.write(f"updated {len(ids):,} vectors; {options.index} holds {index.ntotal:,}\n")
+
+
+def _remove(options: argparse.Namespace) -> None:
+    try:
+        ids: Any = [int(text) for text in options.ids]
+    except ValueError:
+        if len(options.ids) > 1:
+            raise InvalidInput(f"expected numbers, or one file of ids; got {' '.join(options.ids)}") from None
+        ids = _read_ids(options.ids[0])
+    with _edited(options.index, options.trust) as index:
+        removed = index.remove(ids)
+    sys.stdout.write(f"removed {removed:,} vectors; {options.index} holds {index.ntotal:,}\n")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from catalyzer.index import CatalyzerIndex
+
+    with _edited(options.index, options.trust) as index:
+        before = index.ntotal
+        for other in options.others:
+            index.merge(CatalyzerIndex.load(other, trust=options.trust))
+    sys.stdout.write(f"added {index.ntotal - before:,} vectors; {options.index} holds {index.ntotal:,}\n")
+
+
+def _read_ids(path: str) -> "np.ndarray":
     import numpy as np
 
     from catalyzer.files.vectors import open_vectors
 
-    if path is None:
-        return None
     if not path.endswith(".npy"):
         ids = open_vectors(path)[:]
         return ids[:, 0] if ids.shape[1] == 1 else ids
@@ -234,6 +297,7 @@ def _info(options: argparse.Namespace) -> None:
         "vectors": len(contents.ids),
         "dimension": contents.d,
         "metric": contents.metric.name,
+        "bits": contents.codec.quantizer.bits,
         "code_size": contents.codec.quantizer.code_size,
         **{name: None if part is None else _shown(part) for name, part in contents.codec.parts.items()},
         "lists": 0 if contents.lists is None else len(contents.lists),

@@ -53,14 +53,14 @@ def locked(path: Path) -> Iterator[None]:
     """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
 
     The lock is on a file `<name>.lock` in the same folder, which is removed at the end. A symbolic link and its target
-    share it.
+    share it. Whoever holds it may take it again, in the same thread.
 
     Raises:
         InvalidInput: there is no such folder.
         Unavailable: another process holds the lock, or the folder is read-only.
     """
     target = _target(path)
-    lock = FileLock(target.with_name(f"{target.name}.lock"), blocking=False)
+    lock = FileLock(target.with_name(f"{target.name}.lock"), blocking=False, is_singleton=True)
     try:
         if not target.parent.is_dir():  # filelock would make it
             raise InvalidInput(f"{path} cannot be written: there is no folder {target.parent}; make it first")
@@ -72,8 +72,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            Path(lock.lock_file).unlink()  # while it is held: filelock takes no lock on a file that has lost its name
+        if lock.lock_counter == 1:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                Path(lock.lock_file).unlink()  # while it is held: filelock takes no lock on a file that has lost its name
         lock.release()
 
 

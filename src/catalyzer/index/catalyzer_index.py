@@ -1,21 +1,28 @@
 """`CatalyzerIndex`: your vectors in 8 bytes each, from `fit` to `search`, and back from a file."""
 
+import logging
 import operator
+import os
+import shutil
+import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from catalyzer.codec import PAIRS, Codec
-from catalyzer.errors import CatalyzerError, InvalidInput, Unavailable
-from catalyzer.files.vectors import BLOCK
+from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable
+from catalyzer.files.atomic import locked
+from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
-from catalyzer.index.contents import MAX_ID, Contents
+from catalyzer.index.contents import Contents
+from catalyzer.index.ids import as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
@@ -27,10 +34,26 @@ from catalyzer.quantizers import Quantizer
 
 DEFAULT_RERANK = 500  # candidates
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
+PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
+
+KEPT = "the training is kept in %s; the same call of fit with folder='%s' resumes it"
+
+log = logging.getLogger(__name__)
 
 # One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
 # are switched between training and evaluation.
 _COMPUTING = threading.Lock()
+
+
+# A child process has no thread that could release a lock that another thread held at the fork.
+_INDEXES = weakref.WeakSet["CatalyzerIndex"]()
+if hasattr(os, "register_at_fork"):
+
+    def _release_in_child() -> None:
+        for index in _INDEXES:
+            index._writing = threading.Lock()
+
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 class CatalyzerIndex:
@@ -89,6 +112,11 @@ class CatalyzerIndex:
         # Readers see one object that never changes; a writer replaces it.
         self._contents: Contents | None = None
         self._writing = threading.Lock()
+        _INDEXES.add(self)
+        # Where the contents were read from or written to last, and the digest that the file had then.
+        self._file: tuple[Path, str] | None = None
+        # Removes the temporary folder of a training that is in no file yet.
+        self._training: weakref.finalize | None = None
         # Ids and codes have capacity behind the published rows, so that additions do not copy what is there each time.
         self._ids, self._codes = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
 
@@ -116,11 +144,43 @@ class CatalyzerIndex:
         return cls._holding(_empty(codec, Metric(metric)))
 
     @classmethod
-    def _holding(cls, contents: Contents) -> Self:
+    def _holding(cls, contents: Contents, file: tuple[Path, str] | None = None) -> Self:
         index = cls(metric=contents.metric.name, ivf=0 if contents.lists is None else len(contents.lists))
-        index._options, index._metric = None, contents.metric
+        index._options, index._metric, index._file = None, contents.metric, file
         index._publish(contents)
         return index
+
+    def __repr__(self) -> str:
+        trained = f"d={self.d}, ntotal={self.ntotal:,}" if self.is_trained else "not trained"
+        return f"{type(self).__name__}(bits={self.bits}, metric={self.metric!r}, ivf={self.ivf}, {trained})"
+
+    # Contents never change, so copies share them. Another process reads them from the file where they are mapped, and shares
+    # its pages; otherwise they travel by value.
+
+    def __copy__(self) -> Self:
+        if self._contents is not None:
+            return self._holding(self._contents, self._file)
+        make, arguments = self.__reduce__()
+        return make(*arguments)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, tuple]:
+        contents, file = self._contents, self._file
+        if contents is None:
+            return partial(type(self), metric=self.metric, ivf=self._ivf, **self._options), ()  # type: ignore[arg-type]
+        if file is not None and isinstance(contents.codes, np.memmap):
+            modules = [type(part).__module__ for part in contents.codec.parts.values() if part is not None]
+            return self._mapping, (*file, modules)
+        return self._holding, (contents, file)
+
+    @classmethod
+    def _mapping(cls, path: Path, digest: str, modules: list[str]) -> Self:
+        contents, found = index_file.read_with_digest(path, mmap=True, trust=modules)  # those of the index that was sent
+        if found != digest:
+            raise Conflict(f"{path} has changed since the index that was sent was loaded from it; send its path, and load it")
+        return cls._holding(contents, (path, digest))
 
     @property
     def is_trained(self) -> bool:
@@ -131,6 +191,14 @@ class CatalyzerIndex:
     def metric(self) -> MetricName:
         """How vectors are compared."""
         return self._metric.name
+
+    @property
+    def bits(self) -> int:
+        """Of a code: those that carry information once it is trained, before that the most there may be."""
+        if self._contents is not None:
+            return self._contents.codec.quantizer.bits
+        assert self._options is not None
+        return self._options["bits"]
 
     @property
     def d(self) -> int:
@@ -179,7 +247,8 @@ class CatalyzerIndex:
                 fit, at most 300. The learning rate follows its schedule over exactly these. Lists come on top: seconds for
                 thousands.
             folder: keep the training here, so that the same call resumes one that was interrupted. By default a temporary
-                folder, which is removed.
+                folder, which is removed when the index is saved. It is kept, and its path logged, if the training is
+                interrupted, the index cannot be saved, or the program ends by an error before that.
             skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
 
         Returns:
@@ -198,11 +267,11 @@ class CatalyzerIndex:
         if epochs is not None:
             _integer("epochs", epochs, 1)
         from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
-        from catalyzer.training import seconds_of
+        from catalyzer.training import checkpoint_files, seconds_of
 
         seconds = None if budget is None else seconds_of(budget)
         epochs = (epochs or EPOCHS) if budget is None else None
-        with self._writing, _COMPUTING, ExitStack() as stack:
+        with self._writing, _COMPUTING:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
             if self._options is None:
@@ -212,21 +281,38 @@ class CatalyzerIndex:
             x = sample(open_source(learn), LEARN, self._metric, skip_invalid)
             check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
+            kept = self._temporary_folder() if folder is None else Path(folder).expanduser()
             try:
-                if folder is None:
-                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="catalyzer-"))
                 base = metric.base(x)
-                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=Path(folder), **self._options)
-            except OSError as error:
-                if isinstance(error, CatalyzerError):
-                    raise
-                raise Unavailable(
-                    f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
-                ) from None
-            lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
-            self._publish(_empty(codec, metric, lists))
+                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=kept, **self._options)
+                lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
+                self._publish(_empty(codec, metric, lists))
+            except BaseException as error:
+                if folder is None:
+                    self._keep_training() if checkpoint_files(kept) else self._discard_training()
+                if isinstance(error, OSError) and not isinstance(error, CatalyzerError):
+                    raise Unavailable(
+                        f"the training cannot be kept in {kept}: {error.strerror or error}; give another folder"
+                    ) from None
+                raise
             self._metric = metric
         return self
+
+    def _temporary_folder(self) -> Path:
+        self._discard_training()
+        folder = Path(tempfile.mkdtemp(prefix="catalyzer-"))
+        self._training = weakref.finalize(self, _remove_unless_failing, folder)
+        return folder
+
+    def _discard_training(self) -> None:
+        """Remove the temporary folder of a training, since the index has been saved, or nothing was trained."""
+        if self._training is not None:
+            self._training()
+
+    def _keep_training(self) -> None:
+        """Leave the temporary folder of a training to the user, who has no other copy of it."""
+        if self._training is not None and (found := self._training.detach()):
+            log.warning(KEPT, found[2][0], found[2][0])
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
         """Code vectors and add them, block by block; if one is refused, none is added.
@@ -247,33 +333,48 @@ class CatalyzerIndex:
         with self._writing:
             old = self._trained()
             source = open_source(vectors, old.d)
-            wanted = _check_ids(ids, old, len(source))
+            wanted = ids_for(len(source), ids, old)
             new_ids, new_codes = self._reserve(old, len(source))
-            in_lists = np.empty(0 if old.lists is None else len(source), np.int32)
-            n = 0
-            skipped = [np.empty(0, np.int64)]
-            with progress("adding", len(source), "vectors") as advance:
-                for first in range(0, len(source), BLOCK):
-                    block, invalid = valid_rows(source, first, BLOCK, old.metric, skip_invalid)
-                    if (longer := old.metric.too_long(block)).any():
-                        row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
-                        raise InvalidInput(
-                            f"{name_of(source)}row {row:,} is longer than the longest training vector, of norm "
-                            f"{old.metric.max_norm:.6g}, which is the limit for inner products; fit an index to vectors "
-                            "among which is the longest of the base"
-                        )
-                    base, rows = old.metric.base(block), slice(n, n + len(block))
-                    with _COMPUTING:
-                        latent = embed(old.codec.transform, base)
-                        new_codes[rows] = old.codec.encode_mapped(latent, base)
-                        if old.lists is not None:
-                            in_lists[rows] = old.lists.nearest(latent)[:, 0]
-                    new_ids[rows] = wanted[first : first + BLOCK][~invalid]
-                    n += len(block)
-                    skipped.append(first + np.flatnonzero(invalid))
-                    advance(len(invalid))
-            self._append(old, new_ids[:n], new_codes[:n], in_lists[:n], int(wanted.max(initial=-1)))
-        return np.concatenate(skipped)
+            in_lists, valid = _encode(old, source, new_codes, skip_invalid, "adding")
+            m = int(valid.sum())
+            new_ids[:m] = wanted[valid]
+            self._append(old, new_ids[:m], new_codes[:m], in_lists, int(wanted.max(initial=-1)))
+        return np.flatnonzero(~valid)
+
+    def update(self, ids: np.ndarray, vectors: VectorSource) -> None:
+        """Replace the vectors of ids that are in the index; readers see all of the new ones or none.
+
+        Args:
+            ids: `(n,)` integers, distinct.
+            vectors: `(n, d)`; row i is the new vector of `ids[i]`.
+
+        Raises:
+            InvalidInput: an id that is not there or comes twice, or what `add` refuses of vectors; nothing changes then.
+
+        >>> from catalyzer.nn import Identity
+        >>> from catalyzer.quantizers import LatticeQuantizer
+        >>> index = CatalyzerIndex.from_codec(Codec(Identity(d_in=24), LatticeQuantizer(dim=24)))
+        >>> skipped = index.add(np.eye(24))
+        >>> index.update([0, 1], np.eye(24)[[1, 0]])
+        >>> index.search(np.eye(24)[:2], k=1)[1].tolist()
+        [[1], [0]]
+        """
+        with self._writing:
+            old = self._trained()
+            source = open_source(vectors, old.d)
+            ids = distinct_ids(len(source), ids)
+            rows = rows_of(ids, old)
+            codes = np.empty((len(ids), old.codec.quantizer.code_size), np.uint8)
+            in_lists, _ = _encode(old, source, codes, False, "updating")
+            if old.lists is None:
+                all_ids, all_codes = np.array(old.ids), np.array(old.codes)
+                all_codes[rows] = codes
+                self._publish(replace(old, ids=all_ids, codes=all_codes))
+            else:
+                left = _without(old, rows)
+                assert left.lists is not None
+                lists, all_ids, all_codes = left.lists.insert(left.ids, left.codes, in_lists, ids, codes)
+                self._publish(replace(old, ids=all_ids, codes=all_codes, lists=lists))
 
     def search(
         self, queries: VectorSource, k: int = 10, rerank: int | None = None, nprobe: int | None = None
@@ -282,7 +383,7 @@ class CatalyzerIndex:
 
         Args:
             queries: `(nq, d)`, read block by block.
-            k: neighbours per query.
+            k: neighbours per query, at most 1,024 or as many as there are vectors.
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
                 stage alone. By default 500, or 0 without a decoder.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
@@ -295,8 +396,9 @@ class CatalyzerIndex:
             the decoded vectors. With rerank=0 they compare points on the sphere, for "ip" by their cosine.
 
         Raises:
-            InvalidInput: not trained, another dimension, k below 1, rerank without a decoder, nprobe without lists or beyond
-                their number, or an invalid query.
+            InvalidInput: not trained, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
+                without lists or beyond their number, or an invalid query.
+            Unavailable: the results do not fit into memory.
         """
         contents = self._trained()
         source = open_source(queries, contents.d)
@@ -306,9 +408,18 @@ class CatalyzerIndex:
         k, rerank = _integer("k", k, 1), _integer("rerank", rerank, 0)
         if rerank:
             contents.codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
+        if k > max(PADDED_K, len(contents.ids)):
+            raise InvalidInput(
+                f"k = {k:,}, but the index holds {len(contents.ids):,} vectors; k of at most that many finds all"
+            )
         found = min(k, len(contents.ids))
-        scores = np.full((len(source), k), contents.metric.worst, np.float32)
-        ids = np.full((len(source), k), -1, np.int64)
+        try:
+            scores = np.full((len(source), k), contents.metric.worst, np.float32)
+            ids = np.full((len(source), k), -1, np.int64)
+        except MemoryError:
+            raise Unavailable(
+                f"{k:,} results for each of {len(source):,} queries do not fit into memory; give fewer queries at a time"
+            ) from None
         size = min(BLOCK, max(1, PAIRS // max(k, rerank, nprobe)))
         several = len(source) > size
         with progress("queries" if several else None, len(source), "queries") as advance:
@@ -337,25 +448,22 @@ class CatalyzerIndex:
             InvalidInput: an id that is not there, or no decoder.
         """
         contents = self._trained()
-        rows = _rows(contents, ids)
+        rows = rows_of(as_ids(ids), contents)
         with _COMPUTING:
             decoded = contents.codec.decode(np.asarray(contents.codes[rows]))
         return contents.metric.restore(decoded) if len(rows) else np.empty((0, contents.d), np.float32)
 
-    def remove(self, ids: np.ndarray) -> None:
-        """Remove the vectors of `(n,)` ids, which are not given out again.
+    def remove(self, ids: np.ndarray) -> int:
+        """Remove the vectors of `(n,)` ids, which are not given out again; returns how many there were.
 
         Raises:
             InvalidInput: an id that is not there; nothing is removed then.
         """
         with self._writing:
-            contents = self._trained()
-            kept = np.ones(len(contents.ids), bool)
-            kept[_rows(contents, ids)] = False
-            lists = None if contents.lists is None else contents.lists.keep(kept)
-            # Arrays of their own, also where those before are mapped.
-            ids, codes = np.array(contents.ids[kept]), np.array(contents.codes[kept])
-            self._publish(replace(contents, ids=ids, codes=codes, lists=lists))
+            old = self._trained()
+            left = _without(old, rows_of(as_ids(ids), old))
+            self._publish(left)
+        return len(old.ids) - len(left.ids)
 
     def merge(self, other: "CatalyzerIndex") -> None:
         """Add all vectors of another index, with their ids; the other one stays as it is.
@@ -372,20 +480,43 @@ class CatalyzerIndex:
                     "the two indexes come from different trainings, so their codes mean different vectors; "
                     "load both from copies of one fitted index, and add to these"
                 )
-            _check_new(added.ids, old)
+            check_new(added.ids, old)
             new_ids, new_codes = self._reserve(old, len(added.ids))
             new_ids[:], new_codes[:] = added.ids, added.codes
             lists = np.empty(0, int) if added.lists is None else np.repeat(np.arange(len(added.lists)), added.lists.sizes)
             self._append(old, new_ids, new_codes, lists, added.last_id)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the index to one file (docs/format.md), atomically.
+
+        Args:
+            path: of the file; its folder is made if it is missing.
+            overwrite: replace the file also where it has changed since this index was loaded from it or saved to it.
 
         Raises:
             InvalidInput: not trained, or a part of your own that no file can hold.
-            Unavailable: the file cannot be written, as on a full disk.
+            Conflict: the file has changed, so that what another process has saved would be lost.
+            Unavailable: another process writes the file, or it cannot be written, as on a full disk.
         """
-        index_file.write(Path(path).expanduser(), self._trained())
+        path = Path(path).expanduser()
+        contents = self._trained()
+        target = Path(os.path.realpath(path))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                expected = self._file[1] if self._file is not None and self._file[0] == target else None
+                if expected is not None and not overwrite and target.exists() and index_file.digest_of(target) != expected:
+                    raise Conflict(
+                        f"{path} has changed since this index was loaded from it or saved to it; load it again and repeat "
+                        "what you changed, save to another file, or give overwrite=True to replace it"
+                    )
+                self._file = (target, index_file.write(path, contents))
+        except OSError as error:
+            self._keep_training()
+            if isinstance(error, CatalyzerError):
+                raise
+            raise Unavailable(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
+        self._discard_training()
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool = False, trust: Trust = ()) -> Self:
@@ -403,7 +534,9 @@ class CatalyzerIndex:
             DamagedFile: it is truncated, differs from its checksums or contradicts itself.
             UntrustedPart: it names a class of a module that is not in `trust`.
         """
-        return cls._holding(index_file.read(Path(path).expanduser(), mmap, trust))
+        target = Path(os.path.realpath(Path(path).expanduser()))
+        contents, digest = index_file.read_with_digest(Path(path).expanduser(), mmap, trust)
+        return cls._holding(contents, (target, digest))
 
     def _trained(self) -> Contents:
         contents = self._contents
@@ -461,40 +594,52 @@ def _quantizer_class(overrides: list[str]) -> type[Quantizer]:
     return find_class(compose_config("train", overrides).quantizer._target_, Quantizer)
 
 
-def _check_ids(ids: np.ndarray | None, contents: Contents, n: int) -> np.ndarray:
-    if ids is None:
-        if contents.last_id >= MAX_ID - n:
-            raise InvalidInput(f"there are no {n:,} ids above {contents.last_id}, the largest so far; give ids")
-        return np.arange(contents.last_id + 1, contents.last_id + 1 + n)
-    ids = _int64(ids)
-    if len(ids) != n:
-        raise InvalidInput(f"expected an id for each of {n:,} vectors, got {len(ids):,}")
-    distinct, first = np.unique(ids, return_index=True)
-    if len(distinct) < n:
-        again = int(np.setdiff1d(np.arange(n), first)[0])
-        raise InvalidInput(f"row {again:,} has the id {ids[again]}, as a row before it; ids must be distinct")
-    if (ids == -1).any():
-        raise InvalidInput(f"row {int(np.argmax(ids == -1)):,} has the id -1, which stands for nothing found; give another")
-    _check_new(ids, contents)
-    return ids
+def _encode(
+    contents: Contents, source: Vectors, codes: np.ndarray, skip_invalid: bool, description: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Code all vectors of a source, block by block.
+
+    Args:
+        contents: of the index, whose codec and lists are used.
+        source: `(n, d)`.
+        codes: `(n, code_size)` uint8, of which the first m rows are written for the m valid vectors.
+        skip_invalid: leave out vectors that cannot be compared.
+        description: what the progress display says.
+
+    Returns:
+        `(m,)` int32, the lists that the vectors belong to, empty without lists; `(n,)` bool, which vectors are valid.
+    """
+    valid = np.ones(len(source), bool)
+    in_lists = np.empty(0 if contents.lists is None else len(source), np.int32)
+    m = 0
+    with progress(description, len(source), "vectors") as advance:
+        for first in range(0, len(source), BLOCK):
+            block, invalid = valid_rows(source, first, BLOCK, contents.metric, skip_invalid)
+            if (longer := contents.metric.too_long(block)).any():
+                row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
+                raise InvalidInput(
+                    f"{name_of(source)}row {row:,} is longer than the longest training vector, of norm "
+                    f"{contents.metric.max_norm:.6g}, which is the limit for inner products; fit an index to vectors "
+                    "among which is the longest of the base"
+                )
+            base, rows = contents.metric.base(block), slice(m, m + len(block))
+            with _COMPUTING:
+                latent = embed(contents.codec.transform, base)
+                codes[rows] = contents.codec.encode_mapped(latent, base)
+                if contents.lists is not None:
+                    in_lists[rows] = contents.lists.nearest(latent)[:, 0]
+            m += len(block)
+            valid[first : first + len(invalid)] = ~invalid
+            advance(len(invalid))
+    return in_lists[:m], valid
 
 
-def _check_new(ids: np.ndarray, contents: Contents) -> None:
-    known = np.isin(ids, contents.ids)
-    if known.any():
-        raise InvalidInput(
-            f"{int(known.sum()):,} of the ids are in the index already, the first of them {ids[np.argmax(known)]}; "
-            "remove those from it, or give others"
-        )
-
-
-def _int64(ids: np.ndarray) -> np.ndarray:
-    array = np.asarray(ids)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
-        raise InvalidInput(f"ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
-    return array.astype(np.int64)
+def _without(contents: Contents, rows: np.ndarray) -> Contents:
+    """The contents without some rows, in arrays of their own, also where those before are mapped."""
+    kept = np.ones(len(contents.ids), bool)
+    kept[rows] = False
+    lists = None if contents.lists is None else contents.lists.keep(kept)
+    return replace(contents, ids=np.array(contents.ids[kept]), codes=np.array(contents.codes[kept]), lists=lists)
 
 
 def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
@@ -506,7 +651,8 @@ def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
         return 0
     if nprobe is None:
         return min(DEFAULT_NPROBE, len(lists))
-    if _integer("nprobe", nprobe, 1) > len(lists):
+    nprobe = _integer("nprobe", nprobe, 1)
+    if nprobe > len(lists):
         raise InvalidInput(f"nprobe must be between 1 and the number of lists, {len(lists):,}; got {nprobe}")
     return nprobe
 
@@ -515,20 +661,15 @@ def _centroids(contents: Contents) -> np.ndarray:
     return np.empty(0) if contents.lists is None else contents.lists.centroids
 
 
-def _rows(contents: Contents, ids: np.ndarray) -> np.ndarray:
-    ids = _int64(ids)
-    order = np.argsort(contents.ids, kind="stable")
-    at = np.searchsorted(contents.ids, ids, sorter=order)
-    rows = order[np.minimum(at, len(order) - 1)] if len(order) else np.full(len(ids), -1)
-    missing = np.ones(len(ids), bool) if not len(order) else contents.ids[rows] != ids
-    if missing.any():
-        raise InvalidInput(
-            f"{int(missing.sum()):,} of the ids are not in the index, the first of them {ids[np.argmax(missing)]}"
-        )
-    return rows
-
-
 def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _remove_unless_failing(folder: Path) -> None:
+    """Remove the folder of a training, but not where a script ends by an error before the index is in a file."""
+    if hasattr(sys, "last_value") and not hasattr(sys, "ps1"):
+        log.warning(KEPT, folder, folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)

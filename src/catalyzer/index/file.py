@@ -63,8 +63,11 @@ class _Index(_Strict):
     parts: _Parts
 
 
-def write(path: Path, contents: Contents) -> None:
+def write(path: Path, contents: Contents) -> str:
     """Write an index atomically.
+
+    Returns:
+        The digest in its header, which is that of all its content: ids and codes are in it by their checksums.
 
     Raises:
         InvalidInput: a part that no file can hold; see `catalyzer.parts.describe`.
@@ -101,6 +104,18 @@ def write(path: Path, contents: Contents) -> None:
             file.write(_bytes(arrays[name]))
 
     write_atomically(path, write_tensors)
+    return digest
+
+
+def digest_of(path: Path) -> str | None:
+    """The digest in the header of an index; None where there is no index that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as header:
+            return (header.metadata() or {}).get("blake2b")
+    except (OSError, SafetensorError):
+        return None
 
 
 def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:
@@ -116,10 +131,15 @@ def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:
         DamagedFile: it is truncated, differs from its checksums or contradicts itself.
         UntrustedPart: it names a class of a module that is not in `trust`.
     """
-    contents, checksums = _open(path, mmap, trust)
+    return read_with_digest(path, mmap, trust)[0]
+
+
+def read_with_digest(path: Path, mmap: bool, trust: Trust = ()) -> tuple[Contents, str]:
+    """`read`, and the digest in the header."""
+    contents, checksums, digest = _open(path, mmap, trust)
     if not mmap:
         _check_blocks(path, contents, checksums)
-    return contents
+    return contents, digest
 
 
 def verify(path: Path, trust: Trust = ()) -> Contents:
@@ -128,7 +148,7 @@ def verify(path: Path, trust: Trust = ()) -> Contents:
     Raises:
         DamagedFile: says what is wrong first; other errors as `read`.
     """
-    contents, checksums = _open(path, True, trust)
+    contents, checksums, _ = _open(path, True, trust)
     _check_blocks(path, contents, checksums)
     try:
         for first in range(0, len(contents.codes), BLOCK_ROWS):
@@ -194,8 +214,8 @@ def _numbering(quantizer: Quantizer) -> int | None:
     return quantizer.lattice.format if isinstance(quantizer, LatticeQuantizer) else None
 
 
-def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray]:
-    """The contents, and the checksums of ids and codes."""
+def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray, str]:
+    """The contents, the checksums of ids and codes, and the digest in the header."""
     from safetensors import SafetensorError
 
     if not path.is_file():
@@ -204,7 +224,8 @@ def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray]:
         with _opened(path) as (file, header):
             index, layout, begin = _read_header(path, file, header)
             arrays = {name: _read_array(file, begin, entry, mmap and name in _ROWS) for name, entry in layout.items()}
-            if header.metadata()["blake2b"] != _digest(index, layout, arrays):
+            digest = _digest(index, layout, arrays)
+            if header.metadata()["blake2b"] != digest:
                 raise _damaged(path, "its parts differ from their checksum")
     except SafetensorError as error:
         with path.open("rb") as file:
@@ -213,7 +234,7 @@ def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray]:
     except OSError as error:
         raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from None
     try:
-        return _build(_Index.model_validate_json(index), arrays, trust), arrays["checksums"]
+        return _build(_Index.model_validate_json(index), arrays, trust), arrays["checksums"], digest
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None

@@ -1,7 +1,7 @@
 """Training: what is mined, the Lightning modules of the networks, the terms of the loss, and what surrounds them."""
 
 from catalyzer.training.budget import measure_epoch, seconds_of
-from catalyzer.training.checkpoints import Checkpoints, newest_checkpoint
+from catalyzer.training.checkpoints import Checkpoints, checkpoint_files, newest_checkpoint
 from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension
 from catalyzer.training.fit import check_trainer, fit, is_first
