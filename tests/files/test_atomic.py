@@ -1,9 +1,10 @@
-"""Writes are atomic, one process at a time holds a lock, and what is cached is computed once."""
+"""Writes are atomic, files keep what belongs to them, and one process at a time holds a lock."""
 
 import contextlib
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
+from catalyzer import CatalyzerIndex
+from catalyzer.commands.cli import main
 from catalyzer.errors import InvalidInput, Unavailable
-from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.atomic import locked, write_atomically
+from catalyzer.files.vectors import write_npy
+from tests.helpers import DIM, clustered
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -35,8 +40,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "a.bin"
+def test_a_killed_writer_leaves_the_old_file_and_nothing_that_stays(tmp_path: Path) -> None:
+    target = tmp_path / "a[1].bin"
     target.write_bytes(b"old")
     code = (
         "import sys, time; from pathlib import Path; from catalyzer.files.atomic import write_atomically\n"
@@ -46,41 +51,30 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
+    write_atomically(target, lambda file: file.write(b"of another"))
+    assert len([*tmp_path.iterdir()]) == 2  # what a living process is at stays
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"of another"
+    bystanders = [tmp_path / name for name in (f".a[1].bin.{'g' * 16}", f".a1.bin.{'0' * 16}", f".b.bin.{'0' * 16}")]
+    for path in bystanders:
+        path.write_bytes(b"not of a writer of this file")
+    write_atomically(target, lambda file: file.write(b"new"))
+    assert sorted(tmp_path.iterdir()) == sorted([target, *bystanders])
 
 
-def test_the_key_decides(tmp_path: Path) -> None:
-    cache = ArrayCache(tmp_path)
-    one = cache.get("x", (1,), lambda: np.array([1]))
-    two = cache.get("x", (2,), lambda: np.array([2]))
-    again = ArrayCache(tmp_path).get("x", (1,), lambda: np.array([3]))
-    assert (one, two, again) == ([1], [2], [1])
+def _write_often(path: str) -> None:
+    content = os.urandom(1000)
+    for _ in range(200):
+        write_atomically(Path(path), lambda file: file.write(content * 3))
 
 
-def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
-    cache = ArrayCache(tmp_path)
-    cache.get("x", (), lambda: np.arange(1000))
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:200])
-    np.testing.assert_array_equal(cache.get("x", (), lambda: np.arange(1000)), np.arange(1000))
-    np.testing.assert_array_equal(np.load(file), np.arange(1000))
-
-
-def _slow() -> np.ndarray:
-    time.sleep(0.3)
-    return np.arange(100_000)
-
-
-def _get(folder: str) -> bool:
-    return bool((ArrayCache(folder).get("x", (), _slow) == np.arange(100_000)).all())
-
-
-def test_several_processes_computing_the_same_all_get_it_whole(tmp_path: Path) -> None:
+def test_writers_of_one_file_leave_each_other_alone(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert all(pool.map(_get, [str(tmp_path)] * 6))
-    assert len(list(tmp_path.iterdir())) == 1
+        pool.map(_write_often, [str(target)] * 3, chunksize=1)
+    assert target.read_bytes()[:1000] * 3 == target.read_bytes()
+    assert [*tmp_path.iterdir()] == [target]
 
 
 def test_a_write_that_finds_no_room_names_the_file(tmp_path: Path) -> None:
@@ -101,7 +95,7 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"old")
     for target, reason in (
-        ("folder", "Is a directory"),
+        ("folder", "it is a folder or a device"),
         ("file/a.bin", "File exists"),
         ("file/b/a.bin", "Not a directory"),
     ):
@@ -112,13 +106,58 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_others_may_read_what_the_umask_allows(tmp_path: Path) -> None:
+def test_a_file_keeps_its_mode_and_owner_and_a_new_one_has_that_of_the_umask(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    seen = []
+
+    def write(file: BinaryIO) -> None:
+        seen.append(os.fstat(file.fileno()).st_mode & 0o777)  # before anybody could have read a word
+        file.write(b"x")
+
     mask = os.umask(0o027)
     try:
-        write_atomically(tmp_path / "a.bin", lambda file: file.write(b"x"))
+        write_atomically(target, write)
+        for mode in (0o600, 0o664, 0o640):
+            target.chmod(mode)
+            write_atomically(target, write)
+            assert target.stat().st_mode & 0o777 == mode
+        if os.geteuid() == 0:
+            os.chown(target, 65534, 65533)
+            write_atomically(target, write)
+            assert (target.stat().st_uid, target.stat().st_gid) == (65534, 65533)
     finally:
         os.umask(mask)
-    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+    assert seen[:4] == [0o640, 0o600, 0o664, 0o640]
+
+
+def test_what_may_not_be_written_is_not_replaced() -> None:
+    folder = Path(tempfile.mkdtemp())  # other users cannot look into tmp_path
+    target = folder / "a.bin"
+    target.write_bytes(b"old")
+    target.chmod(0o444)
+    folder.chmod(0o777)
+    with someone_else(), pytest.raises(Unavailable, match=r"a\.bin cannot be written \(Permission denied\)"):
+        write_atomically(target, lambda file: file.write(b"new"))
+    assert target.read_bytes() == b"old"
+    os.mkfifo(folder / "pipe")
+    for path in (folder / "pipe", Path(os.devnull)):
+        with pytest.raises(Unavailable, match=rf"{path.name} cannot be written \(it is a folder or a device\)"):
+            write_atomically(path, lambda file: file.write(b"new"))
+    assert {path.name for path in folder.iterdir()} == {"a.bin", "pipe"}
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def someone_else() -> Iterator[None]:
+    """Where root runs the tests, whom no file refuses: be nobody."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 @contextlib.contextmanager
@@ -140,6 +179,7 @@ def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     refused = r"a\.catalyzer is being written by another process; wait until that has ended"
     with held(file), pytest.raises(Unavailable, match=refused), locked(file):
         pass
+    assert (tmp_path / "a.catalyzer.lock").exists()  # of the process, which has been killed
     for _ in range(2):
         with locked(file), locked(file):  # its holder may take it again
             pass
@@ -174,17 +214,10 @@ def test_a_lock_needs_a_folder_to_write_to(tmp_path: Path) -> None:
         pass
     folder = Path(tempfile.mkdtemp())  # other users cannot look into tmp_path
     folder.chmod(0o555)
-    root = os.geteuid() == 0  # whom no folder refuses
-    try:
-        if root:
-            os.seteuid(65534)
-        denied = r"a\.bin cannot be written: .*a\.bin\.lock cannot be made \(Permission denied\)"
-        with pytest.raises(Unavailable, match=denied), locked(folder / "a.bin"):
-            pass
-    finally:
-        if root:
-            os.seteuid(0)
-        folder.rmdir()
+    denied = r"a\.bin cannot be written: .*a\.bin\.lock cannot be made \(Permission denied\)"
+    with someone_else(), pytest.raises(Unavailable, match=denied), locked(folder / "a.bin"):
+        pass
+    folder.rmdir()
 
 
 def test_a_symbolic_link_stays_and_shares_the_lock_of_its_target(tmp_path: Path) -> None:
@@ -200,5 +233,66 @@ def test_a_symbolic_link_stays_and_shares_the_lock_of_its_target(tmp_path: Path)
             pass
     link.unlink()
     link.symlink_to(link)
-    write_atomically(link, lambda file: file.write(b"a link to itself is no target"))
-    assert not link.is_symlink()
+    with pytest.raises(Unavailable, match=r"link\.bin cannot be written \(Too many levels of symbolic links\)"):
+        write_atomically(link, lambda file: file.write(b"a link to itself has no target"))
+    assert link.is_symlink()
+
+
+def test_adding_by_any_name_of_an_index(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    shutil.copy(fitted, tmp_path / "disk/a.catalyzer")
+    (tmp_path / "disk/a.catalyzer").chmod(0o640)
+    np.save(tmp_path / "base.npy", clustered(10, DIM, 1))
+    for name, target in (
+        ("disk/beside", "a.catalyzer"),
+        ("relative", "disk/a.catalyzer"),
+        ("absolute", tmp_path / "disk/a.catalyzer"),
+        ("link-to-link", "relative"),
+        ("disk/up", "../link-to-link"),
+        ("folder", "disk"),
+        ("dangling", "disk/missing"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path / "disk")  # so that no name is relative to the right folder by chance
+    names = [
+        "up",
+        "../relative",
+        "../absolute",
+        "../link-to-link",
+        "beside",
+        "../folder/beside",
+        "../disk/../folder/a.catalyzer",
+    ]
+    for count, name in enumerate(names, 1):
+        main(["add", name, "../base.npy"])
+        assert CatalyzerIndex.load("a.catalyzer").ntotal == 10 * count
+    assert all(path.is_symlink() for path in map(Path, names[:-2]))
+    assert Path("a.catalyzer").stat().st_mode & 0o777 == 0o640
+    for one, other in ((Path("a.catalyzer"), "../link-to-link"), (Path("up"), "a.catalyzer"), (Path("../relative"), "beside")):
+        with held(one), pytest.raises(SystemExit, match="2"):
+            main(["add", other, "../base.npy"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["add", "../dangling", "../base.npy"])
+    assert not Path("missing").exists()
+    CatalyzerIndex.load("a.catalyzer").save("../dangling")  # makes what a dangling link leads to
+    assert Path("missing").read_bytes() == Path("a.catalyzer").read_bytes()
+
+    before = Path("a.catalyzer").read_bytes()
+    os.link("a.catalyzer", "hard")
+    main(["add", "hard", "../base.npy"])
+    assert Path("a.catalyzer").read_bytes() == before  # a hard link is a copy from then on
+    assert CatalyzerIndex.load("hard").ntotal == 10 * len(names) + 10
+
+
+def test_a_disk_that_is_really_full(small_disk: Path) -> None:
+    target = small_disk / "a.bin"
+    write_atomically(target, lambda file: file.write(b"old"))
+    full = r"a\.(bin|npy) cannot be written \(No space left on device\); what was there is unchanged"
+    with pytest.raises(Unavailable, match=full):
+        write_atomically(target, lambda file: file.write(bytes(2 << 20)))
+    with pytest.raises(Unavailable, match=full):
+        write_npy(small_disk / "a.npy", np.zeros(2 << 20))
+    assert [*small_disk.iterdir()] == [target]
+    assert target.read_bytes() == b"old"
+    write_atomically(target, lambda file: file.write(b"new"))  # there is room again
+    assert target.read_bytes() == b"new"

@@ -2,12 +2,14 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from catalyzer.files.atomic import write_atomically
+from catalyzer.errors import InvalidInput, Unavailable
+from catalyzer.files.vectors import write_npy
 
 log = logging.getLogger(__name__)
 
@@ -15,8 +17,14 @@ log = logging.getLogger(__name__)
 class ArrayCache:
     """A folder of `.npy` files, one for each thing computed; two processes may compute the same at once.
 
+    What cannot be read is computed again, and what cannot be written, as on a full disk, stays in memory. Either is a warning
+    and no error, since a cache saves time and nothing else.
+
     Args:
         folder: made when the first array is kept; None keeps arrays in memory, as long as the cache lives.
+
+    Raises:
+        InvalidInput: `folder` is a file, or below one.
 
     >>> import tempfile
     >>> cache = ArrayCache(tempfile.mkdtemp())
@@ -28,28 +36,41 @@ class ArrayCache:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder).expanduser()
+        if self.folder is not None:
+            there = next(place for place in (self.folder, *self.folder.parents) if os.access(place, os.F_OK))
+            if not there.is_dir():
+                raise InvalidInput(f"the cache must be a folder, and {there} is a file; give another folder as cache=")
         self._arrays: dict[str, np.ndarray] = {}
 
     def has(self, name: str, key: tuple) -> bool:
         """Whether `get` would find the array."""
         file = _file_name(name, key)
-        return file in self._arrays if self.folder is None else (self.folder / file).exists()
+        return file in self._arrays or (self.folder is not None and os.access(self.folder / file, os.R_OK))
 
     def get(self, name: str, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
         """The array kept under `name` and `key` (whatever decides its content); `compute` makes it if it is not there."""
         file = _file_name(name, key)
-        if self.folder is None:
-            if file not in self._arrays:
-                self._arrays[file] = compute()
+        if file in self._arrays:
             return self._arrays[file]
+        if self.folder is None:
+            return self._arrays.setdefault(file, compute())
         path = self.folder / file
-        if path.exists():
-            try:
-                return np.load(path, allow_pickle=False)
-            except (ValueError, EOFError):  # damaged from outside, since we only ever rename whole files into place
-                log.warning("%s cannot be read; it is computed again", path)
+        try:
+            with path.open("rb") as kept:
+                return np.lib.format.read_array(kept, allow_pickle=False)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # damaged from outside, since we only ever rename whole files into place; NumPy parses what
+            # is left of a header as Python, and fails in many ways
+            log.warning("%s cannot be read; it is computed again (%s)", path, " ".join(str(error).split()))
         array = compute()
-        write_atomically(path, lambda file: np.save(file, array, allow_pickle=False))
+        try:
+            write_npy(path, array)
+        except Unavailable as error:
+            log.warning(
+                "%s; it is used all the same, and the next run computes it again: make room, or give another cache=", error
+            )
+            self._arrays[file] = array
         return array
 
 

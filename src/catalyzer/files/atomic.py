@@ -1,21 +1,28 @@
 """Atomic writes, and one writer at a time."""
 
 import contextlib
+import errno
+import glob
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 
-from catalyzer.errors import InvalidInput, Unavailable
+from catalyzer.errors import CatalyzerError, InvalidInput, Unavailable
+
+_POSIX = os.name == "posix"  # Windows renames and removes no open file
 
 
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Write a binary file under a temporary name and rename it, so that a reader sees the old file or the new one.
 
-    Where `path` is a symbolic link, its target is replaced and the link stays.
+    A file that is replaced hands down its mode and, where the system allows, its owner; a new one has the mode of the umask.
+    Where `path` is a symbolic link, its target is replaced and the link stays. A hard link keeps the old content. What
+    writers of the same file have left when they were killed is removed.
 
     Args:
         path: its folder is made if it is missing.
@@ -34,18 +41,25 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
+        _remove_abandoned(target)
+        with _opened_and_locked(temporary) as file:
+            _inherit(target, temporary)  # before there is anything to read
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+            if not _POSIX:
+                file.close()
+            temporary.replace(target)  # still locked, so that nobody takes it for abandoned
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        own = map(str, (temporary, *temporary.parents))  # errors that name another file are of what `write` reads
-        if isinstance(error, OSError) and error.errno and (error.filename is None or error.filename in own):
-            raise Unavailable(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
+        own = map(str, (target, temporary, *temporary.parents))  # errors that name another file are of what `write` reads
+        if isinstance(error, OSError) and not isinstance(error, CatalyzerError) and error.filename in (None, *own):
+            reason = error.strerror or error
+            raise Unavailable(f"{path} cannot be written ({reason}); what was there is unchanged") from None
         raise
+    if _POSIX:
+        _sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -81,3 +95,52 @@ def locked(path: Path) -> Iterator[None]:
 def _target(path: Path) -> Path:
     # Unlike Path.resolve, realpath also takes a link that leads to itself.
     return Path(os.path.realpath(path))
+
+
+def _sync(folder: Path) -> None:
+    """Have the new name of a file, too, outlive a power failure, where folders can be synchronized."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _opened_and_locked(temporary: Path) -> BinaryIO:
+    """A new file, with a lock that tells other writers of its target that this one lives; it is on the open file."""
+    while True:
+        file = temporary.open("wb")
+        if _POSIX:
+            with contextlib.suppress(OSError):  # a file system that has no locks
+                lock_descriptor(file.fileno())
+            if not os.fstat(file.fileno()).st_nlink:  # another writer can have removed it before it was locked
+                file.close()
+                continue
+        return file
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files of writers of `target` that have been killed, as the locks that are gone show."""
+    if _POSIX:
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if lock_descriptor(file.fileno(), blocking=False):
+                    left.unlink()
+
+
+def _inherit(target: Path, temporary: Path) -> None:
+    """Give a new file the mode, and where possible the owner, of the one that it is to replace, if that may be written."""
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(old.st_mode):
+        raise OSError("it is a folder or a device")
+    if not os.access(target, os.W_OK, effective_ids=_POSIX):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if _POSIX:
+        for owner in ((old.st_uid, -1), (-1, old.st_gid)):
+            with contextlib.suppress(PermissionError):
+                os.chown(temporary, *owner)
+    temporary.chmod(stat.S_IMODE(old.st_mode))

@@ -7,6 +7,7 @@ The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO, Self
 
 import numpy as np
@@ -172,6 +173,12 @@ def write_vecs(path: Path, blocks: Iterable[np.ndarray]) -> None:
             file.write(rows.data)
 
     write_atomically(path, write)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array as a whole .npy file."""
+    # NumPy itself, given a file, would say of a full disk no more than how many items it has written.
+    write_atomically(path, lambda file: np.save(SimpleNamespace(write=file.write), array, allow_pickle=False))
 
 
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:

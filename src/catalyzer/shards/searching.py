@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,8 +9,7 @@ import numpy as np
 
 from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.files.atomic import write_atomically
-from catalyzer.files.vectors import as_float32, open_vectors, write_vecs
+from catalyzer.files.vectors import as_float32, open_vectors, write_npy, write_vecs
 from catalyzer.nn import digest
 from catalyzer.parts import Trust
 from catalyzer.progress import progress
@@ -173,5 +171,5 @@ def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_
         if file_format == "vecs":
             write_vecs(Path(f"{output}{vecs}"), [array])
         else:
-            write_atomically(Path(f"{output}{npy}"), partial(np.save, arr=array, allow_pickle=False))
+            write_npy(Path(f"{output}{npy}"), array)
     log.info("%s: %s rows of %s ids and distances", output, f"{len(ids):,}", f"{ids.shape[1]:,}")
