@@ -71,7 +71,10 @@ def test_a_run_whose_cache_has_no_room(train: Command, own_files: list[str], sma
     assert run.stderr.count("cannot be written (No space left on device)") == 1, run.stderr
     assert "Traceback" not in run.stderr
     assert "PCA + lattice" in rows(only_run(tmp_path))
-    refused(train(*line, f"cache={small_disk}/full", expect=2), "the cache must be a folder, and", "/full is a file")
+    refused(
+        train(*line, f"cache={small_disk}/full", expect=2),
+        f"{small_disk}/full cannot be a folder, since {small_disk}/full is a file; give another folder",
+    )
 
 
 def test_a_folder_that_takes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +91,5 @@ def test_a_folder_that_takes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in ("file", "file/below"):
-        with pytest.raises(
-            InvalidInput, match=r"the cache must be a folder, and .*file is a file; give another folder as cache="
-        ):
+        with pytest.raises(InvalidInput, match=f"{folder} cannot be a folder, since .*file is a file; give another folder"):
             ArrayCache(tmp_path / folder)

@@ -95,7 +95,7 @@ def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"old")
     for target, reason in (
-        ("folder", "it is a folder or a device"),
+        ("folder", "Is a directory"),
         ("file/a.bin", "File exists"),
         ("file/b/a.bin", "Not a directory"),
     ):
@@ -141,7 +141,7 @@ def test_what_may_not_be_written_is_not_replaced() -> None:
     assert target.read_bytes() == b"old"
     os.mkfifo(folder / "pipe")
     for path in (folder / "pipe", Path(os.devnull)):
-        with pytest.raises(Unavailable, match=rf"{path.name} cannot be written \(it is a folder or a device\)"):
+        with pytest.raises(Unavailable, match=rf"{path.name} cannot be written \(it is a device or a pipe\)"):
             write_atomically(path, lambda file: file.write(b"new"))
     assert {path.name for path in folder.iterdir()} == {"a.bin", "pipe"}
     shutil.rmtree(folder)

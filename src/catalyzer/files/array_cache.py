@@ -39,7 +39,7 @@ class ArrayCache:
         if self.folder is not None:
             there = next(place for place in (self.folder, *self.folder.parents) if os.access(place, os.F_OK))
             if not there.is_dir():
-                raise InvalidInput(f"the cache must be a folder, and {there} is a file; give another folder as cache=")
+                raise InvalidInput(f"{self.folder} cannot be a folder, since {there} is a file; give another folder")
         self._arrays: dict[str, np.ndarray] = {}
 
     def has(self, name: str, key: tuple) -> bool:

@@ -136,7 +136,7 @@ def _inherit(target: Path, temporary: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(old.st_mode):
-        raise OSError("it is a folder or a device")
+        raise OSError(os.strerror(errno.EISDIR) if stat.S_ISDIR(old.st_mode) else "it is a device or a pipe")
     if not os.access(target, os.W_OK, effective_ids=_POSIX):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if _POSIX:
