@@ -165,25 +165,32 @@ def expected(contents: Contents, seed: int) -> tuple[np.ndarray, ...]:
     k, nprobe = int(random.integers(1, 20)), int(random.integers(1, IVF + 1))
     queries = vectors(seed, 5)
     distances, ids = np.full((5, k), np.inf, np.float32), np.full((5, k), -1)
-    for row, query in enumerate(queries):
+    for row in range(len(queries)):
         searched = np.arange(len(contents.ids))
         if contents.lists is not None:
             probed = contents.lists.nearest(contents.codec.map_queries(queries), nprobe)[row]
             searched = np.flatnonzero(np.isin(np.repeat(np.arange(IVF), contents.lists.sizes), probed))
         if found := min(k, len(searched)):
-            nearest = contents.codec.search(query[None], np.ascontiguousarray(contents.codes[searched]), found)
-            distances[row, :found], ids[row, :found] = nearest[0][0], contents.ids[searched[nearest[1][0]]]
+            # All queries in one batch, though one is looked at: networks round in another way for other batches.
+            near = contents.codec.search(queries, np.ascontiguousarray(contents.codes[searched]), found)
+            distances[row, :found], ids[row, :found] = near[0][row], contents.ids[searched[near[1][row]]]
     return distances, ids
 
 
 def check_search(index: CatalyzerIndex, seed: int, states: list[Contents]) -> None:
     """Search, and compare with what one of the states must give."""
     got = search(index, seed)
-    for contents in states:
-        distances, ids = expected(contents, seed)
-        if np.array_equal(got[1], ids) and np.allclose(got[0], distances, rtol=1e-5, atol=1e-6):
-            return
-    raise Difference(f"the search with seed {seed} finds something else than a search in all codes")
+    if not any(alike(got, expected(contents, seed)) for contents in states):
+        found = [array.tolist() for array in (*got, *expected(states[0], seed))]
+        raise Difference(f"the search with seed {seed} finds something else than a search in all codes: {found}")
+
+
+def alike(got: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...]) -> bool:
+    """Whether two searches find the same; of distances that only rounding tells apart, in any order."""
+    distances, ids = wanted
+    ties = np.isclose(distances[:, 1:], distances[:, :-1], rtol=1e-6)
+    tied = np.pad(ties, ((0, 0), (1, 0))) | np.pad(ties, ((0, 0), (0, 1)), constant_values=True)  # the last, with what follows
+    return np.allclose(got[0], distances, rtol=1e-5, atol=1e-6) and bool(((got[1] == ids) | tied).all())
 
 
 def searching_threads(index: CatalyzerIndex, kinds: list[str], seed: int, empty: Path) -> None:
@@ -210,7 +217,7 @@ def searching_threads(index: CatalyzerIndex, kinds: list[str], seed: int, empty:
         for thread in threads:
             thread.join()
     for each, got in results[:: max(1, len(results) // 20)]:
-        if not any(np.array_equal(got[1], expected(contents, each)[1]) for contents in states):
+        if not any(alike(got, expected(contents, each)) for contents in states):
             raise Difference(f"the search with seed {each} of a thread finds what was in the index at no moment")
 
 

@@ -137,7 +137,7 @@ def _inherit(target: Path, temporary: Path) -> None:
         return
     if not stat.S_ISREG(old.st_mode):
         raise OSError(os.strerror(errno.EISDIR) if stat.S_ISDIR(old.st_mode) else "it is a device or a pipe")
-    if not os.access(target, os.W_OK, effective_ids=_POSIX):
+    if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     if _POSIX:
         for owner in ((old.st_uid, -1), (-1, old.st_gid)):
