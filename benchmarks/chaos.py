@@ -53,6 +53,7 @@ MOST = 3_000  # vectors; beyond, more are removed than added
 LINES, LINES_OF_SAVE = 600, 190  # of the watched code that an operation, and a save, run through, roughly
 DISK = 24 << 20  # bytes of the file system that is filled, where one can be mounted
 WATCHED = {*map(str, Path(index_file.__file__).parent.glob("*.py")), catalyzer.files.atomic.__file__}
+REASONS = ("No space left on device", "File too large", "is being written by another process")  # that are none of damage
 Operation = dict[str, Any]
 
 
@@ -275,7 +276,7 @@ def work(operations: list[Operation], path: Path, empty: Path, mounted: bool, to
         except KeyboardInterrupt:
             told.send(("survived", "interrupted"))
         except CatalyzerError as error:
-            fine = isinstance(error, Unavailable) or type(error).__name__ == "Conflict"
+            fine = type(error).__name__ == "Conflict" or any(reason in str(error) for reason in REASONS)
             told.send(("survived", str(error)) if fine else ("difference", repr(error)))
         except BaseException as error:
             told.send(("difference", repr(error)))
@@ -287,7 +288,7 @@ def perform(operation: Operation, path: Path, empty: Path, mounted: bool, told: 
         index = CatalyzerIndex.load(path, mmap=operation["mmap"])
         before = Model.of(index._trained()).name
         told.send(("loaded", before))
-        if operation["pickled"] and hasattr(CatalyzerIndex, "__setstate__"):
+        if operation["pickled"] and {"__reduce__", "__getstate__", "__setstate__"} & vars(CatalyzerIndex).keys():
             index = pickle.loads(pickle.dumps(index))  # noqa: S301 (of this process)
         check_search(index, seed, [index._trained()])
         if operation["threads"]:
@@ -391,7 +392,7 @@ class Chaos:
                     time.sleep(random.exponential(0.5))
                 os.kill(victim.pid, signal.SIGCONT if held else signal.SIGKILL)
         for process, _ in workers:
-            process.join(60)
+            process.join(120)
             if process.is_alive():
                 process.kill()
                 self.differ(f"a process hangs in round {number}", events)

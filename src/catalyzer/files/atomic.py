@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
-import glob
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -122,8 +122,11 @@ def _opened_and_locked(temporary: Path) -> BinaryIO:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove the temporary files of writers of `target` that have been killed, as the locks that are gone show."""
-    if _POSIX:
-        for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}"):
+    if not _POSIX:
+        return
+    name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}")
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:  # some folders cannot be listed
+        for left in [Path(entry.path) for entry in entries if name.fullmatch(entry.name)]:
             with contextlib.suppress(OSError), left.open("rb") as file:
                 if lock_descriptor(file.fileno(), blocking=False):
                     left.unlink()
