@@ -1,16 +1,14 @@
 """Measure another quantizer on the networks of a finished run: `python src/evaluate.py --help`."""
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from catalyzer.commands.console import one_sentence_errors
-from catalyzer.runs.compose import CONF, register_resolvers, resolved
+from catalyzer.commands.hydra_command import hydra_command
+from catalyzer.runs.compose import resolved
 
-register_resolvers()
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+@hydra_command("evaluate")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
         from catalyzer.runs.build import fit_to_classes

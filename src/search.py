@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from catalyzer.commands.console import one_sentence_errors
-from catalyzer.runs.compose import CONF, register_resolvers, resolved
+from catalyzer.commands.hydra_command import hydra_command
+from catalyzer.runs.compose import resolved
 
-register_resolvers()
 
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="search")
+@hydra_command("search")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
         from catalyzer.runs.settings import Search

@@ -1,5 +1,8 @@
 """What goes wrong, told apart by who can mend it. Each message is a sentence: what was expected, what came, what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CatalyzerError(Exception):
     """Base of all errors that are no bug; the commands print its text and exit with code 2."""
@@ -33,3 +36,15 @@ class Unavailable(CatalyzerError, OSError):
 
 class Conflict(CatalyzerError):
     """A file has changed since it was read, so writing it now would undo what somebody else has done."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of a sentence on a word that there is not: the nearest one, or nothing where none is near.
+
+    >>> did_you_mean("lamda", ["lambda", "seed"]), did_you_mean("max_epochs", ["trainer.max_epochs"])
+    ('; did you mean lambda?', '; did you mean trainer.max_epochs?')
+    """
+    known = list(words)
+    last = {each.rpartition(".")[2]: each for each in reversed(known)}
+    near = [last[word]] if word in last else get_close_matches(word, known, 1) or get_close_matches(word, last, 1)
+    return f"; did you mean {last.get(near[0], near[0])}?" if near else ""

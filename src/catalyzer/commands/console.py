@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.files.atomic import write_atomically
-from catalyzer.runs import ERROR_FILE
+from catalyzer.runs import ERROR_FILE, OVERRIDES_FILE, not_ended
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
     """Print a user's mistake as one sentence on standard error and exit with code 2.
 
     Args:
-        output_folder: what Hydra created for the run; removed again if it is still empty.
+        output_folder: what Hydra created for the run; removed at the end if it is still empty.
     """
     try:
         yield
@@ -60,25 +60,29 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
         message = _sentence(error)
         if message is None:
             raise
-    else:
-        return
-    sys.stderr.write(f"error: {message}\n")
-    if output_folder is not None:
-        with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
-            output_folder.rmdir()
-    sys.exit(2)
+        sys.stderr.write(f"error: {message}\n")
+        sys.exit(2)
+    finally:
+        if output_folder is not None:
+            with contextlib.suppress(OSError):  # not empty: a run that had begun keeps what it has
+                output_folder.rmdir()
 
 
 @contextlib.contextmanager
 def errors_kept_in(folder: Path) -> Iterator[None]:
     """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep continue.
 
-    A launcher cannot be left to deal with it: on an exit, that of one machine ends with the job, that of several processes
-    stops them all or waits for ever. What is no user's mistake is logged with its traceback.
+    The file is there from the beginning of an attempt, which may be killed, and goes with its success: so no results of an
+    earlier attempt, at other settings perhaps, are taken for those of this one.
+
+    A launcher cannot be left to deal with what goes wrong: on an exit, that of one machine ends with the job, that of several
+    processes stops them all or waits for ever. What is no user's mistake is logged with its traceback.
     """
-    (folder / ERROR_FILE).unlink(missing_ok=True)  # of an earlier attempt
+    path = folder / ERROR_FILE
+    write_atomically(path, lambda file: file.write(f"{not_ended(folder)}\n".encode()))
     try:
         yield
+        path.unlink()
     except Exception as error:
         message = _sentence(error)
         if message is None:
@@ -87,7 +91,7 @@ def errors_kept_in(folder: Path) -> Iterator[None]:
         else:
             log.error("error: %s", message)
         text = f"{message}\n".encode()
-        write_atomically(folder / ERROR_FILE, lambda file: file.write(text))
+        write_atomically(path, lambda file: file.write(text))
 
 
 def _sentence(error: Exception) -> str | None:
@@ -108,5 +112,18 @@ class SweepFolder(Callback):
     latest: ClassVar[Path | None] = None
     """None before a sweep has begun, and where there is none."""
 
+    before: ClassVar[dict[Path, bytes]] = {}
+    """What an earlier sweep in this folder had given its jobs; it is removed, so that the table has the jobs of this one."""
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.latest = Path(config.hydra.sweep.dir)
+        for path in [*SweepFolder.latest.glob(f"*/{OVERRIDES_FILE}"), *SweepFolder.latest.glob("sweep.csv")]:
+            SweepFolder.before[path] = path.read_bytes()
+            path.unlink()
+
+    @classmethod
+    def restore(cls) -> None:
+        """Put back what `on_multirun_start` has removed, where the sweep has begun no job."""
+        if cls.latest is not None and not any(cls.latest.glob(f"*/{OVERRIDES_FILE}")):
+            for path, content in cls.before.items():
+                path.write_bytes(content)

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from catalyzer.commands.console import one_sentence_errors
+from catalyzer.commands.hydra_command import hydra_command, same_again
 from catalyzer.commands.train import composed_settings
 from catalyzer.errors import InvalidInput
-from catalyzer.runs.compose import CONF, compose_config, register_resolvers, resolved
+from catalyzer.interrupts import interruptible
+from catalyzer.runs.compose import compose_config, resolved
+from catalyzer.runs.overrides import spelled
 from catalyzer.runs.targets import TARGET_NAMES
 
 if TYPE_CHECKING:
     from catalyzer.reproduce import Lab
 
-register_resolvers()
 OWN = ("target", "out", "seeds", "lambdas", "job")  # keys of this command, which src/train.py does not have
 # What each row of a table chooses itself.
 PER_ROW = ("catalyzer", "quantizer", "decoder", "query", "end_to_end", "baselines", "rerank", "refine", "split")
@@ -30,7 +31,7 @@ SEARCH_PATH = "hydra.searchpath="
 SWEEPS = {"experiment=crossvalidate", "experiment=search"}  # which Hydra would make of the target, before we are asked
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="reproduce")
+@hydra_command("reproduce")
 def make(config: DictConfig) -> None:
     with one_sentence_errors():
         values = resolved(config)
@@ -83,7 +84,11 @@ def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[s
 
 def main() -> None:
     """Take the target without `target=`; with -m, have Hydra's launcher make all trainings first, then go on as without."""
-    arguments = sys.argv[1:]
+    with interruptible(same_again):
+        _make(spelled(sys.argv[1:]))
+
+
+def _make(arguments: list[str]) -> None:
     words = [
         i
         for i, text in enumerate(arguments)

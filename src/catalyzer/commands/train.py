@@ -1,27 +1,51 @@
 """The command of `src/train.py`."""
 
+import contextlib
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from catalyzer.commands.console import SweepFolder, check_launch, errors_kept_in, one_sentence_errors
+from catalyzer.commands.hydra_command import hydra_command, typed
 from catalyzer.errors import InvalidInput
-from catalyzer.runs.compose import CONF, register_resolvers, resolved
+from catalyzer.interrupts import INTERRUPTED, interruptible
+from catalyzer.runs import ERROR_FILE
+from catalyzer.runs.compose import resolved
 
 if TYPE_CHECKING:
     from catalyzer.runs.settings import Settings
 
-register_resolvers()
+
+def how_to_go_on(run: Path | None = None) -> str:
+    """The command that resumes what Ctrl-C has ended: the run in a folder, or else the sweep, where one has begun."""
+    if run is None and SweepFolder.latest is not None:
+        folder = _short(SweepFolder.latest)
+        return f"this goes on with the sweep: {typed(f'hydra.sweep.dir={folder}', without='hydra.sweep.dir=')}"
+    if run is None or not (run / "config.yaml").exists():
+        return f"nothing has been kept, this begins anew: {typed()}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # none of its processes knows how they were started
+        return "the same command goes on with it"
+
+    from catalyzer.runs.build import TRUSTED, modules_of
+    from catalyzer.runs.settings import Settings
+
+    others = [name for name in modules_of(Settings.load(run / "config.yaml")) if not name.startswith(("catalyzer.", *TRUSTED))]
+    trust = [f"trust=[{','.join(others)}]"] if others else []
+    return f"this goes on with it: {shlex.join(['python', sys.argv[0], f'resume={_short(run)}', *trust])}"
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+def _short(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+@hydra_command("train", how_to_go_on)
 def main(config: DictConfig) -> float | None:
     """One run; returns its best recall@10 on the validation split, or None where nothing was trained.
 
@@ -30,7 +54,8 @@ def main(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     sweeping = hydra_config.mode == RunMode.MULTIRUN
-    with errors_kept_in(folder) if sweeping else one_sentence_errors(folder):
+    by_itself = contextlib.nullcontext() if sweeping else interruptible(lambda: how_to_go_on(folder))
+    with errors_kept_in(folder) if sweeping else one_sentence_errors(folder), by_itself:
         if sweeping:
             from catalyzer.runs.sweeps import save_overrides
 
@@ -50,6 +75,8 @@ def main(config: DictConfig) -> float | None:
         from catalyzer.runs.sweeps import validation_recall
 
         run(settings, folder)
+        if not sweeping:  # which has made up for a job of a sweep, where the folder is one
+            (folder / ERROR_FILE).unlink(missing_ok=True)
         return validation_recall(folder).get(10)
     return -math.inf
 
@@ -88,18 +115,23 @@ def settings_to_resume(folder: str, trust: list[str] | str, overrides: list[str]
 
 def command() -> None:
     """What Hydra makes of the command line; a sweep ends with its table, also where its launcher gave up."""
-    complete = False
+    complete, interrupted = False, False
     try:
         main()
         complete = True
+    except SystemExit as stop:
+        interrupted = stop.code == INTERRUPTED
+        raise
     finally:
-        if SweepFolder.latest is not None:
+        failed = False
+        if SweepFolder.latest is not None and not interrupted:
             with one_sentence_errors():
                 from catalyzer.runs.sweeps import end_sweep
 
                 failed = end_sweep(SweepFolder.latest, complete)
-            if failed:
-                sys.exit(1)
+        SweepFolder.restore()
+        if failed:
+            sys.exit(1)
 
 
 if __name__ == "__main__":

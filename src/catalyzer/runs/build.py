@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, Dataset
@@ -16,7 +17,7 @@ from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.parts import Trust, find_class, parameters
 from catalyzer.quantizers import Quantizer
-from catalyzer.runs.settings import Settings
+from catalyzer.runs.settings import Settings, number
 
 if TYPE_CHECKING:  # what only uses a run need not wait for Lightning
     from pytorch_lightning.callbacks import Callback
@@ -84,7 +85,7 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
     given = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in overrides)}
     for group, key, part in parts(values):
         cls = class_of(group, part)
-        hints, others = _hints(cls)
+        hints, others = arguments_of(cls)
         for name in [name for name in part if not name.startswith("_") and (group, name) != ("trainer", "sync_batchnorm")]:
             if name in hints or others is not None:
                 part[name] = _checked(f"{key}.{name}", part[name], hints.get(name, others))
@@ -96,7 +97,7 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
                 del part[name]
 
 
-def _hints(cls: type) -> tuple[dict[str, Any], Any]:
+def arguments_of(cls: type) -> tuple[dict[str, Any], Any]:
     """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others.
 
     A class that takes **others is expected to hand them to its base, whose arguments are then its own too.
@@ -123,9 +124,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, dict | list):  # may hold parts
         return value
     try:
-        return TypeAdapter(hint).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
+        return number(value, TypeAdapter(hint).validate_python(value))
+    except (ValidationError, PydanticCustomError) as error:
+        message = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.message()
         raise InvalidInput(f"{key}={value}: {message[0].lower()}{message[1:]}; change it on the command line") from None
     except (PydanticSchemaGenerationError, PydanticUserError):  # a type of somebody's that pydantic does not know
         return value
@@ -179,7 +180,7 @@ def blamed(path: str) -> Iterator[None]:
 
 def _built(group: str, part: dict[str, Any], **given: Any) -> Any:
     """The part, with those of the given arguments that its class takes and the settings do not have."""
-    hints, _ = _hints(class_of(group, part))
+    hints, _ = arguments_of(class_of(group, part))
     more = {name: value for name, value in given.items() if name in hints and name not in part}
     try:
         with blamed(part["_target_"]):

@@ -1,6 +1,7 @@
 """Composing `conf/` with Hydra, also from within Python, and the resolvers that its files use."""
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
+from catalyzer.runs.overrides import PATHS, explained, spelled
 from catalyzer.runs.targets import TARGET_NAMES
 
 _PACKAGE = Path(__file__).parents[1]
@@ -74,14 +77,53 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     Raises:
         InvalidInput: Hydra refuses the overrides.
     """
+    try:
+        return _composed(name, spelled(overrides))
+    except HYDRAS_ERRORS as error:
+        raise refusal(error, name, overrides) from None
+
+
+HYDRAS_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+"""What composing raises where overrides are wrong."""
+
+
+def refusal(error: Exception, name: str, overrides: Sequence[str]) -> InvalidInput:
+    """One sentence on why `conf/<name>.yaml` cannot be composed with these overrides."""
+    if isinstance(error, InvalidInput):
+        return error
+    groups = {path.name: sorted(path.glob("*.yaml")) for path in CONF.iterdir() if path.is_dir()}
+    chosen = [text for text in overrides if text.partition("=")[0] in groups]
+    try:
+        config = _composed(name, chosen, whole=True)
+    except HYDRAS_ERRORS:
+        config = _composed(name, [], whole=True)
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    if not any("hydra" in text for text in overrides):
+        del values["hydra"]
+    options: dict[str, list[str]] = {}
+    for group in groups.keys() & values.keys():
+        for path in groups[group]:
+            for key in map(str, OmegaConf.load(path)):
+                options.setdefault(f"{group}.{key}", []).append(f"{group}={path.stem}")
+    return InvalidInput(explained(error, overrides, values, options))
+
+
+def is_sweep(name: str, overrides: Sequence[str]) -> bool:
+    """Whether Hydra would make a sweep of these overrides, of which those of paths are left out."""
+    others = [text for text in overrides if text.lstrip("+").partition("=")[0] not in PATHS]
+    try:
+        return _composed(name, others, whole=True).hydra.mode == RunMode.MULTIRUN
+    except HYDRAS_ERRORS:  # which Hydra itself will refuse
+        return False
+
+
+def _composed(name: str, overrides: list[str], whole: bool = False) -> DictConfig:
     register_resolvers()
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()  # there can be only one
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, overrides)
-    except HydraException as error:
-        raise InvalidInput(" ".join(str(error).split())) from None
+            return compose(name, overrides, return_hydra_config=whole)
     finally:
         GlobalHydra.instance().hydra = running
 

@@ -46,9 +46,12 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         InvalidInput: settings and data that do not fit together, or a folder that holds a run of other settings;
             nothing has been written then.
     """
-    if (folder / "config.yaml").exists() and not Settings.load(folder / "config.yaml").decides_as(settings):
+    held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+    if held is not None and not held.decides_as(settings):
         raise InvalidInput(f"{folder} holds a run with other settings; resume it by resume={folder}, or choose another folder")
     if (folder / "results.json").exists():
+        if held != settings:  # which says, for one, on which split a sweep compares its jobs
+            settings.save(folder / "config.yaml")
         log.info("%s has ended already; this is its table", folder)
         rows, title = read_results(folder)
         print_table(rows, title)

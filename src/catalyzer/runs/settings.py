@@ -16,12 +16,14 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from catalyzer.datasets import Dataset, fetch_published, make_photosift
-from catalyzer.errors import DamagedFile, InvalidInput
+from catalyzer.errors import DamagedFile, InvalidInput, did_you_mean
 from catalyzer.files.atomic import write_atomically
 from catalyzer.parts import find_class
 
@@ -46,7 +48,12 @@ class _Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InvalidInput(_sentence(error)) from None
+            raise InvalidInput(_sentence(error, cls)) from None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _number(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        return number(value, validate(value))
 
 
 def _names_a_class(part: dict[str, Any]) -> dict[str, Any]:
@@ -109,8 +116,10 @@ class Settings(_Settings):
     @field_validator("d_out", mode="before")
     @classmethod
     def _dimension_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and not (isinstance(value, int) and value >= 2):
-            raise ValueError(f"d_out={value}: input should be a number of at least 2, or auto; change it on the command line")
+        if value != "auto" and not (type(value) is int and value >= 2):
+            raise ValueError(
+                f"d_out={value}: input should be a whole number of at least 2, or auto; change it on the command line"
+            )
         return value
 
     @model_validator(mode="after")
@@ -120,9 +129,9 @@ class Settings(_Settings):
                 raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
         for key in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
             value = self.trainer.get(key)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(
-                    f"trainer.{key}={value}: input should be a number of at least 1; change it on the command line"
+                    f"trainer.{key}={value}: input should be a whole number of at least 1; change it on the command line"
                 )
         epochs, every = self.trainer["max_epochs"], self.trainer["check_val_every_n_epoch"]
         if every > epochs:
@@ -289,12 +298,30 @@ class Reproduction(_Settings):
     job: Annotated[int, Field(ge=0)] | None
 
 
-def _sentence(error: ValidationError) -> str:
+def number(given: Any, taken: Any) -> Any:
+    """`taken`, what pydantic made of a value, unless it has made a number of a truth value, or an integer of another number.
+
+    Raises:
+        PydanticCustomError: it has.
+    """
+    if isinstance(given, bool) and type(taken) in (int, float):
+        raise PydanticCustomError("number", "input should be a number")
+    if isinstance(given, float) and type(taken) is int:
+        raise PydanticCustomError("number", "input should be a whole number, without a point or an exponent")
+    return taken
+
+
+def _sentence(error: ValidationError, cls: type[BaseModel]) -> str:
     first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a choice of types, that which the value came nearest to
     if first["type"] == "value_error":  # raised by our own checks, which are sentences already
         return str(first["ctx"]["error"])
     path = [text for part in first["loc"] if "[" not in (text := str(part))]  # without types, such as "list[int]"
+    if first["type"] == "extra_forbidden":
+        near = (
+            did_you_mean(path[0], [field.alias or name for name, field in cls.model_fields.items()]) if len(path) == 1 else ""
+        )
+        return f"there is no key {'.'.join(path)}{near}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    if first["type"] in ("missing", "extra_forbidden"):
+    if first["type"] == "missing":
         return f"setting {'.'.join(path)}: {message}"
     return f"{'.'.join(path)}={first['input']}: {message}; change it on the command line"

@@ -14,7 +14,7 @@ import yaml
 
 from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.files.atomic import write_atomically
-from catalyzer.runs import ERROR_FILE
+from catalyzer.runs import ERROR_FILE, OVERRIDES_FILE, not_ended
 from catalyzer.runs.build import build_baselines, load_dataset, modules_of
 from catalyzer.runs.results import print_rows, print_table
 from catalyzer.runs.settings import Settings
@@ -22,9 +22,6 @@ from catalyzer.runs.tracking import log_tables, loggers
 from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
 
 log = logging.getLogger(__name__)
-
-OVERRIDES_FILE = "overrides.yaml"
-"""What a job was given, as Hydra spells it, in its folder from the first moment on."""
 
 SPLITS = ("validation", "test")
 RANKS = (1, 10, 100)
@@ -79,9 +76,11 @@ class Job:
         try:
             given = yaml.safe_load((folder / OVERRIDES_FILE).read_text())
             overrides = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in given)}
-            recall["validation"] = validation_recall(folder)
+            if (folder / ERROR_FILE).exists():
+                raise InvalidInput((folder / ERROR_FILE).read_text().strip())
             settings = Settings.load(folder / "config.yaml")
             split = settings.split
+            recall["validation"] = validation_recall(folder)
             if (folder / "results.json").exists():
                 # Of a run's own rows the second, if there are two, is that of the search as the settings have it.
                 own = read_results(folder)[0][1 if settings.rerank else 0]
@@ -89,10 +88,9 @@ class Job:
             elif split == "validation" and (folder / "catalyzer.json").exists():
                 seconds = json.loads((folder / "catalyzer.json").read_text())["training_seconds"]
             else:
-                raise InvalidInput(f"has not ended; python src/train.py resume={folder} resumes it")
+                raise InvalidInput(not_ended(folder))
         except CatalyzerError as reason:
-            kept = folder / ERROR_FILE
-            error = kept.read_text().strip() if kept.exists() else str(reason)
+            error = str(reason)
         except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError) as damage:
             error = f"{folder} is damaged ({type(damage).__name__}); remove it, or run the job again"
         return cls(folder, overrides, split, recall, seconds, error)

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from catalyzer.errors import InvalidInput
 from catalyzer.training.data import AnchorData
 from catalyzer.training.epoch_report import quiet_lightning
+from catalyzer.training.fit import stoppable
 from catalyzer.training.module import Training
 
 UNITS = {"s": 1, "min": 60, "h": 3600}
@@ -55,7 +56,8 @@ def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[st
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(training, datamodule=data)
+    with stoppable():
+        trainer.fit(training, datamodule=data)
     timed = clock.ends[FIRST_STEPS - 1 :] if len(clock.ends) > FIRST_STEPS else clock.ends
     seconds_per_step = (timed[-1] - timed[0]) / max(1, len(timed) - 1)
     return float(trainer.callback_metrics["epoch/mining_seconds"]) + data.steps * seconds_per_step, clock.before

@@ -1,7 +1,9 @@
 """Checkpoints: written atomically, loaded without unpickling, and there when a run is told to stop."""
 
+import _thread
 import io
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -18,6 +20,7 @@ from pytorch_lightning.callbacks import Callback
 
 from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
+from catalyzer.interrupts import GRACE, INTERRUPTED, after
 from catalyzer.training.metrics_file import MetricsFile
 
 log = logging.getLogger(__name__)
@@ -75,8 +78,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 class Checkpoints(Callback):
     """Keeps the last checkpoints: one after each epoch, and one at once when the process is told to stop.
 
-    SIGTERM saves and ends the run with exit code `TERMINATED`; in a job of SLURM, SIGUSR1 does so too and queues the job
-    again. In several processes all stop when one is told to.
+    SIGTERM saves and ends the run with exit code `TERMINATED`, and SIGINT with `INTERRUPTED`, also without saving where no step
+    ends within `GRACE` seconds; in a job of SLURM, SIGUSR1 does as SIGTERM and queues the job again. In several processes all
+    stop when one is told to.
 
     Args:
         folder: of the run.
@@ -91,16 +95,29 @@ class Checkpoints(Callback):
             raise InvalidInput(f"at least 1 checkpoint is kept, got keep = {keep}")
         self.folder, self.keep = folder, keep
         self._told: signal.Signals | None = None
+        self._late = False
+        self._timer: threading.Timer | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # In place of Lightning's handlers, which are set before and with several processes wait for the others from within.
         if threading.current_thread() is threading.main_thread():  # elsewhere Python has no signals
-            told = [signal.SIGTERM, signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [signal.SIGTERM]
-            self._handlers = {number: signal.signal(number, self._notice) for number in told}
+            told = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
+            heard = [number for number in told if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._notice) for number in heard}
+            if multiprocessing.parent_process() is not None:  # which has blocked it until here, see `fit`
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._told = signal.Signals(number)
+        if self._late:
+            raise SystemExit(INTERRUPTED)
+        if self._told is None and number == signal.SIGINT:
+            self._timer = after(GRACE, self._hurry)
+        self._told = self._told or signal.Signals(number)
+
+    def _hurry(self) -> None:
+        self._late = True
+        _thread.interrupt_main(signal.SIGINT)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. Gradients that are
@@ -119,7 +136,13 @@ class Checkpoints(Callback):
         if stopping:
             self._leave(trainer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._stopping(trainer):  # since the end of the last epoch
+            self._leave(trainer)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -149,7 +172,7 @@ class Checkpoints(Callback):
             # A thread of Gloo that still holds what it has reduced when Python ends aborts the process ("terminate called
             # without an active exception"); this waits for it.
             torch.distributed.destroy_process_group()
-        raise SystemExit(TERMINATED)
+        raise SystemExit(INTERRUPTED if self._told is signal.SIGINT else TERMINATED)
 
 
 def requeue() -> None:

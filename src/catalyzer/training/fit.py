@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -20,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from catalyzer.errors import InvalidInput
+from catalyzer.interrupts import GRACE, INTERRUPTED, after, handled
 from catalyzer.neighbors import engine
 from catalyzer.training.checkpoints import TERMINATED, AtomicCheckpoints, Checkpoints, load_checkpoint, newest_checkpoint
 from catalyzer.training.data import AnchorData
@@ -114,7 +117,7 @@ def fit(
     log.info("training on %s × %d, neighbours by %s", trainer.accelerator.__class__.__name__, trainer.world_size, engine())
     if found:
         log.info("resuming from %s, epoch %d of %d", found[0].name, found[1]["epoch"] + 1, trainer.max_epochs)
-    with _processes_as_one(folder):
+    with stoppable() if trainer.strategy.launcher is None else _processes_as_one(trainer, folder):
         try:
             trainer.fit(training, datamodule=data, ckpt_path=found[0] if found else None, weights_only=True)
         except MisconfigurationException as error:
@@ -138,33 +141,105 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def _processes_as_one(folder: Path) -> Iterator[None]:
-    # Spawned training processes are told what this one is told, and what ends one of them is told as if it were our own.
-    def pass_on(number: int, _: Any) -> None:
-        if not multiprocessing.active_children():  # and before the training begins there is nothing to save
-            raise SystemExit(TERMINATED)
-        for process in multiprocessing.active_children():
-            if process.pid is not None:
-                os.kill(process.pid, number)
+def stoppable() -> Iterator[None]:
+    """Have SIGTERM and SIGINT end what Lightning does, where nothing in it saves: by an exit, and by a KeyboardInterrupt.
 
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, pass_on) if main else None
-    try:
-        yield
-    except ProcessExitedException as error:
-        if error.exit_code == TERMINATED:
-            raise SystemExit(TERMINATED) from None
+    Lightning itself would make an exit with code 1 of the latter, without a word.
+    """
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    with handled(signal.SIGTERM, leave), handled(signal.SIGINT, leave):
+        try:
+            yield
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                raise KeyboardInterrupt from None
+            raise
+
+
+@contextlib.contextmanager
+def _processes_as_one(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+    # Spawned training processes are told what this one is told, and what ends one of them is told as if it were our own.
+    told: list[int] = []
+    trainer.callbacks.append(_BeforeEachStart(told))  # type: ignore[attr-defined]
+    with stoppable(), _told_on(told):
+        try:
+            yield
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            if not told:
+                _raise_as_ours(error, folder)
+        if told:
+            raise SystemExit(128 + told[0])
+
+
+def _raise_as_ours(error: ProcessExitedException | ProcessRaisedException, folder: Path) -> NoReturn:
+    if isinstance(error, ProcessExitedException):
+        if error.exit_code in (TERMINATED, INTERRUPTED):
+            raise SystemExit(error.exit_code) from None
         reason = error.signal_name or f"exit code {error.exit_code}"
         raise InvalidInput(
             f"a training process ended with {reason}; resume={folder} resumes from its last checkpoint"
         ) from None
-    except ProcessRaisedException as error:
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind.rpartition(".")[2] == InvalidInput.__name__:
-            raise InvalidInput(message) from None
-        if kind.rpartition(".")[2] == SIGTERMException.__name__:  # told before its training had begun
-            raise SystemExit(TERMINATED) from None
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+    kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+    if kind.rpartition(".")[2] == InvalidInput.__name__:
+        raise InvalidInput(message) from None
+    if kind.rpartition(".")[2] == SIGTERMException.__name__:  # told before its training had begun
+        raise SystemExit(TERMINATED) from None
+    raise error
+
+
+@contextlib.contextmanager
+def _told_on(told: list[int]) -> Iterator[None]:
+    """Keep in `told` what this process is told by SIGINT and SIGTERM, pass it on to those that it has started, and end them.
+
+    A thread does so, since the main one waits for the processes. They begin with SIGINT blocked, as this thread has it when it
+    starts them: a terminal sends it to all, and one that is still importing could do nothing but print where it was.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where Python has no signals
+        yield
+        return
+    receiver, sender = os.pipe()
+    os.set_blocking(sender, False)
+
+    def pass_on() -> None:
+        while number := os.read(receiver, 1):
+            if not told:
+                after(GRACE + 1, lambda: tell(signal.SIGKILL))
+            told.append(number[0])
+            tell(number[0])
+
+    def tell(number: int) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                os.kill(process.pid, number)
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    with handled(signal.SIGTERM, lambda *_: None), handled(signal.SIGINT, lambda *_: None):
+        resource_tracker.ensure_running()  # of Python's own, which would unblock it where the first process is started
+        before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.set_wakeup_fd(before)
+            os.close(sender)
+            thread.join()
+            os.close(receiver)
+            if told:
+                tell(signal.SIGKILL)
+
+
+class _BeforeEachStart(Callback):
+    """Keeps a process from being started after this one was told to end: what one is given is pickled right before."""
+
+    def __init__(self, told: list[int]) -> None:
+        self.told = told
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.told:
+            raise SystemExit(128 + self.told[0])
+        return {"told": []}
