@@ -52,20 +52,27 @@ def main(arguments: list[str] | None = None) -> None:
     if others:  # settings behind an option, which argparse leaves over
         options.overrides += others
     from catalyzer.commands.console import ConsoleHandler, one_sentence_errors
+    from catalyzer.interrupts import interruptible
 
     handler = ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("catalyzer").setLevel(logging.INFO)
     try:
-        with one_sentence_errors():
+        with interruptible(lambda: _how_to_go_on(options)), one_sentence_errors():
             options.run(options)
             sys.stdout.flush()
     except BrokenPipeError:  # who reads the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes at the end
         sys.exit(141)
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    if getattr(options, "folder", None) is not None:
+        return f"the same command goes on with the training in {options.folder}"
+    if options.run is _fit:
+        return "no index was made; with --folder FOLDER the same command goes on with a training that was interrupted"
+    return f"{options.index} is as it was, and the same command begins anew"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -70,7 +70,7 @@ def learn_codec(
         "catalyzer.hidden": hidden,
         **({"decoder.hidden": hidden} if decoder else {}),
     }
-    own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": f"'{folder / 'cache'}'"}
+    own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": str(folder / "cache")}
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
     check(settings, folder, learn.shape[1])
     benchmark = _benchmark(learn, folder)

@@ -71,7 +71,7 @@ def _swept(typed: str, value: str) -> str:
     if any("," in path.name and path.exists() for path in (Path(value), *Path(value).parents)):
         quoted = shlex.quote(f"{typed}={QuotedString(value, Quote.double).with_quotes()}")
         raise InvalidInput(
-            f"{typed}={value}: a comma separates the values of a sweep, and there is such a path; if it is meant, quote it: {quoted}"
+            f"{typed}={value}: a comma separates the values of a sweep, and there is such a path; quote it so: {quoted}"
         )
     elements = [_spelled(f"{typed}={each.strip()}", lambda: False) for each in _ELEMENTS.findall(value)]
     return f"{typed}={','.join(each.partition('=')[2] for each in elements)}"
