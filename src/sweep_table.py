@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import catalyzer
 from catalyzer.commands.console import one_sentence_errors
 
 
@@ -10,6 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Print the jobs of a sweep, the best recall@10 first, and write them into its folder as sweep.csv."
     )
+    parser.add_argument("--version", action="version", version=catalyzer.__version__)
     parser.add_argument("folder", type=Path, help="of the sweep, such as outputs/2026-01-31_12-00-00-000_sweep")
     folder = parser.parse_args().folder
     with one_sentence_errors():

@@ -265,7 +265,8 @@ def interrupted(
         [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
         cwd=folder, env=environment | signal_at(step, number, folder, training), capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + signal.SIGTERM), process.stderr
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 128 + signal.SIGINT}.get(number, 128 + signal.SIGTERM)
+    assert process.returncode == expected, process.stderr
     return process.stderr
 
 

@@ -1,5 +1,6 @@
 """Sweeps as a user makes them, by each launcher: each job has its folder, one that fails stops no other, the best is first."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from catalyzer.commands.console import errors_kept_in
 from catalyzer.runs.sweeps import Sweep, validation_recall
-from tests.helpers import FAST, ROOT, Command, command, signal_at
+from tests.helpers import FAST, ROOT, Command, command, refused, signal_at
 
 TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
 WRONG = "lambda=-1: input should be greater than or equal to 0; change it on the command line"
@@ -197,6 +199,11 @@ def test_crossvalidation_measures_the_best_on_the_test_split_and_no_other(
     train(f"resume=cv/{loser}")
     assert not (folder / loser / "results.json").exists()
 
+    # What has been compared on one split is compared on the other, when that is asked for.
+    process = train("experiment=crossvalidate", *own_files, *TINY, *grid, "split=test")
+    assert "cv: recall on the test split" in process.stdout
+    assert all(row["test R@10"] for row in csv_rows(folder))
+
 
 def test_what_varies_is_a_column_and_numbers_are_in_order(tmp_path: Path) -> None:
     for number in (0, 2, 10):
@@ -207,6 +214,42 @@ def test_what_varies_is_a_column_and_numbers_are_in_order(tmp_path: Path) -> Non
     assert sweep.keys == ["seed", "extra"]
     assert [sweep.name(job) for job in sweep.failed] == ["0 (seed=0)", "2 (seed=2 extra=1)", "10 (seed=10 extra=1)"]
     sweep.print()  # also where there is nothing in it yet
+
+
+def test_the_same_folder_again_has_the_results_of_now(
+    train: Command, sweep_table: Command, own_files: list[str], tmp_path: Path
+) -> None:
+    """Other settings are refused, other jobs leave the table, and a sweep that Hydra refuses changes nothing."""
+    sweep = ["-m", *own_files, "catalyzer=pca", "baselines=[]", "hydra.sweep.dir=s"]
+    train(*sweep, "bits=32,64")
+    before = sweep_table("s").stdout
+    refused(train(*sweep, "bits=32,64", "quantizer=latice", expect=2), "did you mean lattice?")
+    assert sweep_table("s").stdout == before
+
+    process = train(*sweep, "bits=32,64", "seed=1", expect=1)
+    assert [(row["job"], row["test R@10"]) for row in csv_rows(tmp_path / "s")] == [("0", ""), ("1", "")]
+    assert all("holds a run with other settings" in row["error"] for row in csv_rows(tmp_path / "s"))
+    assert "error: 2 of 2 jobs failed: 0 (bits=32), 1 (bits=64)" in process.stderr
+    assert not sweep_table("s").stdout.count(
+        "s: recall on the test split\n\n  job   bits   R@1   R@10   R@100   training s\n   0"
+    )
+
+    train(*sweep, "bits=32")
+    assert [row["job"] for row in csv_rows(tmp_path / "s")] == ["0"]
+    assert sweep_table("s").stdout.count("job 1") == 0
+    train(*sweep, "bits=32,64")
+    assert sweep_table("s").stdout == before
+
+
+def test_what_an_attempt_was_killed_in_is_not_its_result(tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    folder.mkdir()
+    with contextlib.suppress(KeyboardInterrupt), errors_kept_in(folder):
+        (folder / "overrides.yaml").write_text("[seed=1]")
+        (folder / "results.json").write_text("of an earlier attempt")
+        raise KeyboardInterrupt
+    (job,) = Sweep.load(tmp_path).failed
+    assert job.error == f"has not ended; python src/train.py resume={folder} resumes it"
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])

@@ -1,0 +1,120 @@
+"""Ctrl-C: real processes; all have ended, with exit code 130 and a line that says how to go on, and a second start goes on."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import DIM, FAST, ROOT, clustered, make_run
+
+LONG = [*FAST, "trainer.max_epochs=1000", "baselines=[]"]
+"""A training that does not end before it is interrupted."""
+
+
+def alive(session: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    listed = subprocess.run(["ps", "-eo", "sid,stat,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines()[1:] if line.split()[0] == str(session) and line.split()[1][0] != "Z"]
+
+
+def interrupted(
+    script: str, arguments: list[str], environment: dict[str, str], folder: Path, at: str, group: bool = True
+) -> list[str]:
+    """What `python src/SCRIPT ARGUMENTS` prints, interrupted when a line has the text `at`.
+
+    Args:
+        script: in src/.
+        arguments: of it.
+        environment: of it.
+        folder: where it runs.
+        at: in a line of its output.
+        group: whether all its processes get the signal, as from a terminal, or it alone.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "src" / script), *arguments],
+        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a job in the background ignores
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed = list[str]()
+    for line in process.stdout:
+        printed.append(line)
+        if at in line:
+            break
+    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+    printed += process.stdout.read().splitlines(keepends=True)
+    assert process.wait() == 130, "".join(printed)
+    assert not alive(process.pid)
+    assert "Traceback" not in "".join(printed)
+    return printed
+
+
+def command_of(line: str) -> list[str]:
+    """The arguments of the command that a line ends with."""
+    assert line.startswith("interrupted; this goes on")
+    python, _, *arguments = shlex.split(line.partition(": ")[2])
+    assert python == "python"
+    return arguments
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_a_training(own_files: list[str], environment: dict[str, str], tmp_path: Path, group: bool) -> None:
+    arguments = [*own_files, *LONG, "hydra.run.dir=a run"]
+    *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 1/1000", group)
+    assert last == f"interrupted; this goes on with it: python {ROOT}/src/train.py 'resume=a run'\n"
+    saved = re.search(r"told to stop: saved after step (\d+) of epoch", "".join(printed))
+    assert saved
+    again = interrupted("train.py", command_of(last), environment, tmp_path, "epoch ", group)
+    assert f"resuming from step-{int(saved[1]):09d}.ckpt" in "".join(again)
+
+
+def test_before_anything_is_kept(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    arguments = [*own_files, *LONG, "hydra.run.dir=run"]
+    *_, last = interrupted("train.py", arguments, environment, tmp_path, "too few for the split wanted")
+    assert last.startswith("interrupted; ")
+
+
+@pytest.mark.parametrize("group", [True, False])
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_a_sweep(own_files: list[str], environment: dict[str, str], tmp_path: Path, launcher: list[str], group: bool) -> None:
+    arguments = ["-m", *own_files, *LONG, "lambda=0.01,0.02,0.1", *launcher]
+    *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 2/1000", group)
+    (folder,) = (tmp_path / "outputs").glob("*_sweep")
+    assert command_of(last) == [*arguments, f"hydra.sweep.dir=outputs/{folder.name}"]
+    assert "jobs failed" not in "".join(printed)
+    again = interrupted("train.py", command_of(last), environment, tmp_path, "epoch ", group)
+    assert "resuming from step-" in "".join(again)
+
+
+@pytest.mark.parametrize(
+    ("at", "group"),
+    [("epoch 1/1000", True), ("epoch 1/1000", False), ("training on", True), ("Starting with 2 processes", True)],
+)
+def test_two_processes(own_files: list[str], environment: dict[str, str], tmp_path: Path, at: str, group: bool) -> None:
+    arguments = [*own_files, *LONG, "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run"]
+    *printed, last = interrupted("train.py", arguments, environment, tmp_path, at, group)
+    assert command_of(last) == ["resume=run"]
+    assert ("told to stop: saved" in "".join(printed)) or not at.startswith("epoch")
+
+
+def test_encoding(environment: dict[str, str], tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    np.save(tmp_path / "x.npy", clustered(20_000, DIM, 1))
+    arguments = ["run=run", "input=x.npy", "output=codes", "shard_size=10"]
+    *_, last = interrupted("encode.py", arguments, environment, tmp_path, "2000 of 2000 shards to encode")
+    assert command_of(last) == arguments
+
+
+def test_a_table_of_the_paper(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    long = [text for text in LONG if not text.startswith("baselines")]
+    arguments = ["table3", *own_files, *long, "out=o", "lambdas=[0.01]"]
+    *_, last = interrupted("reproduce.py", arguments, environment, tmp_path, "epoch 1/1000")
+    assert command_of(last) == ["target=table3", *arguments[1:]]
+    again = interrupted("reproduce.py", command_of(last), environment, tmp_path, "epoch ")
+    assert "resuming from step-" in "".join(again)
