@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,9 @@ def interrupted(
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
     printed += process.stdout.read().splitlines(keepends=True)
     assert process.wait() == 130, "".join(printed)
+    ended = time.monotonic()
+    while alive(process.pid) and time.monotonic() < ended + 10:  # what has been killed takes a moment to go
+        time.sleep(0.05)
     assert not alive(process.pid)
     assert "Traceback" not in "".join(printed)
     return printed
@@ -107,7 +111,7 @@ def test_encoding(environment: dict[str, str], tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     np.save(tmp_path / "x.npy", clustered(20_000, DIM, 1))
     arguments = ["run=run", "input=x.npy", "output=codes", "shard_size=10"]
-    *_, last = interrupted("encode.py", arguments, environment, tmp_path, "2000 of 2000 shards to encode")
+    *_, last = interrupted("encode.py", arguments, environment, tmp_path, "2,000 of 2,000 shards to encode")
     assert command_of(last) == arguments
 
 

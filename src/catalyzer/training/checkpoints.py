@@ -1,6 +1,5 @@
 """Checkpoints: written atomically, loaded without unpickling, and there when a run is told to stop."""
 
-import _thread
 import io
 import logging
 import multiprocessing
@@ -117,7 +116,7 @@ class Checkpoints(Callback):
 
     def _hurry(self) -> None:
         self._late = True
-        _thread.interrupt_main(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # which wakes the main thread, whatever it waits for
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. Gradients that are
