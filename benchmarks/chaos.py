@@ -40,8 +40,8 @@ from typing import Any, Self
 import numpy as np
 
 import catalyzer.files.atomic
-from catalyzer import CatalyzerIndex, Codec, LatticeQuantizer, errors
-from catalyzer.errors import CatalyzerError, InvalidInput, Unavailable
+from catalyzer import CatalyzerIndex, Codec, LatticeQuantizer
+from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable
 from catalyzer.files.atomic import locked
 from catalyzer.index import file as index_file
 from catalyzer.index.contents import Contents
@@ -276,7 +276,7 @@ def work(operations: list[Operation], path: Path, empty: Path, mounted: bool, to
         except KeyboardInterrupt:
             told.send(("survived", "interrupted"))
         except CatalyzerError as error:
-            fine = type(error).__name__ == "Conflict" or any(reason in str(error) for reason in REASONS)
+            fine = isinstance(error, Conflict) or any(reason in str(error) for reason in REASONS)
             told.send(("survived", str(error)) if fine else ("difference", repr(error)))
         except BaseException as error:
             told.send(("difference", repr(error)))
@@ -288,7 +288,7 @@ def perform(operation: Operation, path: Path, empty: Path, mounted: bool, told: 
         index = CatalyzerIndex.load(path, mmap=operation["mmap"])
         before = Model.of(index._trained()).name
         told.send(("loaded", before))
-        if operation["pickled"] and {"__reduce__", "__getstate__", "__setstate__"} & vars(CatalyzerIndex).keys():
+        if operation["pickled"]:
             index = pickle.loads(pickle.dumps(index))  # noqa: S301 (of this process)
         check_search(index, seed, [index._trained()])
         if operation["threads"]:
@@ -323,16 +323,15 @@ def waited_for(path: Path) -> Iterator[None]:
 
 def draw(random: np.random.Generator, size: int) -> Operation:
     """An operation, as JSON has it."""
-    changes = ["add", "add ids", "merge", "refused", "remove"]
-    changes += ["update"] if hasattr(CatalyzerIndex, "update") else []
-    weights = np.array([1.0, 1, 1, 0.3, 2 + 6 * (size > MOST), 1][: len(changes)])
+    changes = ["add", "add ids", "merge", "refused", "remove", "update"]
+    weights = np.array([1.0, 1, 1, 0.3, 2 + 6 * (size > MOST), 1])
     writes = random.random() < 0.7
     kinds = random.choice(changes, int(random.integers(1, 4)), p=weights / weights.sum()).tolist() if writes else []
     where = random.random()  # it is killed, if it is
     return {
         "kinds": kinds,
         "seed": int(random.integers(1 << 40)),
-        "locked": writes and (not hasattr(errors, "Conflict") or random.random() < 0.7),
+        "locked": writes and random.random() < 0.7,
         "mmap": random.random() < 0.5,
         "pickled": random.random() < 0.2,
         "threads": writes and random.random() < 0.2,

@@ -12,6 +12,7 @@ import torch
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.nn import Identity, Transform, embed
+from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 from catalyzer.progress import progress
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
@@ -77,10 +78,10 @@ class Codec:
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
 
     def fit(self, train: np.ndarray) -> None:
-        """Fit the quantizer to `(n, d_in)` training vectors, mapped; one that is fixed learns nothing, and costs nothing."""
+        """Fit the quantizer to `(n, d_in)` training vectors, mapped, outliers left out; one that is fixed learns nothing."""
         if self.quantizer.is_learned:
-            rows = np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]
-            self.quantizer.fit(embed(self.transform, train[rows], "embedding for the quantizer"))
+            sample = train[np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]]
+            self.quantizer.fit(embed(self.transform, sample[~outliers(sample)], "embedding for the quantizer"))
 
     def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
         """Map vectors and code them block by block, so that only the codes are ever held.

@@ -124,8 +124,14 @@ def test_nan_and_infinity(tmp_path: Path, suffix: str, value: float) -> None:
     refused(write(tmp_path / f"x{suffix}", x), "row 3 ", "NaN or infinity")
 
 
-def test_finite_vectors_whose_sum_overflows_are_finite() -> None:
-    check_finite(np.full((4, 4), np.finfo(np.float64).max), "x")
+def test_numbers_whose_squares_float32_cannot_hold() -> None:
+    x = np.full((4, 4), 1e17)
+    check_finite(x, "x")
+    x[2, 1] = -3e38
+    with pytest.raises(
+        InvalidInput, match=r"x: row 2 holds numbers up to 3e\+38, and float32 holds no squares of more than 1e"
+    ):
+        check_finite(x, "x")
 
 
 def test_npy_that_is_no_matrix(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 from catalyzer import InvalidInput, LatticeQuantizer, recall_at
 from catalyzer.datasets import Split
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.lattice import best_radius_sq, num_atoms
 from catalyzer.nn import PCA, embed
+from catalyzer.quantizers import MOST_ATOMS
 from catalyzer.training import choose_dimension
 from catalyzer.training.dimension import DIMENSIONS
 
@@ -41,7 +43,7 @@ def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCapt
     cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
     with caplog.at_level("INFO"):
         first = choose_dimension(train, split, 32, cache)
-        assert f"d_out = {first}: validation R@10 of PCA + lattice is" in caplog.text
+        assert f"d_out = {first}: PCA + lattice finds of the 10 nearest" in caplog.text
         caplog.clear()
         assert choose_dimension(train, split, 32, cache) == first
         assert "d_out" not in caplog.text
@@ -49,6 +51,19 @@ def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCapt
 
 def test_dimensions_without_a_lattice_of_that_size_are_left_out(split: Split, tmp_path: Path) -> None:
     assert choose_dimension(in_a_subspace(3000, 0), split, 64, ArrayCache(tmp_path)) >= 16  # 8 and 12 have none of 64 bits
+
+
+def test_lattices_that_are_slow_to_code_with_are_left_out(
+    split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
+    with caplog.at_level("INFO"):
+        chosen = choose_dimension(train, split, 96, cache)
+    assert chosen in (28, 32)  # of 24 dimensions, 96 bits have r² = 596 and 120,000 atoms
+    assert "left out for more than 50,000 atoms, which are slow to code with: " in caplog.text
+    for bits in range(8, 129):
+        dim = LatticeQuantizer.default_dim(bits)
+        assert num_atoms(dim, best_radius_sq(dim, bits)) <= MOST_ATOMS
 
 
 def test_no_lattice_of_so_many_bits_in_so_few_dimensions(tmp_path: Path) -> None:

@@ -68,11 +68,23 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
-    if getattr(options, "folder", None) is not None:
-        return f"the same command goes on with the training in {options.folder}"
-    if options.run is _fit:
-        return "no index was made; with --folder FOLDER the same command goes on with a training that was interrupted"
-    return f"{options.index} is as it was, and the same command begins anew"
+    if options.run is not _fit:
+        return f"{options.index} is as it was, and the same command begins anew"
+    return (
+        KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet, and the same command begins anew"
+    )
+
+
+KEPT = "the training is kept in {}; the same command resumes it"
+
+
+def _training(options: argparse.Namespace) -> Path:
+    """The folder of the training: that of the user, or one beside the index until that is written."""
+    return options.folder or options.index.with_name(f"{options.index.name}.training")
+
+
+def _has_begun(options: argparse.Namespace) -> bool:
+    return any(_training(options).glob("checkpoints/*"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,7 +184,7 @@ def _fit(options: argparse.Namespace) -> None:
             ivf=options.ivf,
             overrides=options.overrides,
         )
-        folder = options.folder or options.index.with_name(f"{options.index.name}.training")
+        folder, temporary = _training(options), options.folder is None
         try:
             index.fit(
                 options.learn,
@@ -182,14 +194,14 @@ def _fit(options: argparse.Namespace) -> None:
                 skip_invalid=options.skip_invalid,
             )
             index.save(options.index)
-        except BaseException:
-            if any(folder.glob("checkpoints/*")):
-                sys.stderr.write(f"the training is kept in {folder}; the same command resumes it\n")
-            elif options.folder is None:
-                shutil.rmtree(folder, ignore_errors=True)
+        except BaseException as error:
+            temporary = temporary and not _has_begun(options)
+            if _has_begun(options) and not isinstance(error, KeyboardInterrupt):  # that is told of by itself
+                sys.stderr.write(f"{KEPT.format(folder)}\n")
             raise
-        if options.folder is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if temporary:
+                shutil.rmtree(folder, ignore_errors=True)
     sys.stdout.write(f"{options.index} is trained; add vectors with: catalyzer add {options.index} BASE\n")
 
 

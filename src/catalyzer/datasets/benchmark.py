@@ -17,6 +17,7 @@ from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import VectorFile, Vectors, check_finite, fingerprint
 from catalyzer.neighbors import knn
+from catalyzer.outliers import without_outliers
 from catalyzer.parts import Part
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ class Dataset(Part, ABC):
         test = Split(base, queries[:], ground_truth, cache, "test")
         if ground_truth is not None:
             _check_ground_truth(name, ground_truth, len(queries), len(base))
-        benchmark = Benchmark(name, learn[:train], validation, test)
+        benchmark = Benchmark(name, without_outliers(learn[:train]), validation, test)
         _ = test.key  # reads, and so checks, every row before hours of work depend on it
         if (train, val_base, val_queries) != wanted:
             log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",

@@ -72,6 +72,25 @@ def measure(
     return rows
 
 
+def neighbours_found(
+    codec: Codec, base: Vectors, queries: np.ndarray, truth: np.ndarray, k: int, rerank: int = 0
+) -> np.ndarray:
+    """The share of each query's k true nearest neighbours that are among the k found: `(nq,)`.
+
+    It says more of few queries than recall@k, which asks for the nearest one alone.
+
+    Args:
+        codec: fitted.
+        base: `(n, d)`, n at least k.
+        queries: `(nq, d)`.
+        truth: `(nq, at least k)` ids of the true nearest neighbours.
+        k: how many.
+        rerank: see `Codec.search`.
+    """
+    ids = codec.search(queries, codec.encode(base, None), k, rerank)[1]
+    return (ids[:, :, None] == truth[:, None, :k]).any(axis=2).mean(axis=1)
+
+
 def squared_error(codec: Codec, codes: np.ndarray, base: Vectors) -> float:
     """Mean of |x - x̂|² over vectors and what their codes decode to, in the data's units."""
     total = 0.0

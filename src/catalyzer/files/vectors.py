@@ -18,6 +18,8 @@ from catalyzer.progress import progress
 
 BLOCK = 1 << 16  # rows a block: 32 MiB of 128 float32
 
+LARGEST = 1e17  # component of a vector: a thousand squares of differences of such still fit float32
+
 _VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
 _BIN = {".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8}
 EXTENSIONS = (*_VECS, *_BIN, ".npy")
@@ -182,17 +184,21 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
-    """Raise `InvalidInput`, with the row's number, if a component of `block` is NaN or infinite."""
-    # A finite sum proves all finite, in one pass without a temporary; the rows are looked at only where it is not.
-    with np.errstate(all="ignore"):
-        if np.isfinite(block.sum(dtype=np.float64)):
-            return
+    """Raise `InvalidInput`, with the row's number, if a component of `block` is NaN, infinite or more than `LARGEST`."""
+    # Without a temporary, and NaN is not below anything; the rows are looked at only where something is wrong.
+    if not block.size or max(block.max(), -block.min()) <= LARGEST:
+        return
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
         raise InvalidInput(
             f"{name}: row {first_row + int(bad[0]):,} contains NaN or infinity ({len(bad):,} such rows among "
             f"{first_row:,} to {first_row + len(block) - 1:,}); remove them"
         )
+    row = int(np.flatnonzero((np.abs(block) > LARGEST).any(axis=1))[0])
+    raise InvalidInput(
+        f"{name}: row {first_row + row:,} holds numbers up to {np.abs(block[row]).max():.1g}, and float32 holds no squares of "
+        f"more than {LARGEST:.0e}; remove it, or multiply all vectors, queries too, by the same small number"
+    )
 
 
 def as_float32(block: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
 from catalyzer.nn import embed
 from catalyzer.nn.storage import digest
+from catalyzer.outliers import without_outliers
 from catalyzer.parts import Trust, find_class
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
@@ -278,12 +279,12 @@ class CatalyzerIndex:
                 raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
             if self._ivf:
                 check_quantizer(_quantizer_class(self._options["overrides"]))
-            x = sample(open_source(learn), LEARN, self._metric, skip_invalid)
+            x, rows = sample(open_source(learn), LEARN, self._metric, skip_invalid)
             check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
             kept = self._temporary_folder() if folder is None else Path(folder).expanduser()
             try:
-                base = metric.base(x)
+                base = without_outliers(metric.base(x), rows)
                 codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=kept, **self._options)
                 lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
                 self._publish(_empty(codec, metric, lists))

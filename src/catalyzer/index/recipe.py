@@ -11,9 +11,11 @@ import numpy as np
 from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, Split, split_sizes
 from catalyzer.errors import InvalidInput
-from catalyzer.evaluation import measure
+from catalyzer.evaluation import measure, neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
+from catalyzer.nn import PCA, Catalyzer, PCADecoder
+from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
 from catalyzer.runs.checks import check
 from catalyzer.runs.compose import compose_config, resolved
@@ -28,6 +30,7 @@ LEARN = TRAIN + VALIDATION_BASE + VALIDATION_QUERIES
 EPOCHS = 20
 MAX_EPOCHS = 300  # of a budget: as many as the paper's
 VALIDATE_EVERY = 5  # epochs
+COMPARED = 10  # nearest neighbours, by how many of which the network is compared with PCA
 SHARE = 0.95  # of a budget that is planned with: no two epochs take the same time
 
 
@@ -44,6 +47,8 @@ def learn_codec(
     folder: Path,
 ) -> Codec:
     """Train a transform, a decoder and a query network behind a quantizer, or resume what `folder` holds of them.
+
+    Where PCA and the same lattice find as much of the vectors held out, as after learning from few, these are returned.
 
     Args:
         learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
@@ -83,7 +88,34 @@ def learn_codec(
         raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
     trained = train(settings, benchmark, new_codec(settings, benchmark), folder)
     assert trained is not None  # it is, in the first process of several, and there is one
-    return trained.codec
+    return _better(trained.codec, benchmark, settings.rerank)
+
+
+def _better(codec: Codec, benchmark: Benchmark, rerank: int) -> Codec:
+    """A trained codec; or PCA before the same lattice, which costs less, unless the codec finds more by more than chance."""
+    network, quantizer = codec.transform, codec.quantizer
+    d_in, d_out = network.d_in, network.d_out
+    if not isinstance(network, Catalyzer) or not isinstance(quantizer, LatticeQuantizer) or d_out > d_in:
+        return codec
+    decoder = None if codec.decoder is None else PCADecoder(d_out, d_in).adapt(benchmark.train)
+    pca = Codec(PCA(d_in, d_out).adapt(benchmark.train), quantizer, decoder, latent_share=codec.latent_share)
+    # All that was held out searches in all that was held out: of few vectors the validation queries are too few to tell.
+    held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:]])
+    split = Split(held_out, held_out[:VALIDATION_QUERIES])
+    k = min(COMPARED, len(held_out))
+    by_network, by_pca = (
+        neighbours_found(each, split.base, split.queries, split.ground_truth, k, rerank) for each in (codec, pca)
+    )
+    more = by_network - by_pca
+    better = more.mean() > 2 * more.std() / len(more) ** 0.5  # standard errors
+    seen = f"of the {k} nearest vectors held out the network finds {by_network.mean():.1%}, PCA {by_pca.mean():.1%}"
+    if better:
+        log.info("%s; the index takes the network", seen)
+    else:
+        log.warning(
+            "%s; the index takes PCA: %s vectors, or their epochs, are few for a network", seen, f"{len(benchmark.train):,}"
+        )
+    return codec if better else pca
 
 
 def make_settings(decoder: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
@@ -146,15 +178,15 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     measure("validation", codec, split.base, split.queries, split.ground_truth, sorted({0, settings.rerank}))
     validation = time.perf_counter() - began
 
-    after = query + (1 + query_epochs) * validation
+    after = query + (1 + query_epochs + 2) * validation  # twice to compare with PCA
     each = epoch + validation / VALIDATE_EVERY
     left = SHARE * (end - time.perf_counter())
-    epochs = min(MAX_EPOCHS, int((left - after) / each))
-    log.info("an epoch takes about %.1f s here: %d fit into the time that is left", epoch, epochs)
+    epochs = int(min(MAX_EPOCHS, (left - after) / each))
     if epochs < 1:
         least = (time.perf_counter() - start) + (each + after) / SHARE
         raise InvalidInput(
-            f"the budget is too small for an epoch of {len(benchmark.train):,} vectors, which takes about {epoch:.0f} s here; "
+            f"the budget is too small for an epoch of {len(benchmark.train):,} vectors, which takes about {epoch:.1f} s here; "
             f"give at least {1.1 * least / 60:.1f}min, or fewer vectors"
         )
+    log.info("an epoch takes about %.1f s here: %d fit into the time that is left", epoch, epochs)
     return epochs

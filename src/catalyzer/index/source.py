@@ -77,8 +77,8 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
     return block[~invalid], invalid
 
 
-def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> np.ndarray:
-    """At most so many of the vectors, evenly spread, in random order, `(m, d)` float32.
+def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many of the vectors, evenly spread, in random order, `(m, d)` float32, and their `(m,)` row numbers.
 
     Raises:
         InvalidInput: as `valid_rows`.
@@ -87,11 +87,13 @@ def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> n
     starts = np.arange(0, n, SAMPLE_RUN)
     if n > most:
         starts = np.linspace(0, n - SAMPLE_RUN, most // SAMPLE_RUN).astype(int)
-    parts = [np.empty((0, vectors.shape[1]), np.float32)]
+    parts, rows = [np.empty((0, vectors.shape[1]), np.float32)], [np.empty(0, np.int64)]
     with progress("reading", min(n, len(starts) * SAMPLE_RUN), "vectors") as advance:
         for start in starts:
             block, invalid = valid_rows(vectors, int(start), SAMPLE_RUN, metric, skip_invalid)
             parts.append(block)
+            rows.append(start + np.flatnonzero(~invalid))
             advance(len(invalid))
     x = np.concatenate(parts)
-    return x[np.random.default_rng(0).permutation(len(x))]
+    order = np.random.default_rng(0).permutation(len(x))
+    return x[order], np.concatenate(rows)[order]

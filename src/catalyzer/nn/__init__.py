@@ -6,4 +6,4 @@ from catalyzer.nn.embedding import embed, multiplies_bfloat16
 from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.storage import digest, load_part, save_part, tensors
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, Transform, mean_and_deviation
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, PCADecoder, Transform, mean_and_deviation

@@ -16,6 +16,7 @@ from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import Vectors, as_float32
 from catalyzer.nn.batch_norm import BatchNorm
+from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 
 ADAPT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
@@ -184,7 +185,7 @@ class PCA(Transform):
         self.register_buffer("bias", torch.zeros(d_out))
 
     def adapt(self, x: Vectors) -> Self:
-        """Find the principal axes of `x` (faiss's PCA)."""
+        """Find the principal axes of `x` (faiss's PCA), outliers left out."""
         pca = faiss.PCAMatrix(self.d_in, self.d_out)
         pca.train(_sample(x))
         self.matrix.copy_(torch.from_numpy(faiss.vector_to_array(pca.A).reshape(-1, self.d_in)[: self.d_out]))
@@ -193,6 +194,48 @@ class PCA(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(F.linear(x.float(), self.matrix, self.bias))
+
+
+class PCADecoder(Transform):
+    """Back from what PCA makes of vectors: to the point in the span of its axes that lies in this direction from the mean.
+
+    `PCA` keeps the direction alone, so all decoded vectors lie at one distance from the mean, that of the training vectors on
+    average. Candidates of a search keep their order when they are ranked by decoded vectors.
+
+    Args:
+        d_in: dimension of the sphere's space, that of PCA's output; at most d_out.
+        d_out: dimension of the original space.
+
+    Raises:
+        InvalidInput: d_in above d_out.
+
+    >>> x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+    >>> PCADecoder(d_in=4, d_out=8).adapt(x)(torch.eye(4)).shape
+    torch.Size([4, 8])
+    """
+
+    label = "PCA decoder"
+    matrix: Tensor
+    mean: Tensor
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out)
+        if d_in > d_out:
+            raise InvalidInput(f"PCA cannot map {d_out} dimensions to more, d_in = {d_in}; choose d_in of at most {d_out}")
+        self.register_buffer("matrix", torch.zeros(d_out, d_in))
+        self.register_buffer("mean", torch.zeros(d_out))
+
+    def adapt(self, x: Vectors) -> Self:
+        """Find the principal axes of `x`, those that a `PCA` adapted to the same vectors has, and the mean distance."""
+        pca = PCA(self.d_out, self.d_in).adapt(x)
+        sample = torch.from_numpy(_sample(x))
+        size = F.linear(sample, pca.matrix, pca.bias).norm(dim=1).mean()
+        self.mean.copy_(sample.mean(dim=0))
+        self.matrix.copy_(size * pca.matrix.T)
+        return self
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(z.float(), self.matrix, self.mean)
 
 
 class Identity(Transform):
@@ -214,6 +257,8 @@ class Identity(Transform):
 def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
     """The mean `(d,)` of vectors, and their standard deviation on average over the dimensions; float32.
 
+    Outliers do not count; see `catalyzer.outliers`.
+
     Raises:
         InvalidInput: all vectors are equal.
     """
@@ -226,8 +271,9 @@ def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
 
 def _sample(x: Vectors) -> np.ndarray:
     # Evenly spaced blocks: the file may be sorted, and only whole slices are cheap to read from it.
-    if len(x) <= ADAPT_SAMPLE:
-        return as_float32(x[:])
-    size = ADAPT_SAMPLE // SAMPLE_BLOCKS
-    starts = np.linspace(0, len(x) - size, SAMPLE_BLOCKS).astype(int)
-    return as_float32(np.concatenate([x[start : start + size] for start in starts]))
+    sample = x[:]
+    if len(x) > ADAPT_SAMPLE:
+        size = ADAPT_SAMPLE // SAMPLE_BLOCKS
+        starts = np.linspace(0, len(x) - size, SAMPLE_BLOCKS).astype(int)
+        sample = np.concatenate([x[start : start + size] for start in starts])
+    return as_float32(sample[~outliers(sample)])

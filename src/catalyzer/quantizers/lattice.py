@@ -8,6 +8,12 @@ from catalyzer.lattice import SphericalLattice
 from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
 
+MOST_ATOMS = 50_000
+"""Of a lattice that is chosen for somebody: to compare a vector with so many takes a core some 20 µs."""
+
+MOST_BITS = {24: 86, 28: 98, 32: 108, 40: 128}
+"""For dimensions that are proposed, the most bits whose lattice has no more than `MOST_ATOMS` atoms."""
+
 
 class LatticeQuantizer(Quantizer):
     """Codes a vector's direction as the nearest integer point of a sphere.
@@ -35,6 +41,15 @@ class LatticeQuantizer(Quantizer):
                 f"the lattice of dim {dim}, r² {radius_sq} needs {self.bits} bits, which do not fit in bits = {bits}; "
                 f"raise bits, or leave radius_sq null for the largest r² that fits"
             )
+
+    @classmethod
+    def default_dim(cls, bits: int) -> int:
+        """24, as the paper, while the lattice of so many bits has no more than `MOST_ATOMS` atoms there; more bits take more.
+
+        >>> [LatticeQuantizer.default_dim(bits) for bits in (32, 64, 96, 128)]
+        [24, 24, 28, 40]
+        """
+        return next((dim for dim, most in MOST_BITS.items() if bits <= most), 40)
 
     def straight_through(self) -> StraightThrough:
         return StraightThrough(self.lattice)

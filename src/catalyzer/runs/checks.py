@@ -9,7 +9,7 @@ import torch
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.nn import Transform, embed
-from catalyzer.parts import describe, make
+from catalyzer.parts import describe, find_class, make
 from catalyzer.quantizers import LatticeQuantizer, Quantizer, SignQuantizer
 from catalyzer.runs.build import (
     blamed,
@@ -87,7 +87,8 @@ def _tried(settings: Settings, d_in: int | None) -> tuple[Codec, int]:
     """A codec for vectors of d_in dimensions, and its d_out, where either may be made up; its parts check their arguments."""
     from catalyzer.training.dimension import DIMENSIONS
 
-    choices = (24, *DIMENSIONS) if settings.d_out == "auto" else (settings.d_out,)
+    proposed = find_class(settings.quantizer["_target_"], Quantizer).default_dim(settings.bits)
+    choices = (proposed, *DIMENSIONS) if settings.d_out == "auto" else (settings.d_out,)
     for d_out in choices:
         try:
             with torch.random.fork_rng(devices=[]):

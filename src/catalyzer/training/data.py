@@ -18,6 +18,7 @@ from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
 from catalyzer.neighbors import METHODS, Method, graph_recall, knn_graph
 from catalyzer.nn import Transform, embed
+from catalyzer.outliers import without_outliers
 from catalyzer.parts import Part
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class AnchorData(LightningDataModule, ABC):
     step i of all together has the anchors of step i of one process with a batch as large as theirs joined.
 
     Args:
-        train: `(n, d)` training vectors, kept in their dtype.
+        train: `(n, d)` training vectors, kept in their dtype; outliers are left out, and a warning names them.
         validation: where recall is measured between epochs; None measures none.
         batch_size: anchors a batch, on each device.
         k_pos: how many nearest neighbours in the input space are found for each.
@@ -120,6 +121,7 @@ class AnchorData(LightningDataModule, ABC):
         cache: ArrayCache | None = None,
     ) -> None:
         super().__init__()
+        train = without_outliers(train)
         needed = max(k_pos + 1, k_neg + 1, batch_size)
         if len(train) < needed:
             raise InvalidInput(

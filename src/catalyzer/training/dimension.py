@@ -8,28 +8,34 @@ import catalyzer
 from catalyzer.codec import Codec
 from catalyzer.datasets import Split
 from catalyzer.errors import InvalidInput
-from catalyzer.evaluation import measure
+from catalyzer.evaluation import neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import Vectors, fingerprint
+from catalyzer.lattice.counting import MAX_ATOMS, best_radius_sq, num_atoms
 from catalyzer.nn import PCA
-from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
 
 log = logging.getLogger(__name__)
 
 DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
-TOLERANCE = 0.01  # of recall@10 that a smaller dimension may lose
+NEIGHBOURS = 10
+TOLERANCE = 0.015  # of their share that a smaller dimension may lose
+ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
+QUERIES = 2_000
 
 
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache) -> int:
     """The dimension in which PCA and a lattice of so many bits, which need no training, find the most.
 
-    With the dimension less is projected away, but fewer bits are left for each coordinate, so recall@10 rises and then
-    falls. A network keeps in fewer dimensions what PCA needs more for, hence the smallest one that comes within
-    `TOLERANCE` of the best. The search ends where recall falls; what it finds is kept in `cache`.
+    With the dimension less is projected away, but fewer bits are left for each coordinate, so the share of the 10 nearest
+    neighbours that are found rises and then falls. A network keeps in fewer dimensions what PCA needs more for, hence the
+    smallest one that comes within `TOLERANCE` of the best. The search ends where the share falls; what it finds is kept in
+    `cache`. Lattices of more than `MOST_ATOMS` atoms, which take longer to code with than all else, are left out if there are
+    others.
 
     Args:
         train: `(n, d)`, what PCA learns from.
-        validation: where recall@10 is measured; the test split is not touched.
+        validation: where the share is measured, with training vectors where it is small; the test split is not touched.
         bits: upper limit for the bits of a code.
         cache: keeps the choice.
 
@@ -47,26 +53,45 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
 
     def compute() -> np.ndarray:
         log.info("d_out=auto: trying PCA + lattice in %d dimensions and more", DIMENSIONS[0])
-        recall: dict[int, float] = {}
-        for dim in (d for d in DIMENSIONS if d <= train.shape[1]):
-            try:
-                quantizer = LatticeQuantizer(dim, bits)
-            except InvalidInput:  # so few dimensions have no lattice of so many bits that tables can hold
-                continue
-            pca = PCA(train.shape[1], dim).adapt(train)
-            codec, split = Codec(pca, quantizer), validation
-            recall[dim] = measure(f"d_out = {dim}", codec, split.base, split.queries, split.ground_truth)[0].recall[10]
-            if recall[dim] < max(recall.values()):
+        atoms = _atoms(train.shape[1], bits)
+        cheap = {dim: n for dim, n in atoms.items() if n <= MOST_ATOMS} or dict([min(atoms.items(), key=lambda item: item[1])])
+        split = validation
+        if len(split.base) < ENOUGH:  # PCA has too few parameters to remember vectors by
+            everything = np.concatenate([split.queries, split.base[:], train[:ENOUGH]])[:ENOUGH]
+            split = Split(everything, everything[:QUERIES])
+        found: dict[int, float] = {}
+        for dim in cheap:
+            codec = Codec(PCA(train.shape[1], dim).adapt(train), LatticeQuantizer(dim, bits))
+            found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
+            if found[dim] < max(found.values()):
                 break
-        if not recall:
-            raise InvalidInput(
-                f"d_out=auto found no lattice of {bits} bits in {DIMENSIONS[0]} to {train.shape[1]} dimensions; "
-                "use fewer bits, or set d_out to a number"
-            )
-        chosen = next(dim for dim, value in recall.items() if value >= max(recall.values()) - TOLERANCE)
-        seen = ", ".join(f"{100 * value:.1f} in {dim}" for dim, value in recall.items())
-        log.info("d_out = %d: validation R@10 of PCA + lattice is %s dimensions", chosen, seen)
+        chosen = next(dim for dim, value in found.items() if value >= max(found.values()) - TOLERANCE)
+        seen = ", ".join(f"{100 * value:.1f}% in {dim} dimensions ({atoms[dim]:,} atoms)" for dim, value in found.items())
+        dear = [str(dim) for dim in atoms if dim not in cheap]
+        left_out = (
+            f"; left out for more than {MOST_ATOMS:,} atoms, which are slow to code with: {', '.join(dear)}" if dear else ""
+        )
+        log.info("d_out = %d: PCA + lattice finds of the %d nearest %s%s", chosen, NEIGHBOURS, seen, left_out)
         return np.array([chosen])
 
     key = (fingerprint(train, "checking training vectors"), *validation.key, bits, catalyzer.__version__)
     return int(cache.get("dimension", key, compute)[0])
+
+
+def _atoms(d_in: int, bits: int) -> dict[int, int]:
+    """How many atoms the lattices of so many bits have, by dimension, of those that memory can hold."""
+    atoms: dict[int, int] = {}
+    for dim in sorted((dim for dim in DIMENSIONS if dim <= d_in), reverse=True):
+        try:
+            count = num_atoms(dim, best_radius_sq(dim, bits))
+        except InvalidInput:  # more dimensions than so few bits have points for
+            continue
+        if count > MAX_ATOMS:  # and fewer dimensions have more
+            break
+        atoms = {dim: count, **atoms}
+    if not atoms:
+        raise InvalidInput(
+            f"d_out=auto found no lattice of {bits} bits in {DIMENSIONS[0]} to {d_in} dimensions; "
+            "use fewer bits, or set d_out to a number"
+        )
+    return atoms

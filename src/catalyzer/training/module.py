@@ -1,6 +1,7 @@
 """The Lightning modules: what all trainings share, and the training of the catalyzer (section 3)."""
 
 import inspect
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,10 @@ from catalyzer.training.data import AnchorData
 from catalyzer.training.schedule import Decay
 from catalyzer.training.terms import KoLeo, LossTerm, Reconstruction, TripletRank, Triplets
 
+log = logging.getLogger(__name__)
+
 LOGGED_RANKS = (1, 10, 100)
+CHANCE_RANK = 10  # by which a training is compared with chance
 VALIDATED = {
     *(f"val/recall_at_{k}" for k in LOGGED_RANKS),
     *(f"val/latent_recall_at_{k}" for k in LOGGED_RANKS),
@@ -62,6 +66,7 @@ class Training(LightningModule, ABC):
         self._noted = 0  # how often; LBFGS takes several looks at a batch
         self._sum, self._broken = torch.zeros(0), torch.tensor(-1)
         self._clock, self._since, self._mining = time.perf_counter(), 0, 0.0
+        self._best = -1.0  # validation recall
 
     @property
     def data(self) -> AnchorData:
@@ -84,6 +89,20 @@ class Training(LightningModule, ABC):
             if isinstance(module, BatchNorm):
                 module.synchronized = self.sync_batchnorm
         self.codec.transform.to(self.device)  # Lightning moves what is trained, which this need not be
+
+    def on_train_epoch_end(self) -> None:
+        self._best = max(self._best, float(self.trainer.callback_metrics.get(f"val/recall_at_{CHANCE_RANK}", -1.0)))
+
+    def on_train_end(self) -> None:
+        split = self.data.validation
+        if split is None or self._best < 0 or not self.trainer.is_global_zero:
+            return
+        chance = CHANCE_RANK / len(split.base)
+        if self._best <= chance + 3 * (chance * (1 - chance) / len(split.queries)) ** 0.5:  # standard errors
+            log.warning(
+                "validation R@%d is %.1f%%, and chance alone finds %.1f%%: nothing was learned; look at the vectors, or lower "
+                "learning_rate", CHANCE_RANK, 100 * self._best, 100 * chance,
+            )  # fmt: skip
 
     def on_train_start(self) -> None:
         self._sum, self._broken = self._sum.to(self.device), self._broken.to(self.device)  # they may be a checkpoint's
