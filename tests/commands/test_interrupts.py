@@ -1,5 +1,6 @@
 """Ctrl-C: real processes; all have ended, with exit code 130 and a line that says how to go on, and a second start goes on."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -44,17 +45,21 @@ def interrupted(
     )  # fmt: skip
     assert process.stdout is not None
     printed = list[str]()
-    for line in process.stdout:
-        printed.append(line)
-        if at in line:
-            break
-    (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-    printed += process.stdout.read().splitlines(keepends=True)
-    assert process.wait() == 130, "".join(printed)
-    ended = time.monotonic()
-    while alive(process.pid) and time.monotonic() < ended + 10:  # what has been killed takes a moment to go
-        time.sleep(0.05)
-    assert not alive(process.pid)
+    try:
+        for line in process.stdout:
+            printed.append(line)
+            if at in line:
+                break
+        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+        printed += process.stdout.read().splitlines(keepends=True)
+        assert process.wait() == 130, "".join(printed)
+        ended = time.monotonic()
+        while alive(process.pid) and time.monotonic() < ended + 10:  # what has been killed takes a moment to go
+            time.sleep(0.05)
+        assert not alive(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what hangs is not to outlive the test
+            os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in "".join(printed)
     return printed
 
@@ -84,8 +89,7 @@ def test_before_anything_is_kept(own_files: list[str], environment: dict[str, st
     assert last.startswith("interrupted; ")
 
 
-@pytest.mark.parametrize("group", [True, False])
-@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+@pytest.mark.parametrize(("launcher", "group"), [([], True), (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], False)])
 def test_a_sweep(own_files: list[str], environment: dict[str, str], tmp_path: Path, launcher: list[str], group: bool) -> None:
     arguments = ["-m", *own_files, *LONG, "lambda=0.01,0.02,0.1", *launcher]
     *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 2/1000", group)
@@ -96,10 +100,7 @@ def test_a_sweep(own_files: list[str], environment: dict[str, str], tmp_path: Pa
     assert "resuming from step-" in "".join(again)
 
 
-@pytest.mark.parametrize(
-    ("at", "group"),
-    [("epoch 1/1000", True), ("epoch 1/1000", False), ("training on", True), ("Starting with 2 processes", True)],
-)
+@pytest.mark.parametrize(("at", "group"), [("epoch 1/1000", False), ("epoch 1/1000", True), ("training on", True)])
 def test_two_processes(own_files: list[str], environment: dict[str, str], tmp_path: Path, at: str, group: bool) -> None:
     arguments = [*own_files, *LONG, "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run"]
     *printed, last = interrupted("train.py", arguments, environment, tmp_path, at, group)
