@@ -1,11 +1,7 @@
 """`CatalyzerIndex`: your vectors in 8 bytes each, from `fit` to `search`, and back from a file."""
 
-import logging
 import operator
 import os
-import shutil
-import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
@@ -26,6 +22,7 @@ from catalyzer.index.ids import as_ids, check_new, distinct_ids, ids_for, rows_o
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
+from catalyzer.index.training_folder import TrainingFolder
 from catalyzer.nn import embed
 from catalyzer.nn.storage import digest
 from catalyzer.outliers import without_outliers
@@ -37,10 +34,6 @@ DEFAULT_RERANK = 500  # candidates
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
 PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
 
-KEPT = "the training is kept in %s; the same call of fit with folder='%s' resumes it"
-
-log = logging.getLogger(__name__)
-
 # One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
 # are switched between training and evaluation.
 _COMPUTING = threading.Lock()
@@ -51,6 +44,8 @@ _INDEXES = weakref.WeakSet["CatalyzerIndex"]()
 if hasattr(os, "register_at_fork"):
 
     def _release_in_child() -> None:
+        global _COMPUTING
+        _COMPUTING = threading.Lock()
         for index in _INDEXES:
             index._writing = threading.Lock()
 
@@ -116,8 +111,7 @@ class CatalyzerIndex:
         _INDEXES.add(self)
         # Where the contents were read from or written to last, and the digest that the file had then.
         self._file: tuple[Path, str] | None = None
-        # Removes the temporary folder of a training that is in no file yet.
-        self._training: weakref.finalize | None = None
+        self._training: TrainingFolder | None = None  # of a training that is in no file yet
         # Ids and codes have capacity behind the published rows, so that additions do not copy what is there each time.
         self._ids, self._codes = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
 
@@ -282,38 +276,26 @@ class CatalyzerIndex:
             x, rows = sample(open_source(learn), LEARN, self._metric, skip_invalid)
             check_learn(self._ivf, len(x))
             metric = self._metric.fit(x)
-            kept = self._temporary_folder() if folder is None else Path(folder).expanduser()
+            self._training = None  # that of an earlier training goes
+            if folder is None:
+                self._training = TrainingFolder()
+                folder = self._training.path
+            folder = Path(folder).expanduser()
             try:
                 base = without_outliers(metric.base(x), rows)
-                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=kept, **self._options)
+                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **self._options)
                 lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
                 self._publish(_empty(codec, metric, lists))
             except BaseException as error:
-                if folder is None:
-                    self._keep_training() if checkpoint_files(kept) else self._discard_training()
+                if self._training is not None:
+                    self._training.keep() if checkpoint_files(folder) else self._training.remove()
                 if isinstance(error, OSError) and not isinstance(error, CatalyzerError):
                     raise Unavailable(
-                        f"the training cannot be kept in {kept}: {error.strerror or error}; give another folder"
+                        f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
                     ) from None
                 raise
             self._metric = metric
         return self
-
-    def _temporary_folder(self) -> Path:
-        self._discard_training()
-        folder = Path(tempfile.mkdtemp(prefix="catalyzer-"))
-        self._training = weakref.finalize(self, _remove_unless_failing, folder)
-        return folder
-
-    def _discard_training(self) -> None:
-        """Remove the temporary folder of a training, since the index has been saved, or nothing was trained."""
-        if self._training is not None:
-            self._training()
-
-    def _keep_training(self) -> None:
-        """Leave the temporary folder of a training to the user, who has no other copy of it."""
-        if self._training is not None and (found := self._training.detach()):
-            log.warning(KEPT, found[2][0], found[2][0])
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
         """Code vectors and add them, block by block; if one is refused, none is added.
@@ -505,19 +487,20 @@ class CatalyzerIndex:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with locked(path):
-                expected = self._file[1] if self._file is not None and self._file[0] == target else None
-                if expected is not None and not overwrite and target.exists() and index_file.digest_of(target) != expected:
+                at, digest = self._file or (None, None)
+                if at == target and not overwrite and target.exists() and index_file.digest_of(target) != digest:
                     raise Conflict(
                         f"{path} has changed since this index was loaded from it or saved to it; load it again and repeat "
                         "what you changed, save to another file, or give overwrite=True to replace it"
                     )
                 self._file = (target, index_file.write(path, contents))
         except OSError as error:
-            self._keep_training()
+            if self._training is not None:
+                self._training.keep()
             if isinstance(error, CatalyzerError):
                 raise
             raise Unavailable(f"{path} cannot be written ({error.strerror}); what was there is unchanged") from None
-        self._discard_training()
+        self._training = None
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool = False, trust: Trust = ()) -> Self:
@@ -666,11 +649,3 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _remove_unless_failing(folder: Path) -> None:
-    """Remove the folder of a training, but not where a script ends by an error before the index is in a file."""
-    if hasattr(sys, "last_value") and not hasattr(sys, "ps1"):
-        log.warning(KEPT, folder, folder)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
