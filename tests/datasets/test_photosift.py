@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -121,8 +122,9 @@ def test_killed_in_the_midst_it_goes_on_to_the_same_end(
 
 
 def test_two_at_once_are_one_too_many(images: Path, tmp_path: Path) -> None:
-    with locked(tmp_path / "unfinished"), pytest.raises(Unavailable, match="unfinished is being written by another process"):
-        make_photosift(images, tmp_path, **SIZES)
+    refused = pytest.raises(Unavailable, match="unfinished is being written by another process")
+    with locked(tmp_path / "unfinished"), ThreadPoolExecutor() as others, refused:
+        others.submit(make_photosift, images, tmp_path, **SIZES).result()
     assert not [*tmp_path.iterdir()]
 
 
