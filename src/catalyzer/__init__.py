@@ -6,6 +6,10 @@ The method is that of Sablayrolles et al., *Spreading vectors for similarity sea
 from importlib import import_module
 from typing import Any
 
+from catalyzer.threads import wait_passively
+
+wait_passively()
+
 __version__ = "0.1.0"
 
 _HOME = {

@@ -34,8 +34,7 @@ DEFAULT_RERANK = 500  # candidates
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
 PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
 
-# One computation at a time in a process: the parallel loops of numba may not be entered by two threads at once, and networks
-# are switched between training and evaluation.
+# One computation at a time in a process: networks are switched between training and evaluation.
 _COMPUTING = threading.Lock()
 
 

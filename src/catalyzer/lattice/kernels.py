@@ -271,7 +271,7 @@ def _nearest_lanes(y, first, lanes, atoms, scratch, z):
     return -1
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda y, *_: len(y) > TASK_ROWS)
 def nearest(y, atoms, points):
     """The points nearest to y, `(n, dim)` int16; returns the first row with NaN or infinity, or -1."""
     n, dim = y.shape
@@ -310,7 +310,7 @@ def _times(low, high, factor):
     return (middle << U(32)) | (bottom & mask), high * factor + (middle >> U(32))
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda y, *_: len(y) > TASK_ROWS)
 def encode(y, atoms, tables, codes, codes_high):
     """The codes of the points nearest to y: `(n,)` uint64 words; `codes_high` may be empty where one word is enough."""
     n, dim = y.shape
@@ -458,7 +458,7 @@ def decode_tile(codes, codes_high, first, rows, tables, scratch, packed):
         packed[i, leaves - U(1)] = tables.packed[U(tables.last_kind * tables.kind_size) + U(start) + low[i]]
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda codes, *_: len(codes) > TASK_ROWS)
 def decode(codes, codes_high, tables, scale, vectors):
     """The vectors, `(n, dim)` float32, of codes in words; `codes_high` may be empty where one word is enough.
 

@@ -80,7 +80,7 @@ def _nearest_row(y, atoms, weights, k, values, scores, keys, points):
     return True
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda y, *_: len(y) > TASK_ROWS)
 def nearest_many(y, atoms, weights, k, points):
     """The k points nearest to each row of y, nearest first, into `(n, k, dim)` int16.
 

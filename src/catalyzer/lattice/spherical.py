@@ -91,6 +91,9 @@ class SphericalLattice:
     def __repr__(self) -> str:
         return f"SphericalLattice(dim={self.dim}, radius_sq={self.radius_sq})"
 
+    def __reduce__(self) -> tuple[type[SphericalLattice], tuple[int, int]]:
+        return type(self), (self.dim, self.radius_sq)  # all else is computed from these, and compiled code does not travel
+
     def quantize(self, y: Array, out: Array | None = None) -> Array:
         """The integer point nearest to r·y/|y|: argmax of the dot product, equation 5.
 

@@ -11,6 +11,7 @@ from catalyzer.lattice.compiler import kernel
 from catalyzer.lattice.kernels import DECODE_TILE, TASK_ROWS, F, U, decode_tile, split_first_leaf, split_leaf
 
 SCAN_TILE = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
+FEW_CODES = 1 << 14  # that one thread scans for one query sooner than several
 ONE_QUERY_TASK = 4096  # codes of one parallel task of the scan for one query
 ONE_QUERY_TILE = 256  # codes that it splits together, leaf by leaf
 
@@ -43,7 +44,7 @@ def _to_columns(coordinates, rows, tables, scale, columns, at):
                 columns[leaf * U(tables.width) + j, at + row] = F(coordinates[row, U(4) * leaf + j]) * scale
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda codes, *_: len(codes) > TASK_ROWS)
 def decode_columns(codes, codes_high, tables, scale, columns):
     """`catalyzer.lattice.kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
     n = len(codes)
@@ -56,7 +57,7 @@ def decode_columns(codes, codes_high, tables, scale, columns):
             _to_columns(coordinates, rows, tables, scale, columns, U(first))
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda codes, *_: len(codes) > TASK_ROWS)
 def decode_tiles(codes, codes_high, starts, tables, scale, tiles):
     """Decode codes `starts[t]` to `starts[t + 1]`, at most SCAN_TILE, to the columns of `tiles[t]`, `(≥ dim, SCAN_TILE)`."""
     for t in prange(len(starts) - 1):
@@ -125,7 +126,7 @@ def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, 
                     limit = F((square + 1.0 - heap[0]) / 2 - slack)
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda *args: len(args[6]) > args[8])  # more queries than a task takes
 def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size, distances, ids):
     """Update the heaps of the k best of each query with n decoded codes.
 
@@ -178,7 +179,7 @@ def queries_by_list(probed, starts, queries):
             at[place] += 1
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda *args: len(args[9]) > args[11])  # more queries than a task takes
 def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, squares, slacks, task_size, distances, ids):
     """Update the heaps of the k best of each query with the tiles of the lists that it probes.
 
@@ -213,16 +214,16 @@ def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, sq
                     _update(distances[i], ids[i], dots[j], sizes[t], firsts[t], q, tile, dim, square, slack, r)
 
 
-@kernel(parallel=True)
+@kernel()
 def leaf_products(query, points, products):
     """Dot products of a query's leaves, `(leaves, 4)`, with all `points`, `(p, 4)` int8: `(leaves, p)` float32."""
-    for t in prange(len(query)):
+    for t in range(len(query)):
         a, b, c, d = query[t, 0], query[t, 1], query[t, 2], query[t, 3]
         for p in range(U(len(points))):
             products[t, p] = a * F(points[p, 0]) + b * F(points[p, 1]) + c * F(points[p, 2]) + d * F(points[p, 3])
 
 
-@kernel(parallel=True)
+@kernel(parallel=lambda codes, *_: len(codes) > FEW_CODES)
 def scan_one(codes, tables, products, rest, limit):
     """Collect the codes whose dot product with one query may reach `limit`; for codes of one word and at least two leaves.
 

@@ -1,0 +1,42 @@
+"""Threads of the libraries that compute, OpenMP's above all: they wait without spinning, and a forked child has one.
+
+This module is imported before any of these libraries, since they read their settings when they are loaded.
+"""
+
+import os
+import sys
+
+_forked = False
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other, unless the environment says how they are to wait.
+
+    By default they spin for milliseconds. On a busy machine the thread that they wait for has then no processor to run on,
+    and a parallel loop takes several times as long.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def is_forked() -> bool:
+    """Whether this process is a fork of one that had loaded this package: parallel loops would hang or abort in it.
+
+    >>> is_forked()
+    False
+    """
+    return _forked
+
+
+def _compute_on_one_thread() -> None:
+    # A fork copies no threads but the one that forks, and OpenMP would wait for the others for ever.
+    global _forked
+    _forked = True
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    if faiss := sys.modules.get("faiss"):
+        faiss.omp_set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_on_one_thread)
