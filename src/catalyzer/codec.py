@@ -187,7 +187,8 @@ class Codec:
         order = np.argsort(place, kind="stable")
         starts = np.searchsorted(place[order], np.arange(0, len(distinct) + DECODED, DECODED))
         distances = np.zeros(ids.size, np.float32)
-        queries_, place_, there_, order_ = (torch.from_numpy(array) for array in (queries, place, there, order))
+        given = (np.require(queries, requirements="W"), place, there, order)  # torch warns of an array that is read-only
+        queries_, place_, there_, order_ = map(torch.from_numpy, given)
         with progress("reranking", len(distinct), "codes") as advance:
             for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
                 rows = distinct[first : first + DECODED]

@@ -105,7 +105,7 @@ def test_a_vector_longer_than_all_that_were_learned_from(tmp_path: Path) -> None
     longer = learn[:10].copy()
     longer[3], longer[7] = np.nan, 1000
     write_vecs(tmp_path / "x.fvecs", [longer])
-    with pytest.raises(InvalidInput, match=r"x.fvecs: row 7 is longer than the longest training vector, of norm \d"):
+    with pytest.raises(InvalidInput, match=r"x.fvecs: row 7 has the norm \d.*; fit an index with a larger max_norm"):
         index.add(tmp_path / "x.fvecs", skip_invalid=True)
     assert index.ntotal == 0
     index.add(learn)
@@ -130,11 +130,11 @@ def test_vectors_of_every_kind(index: CatalyzerIndex, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vectors", "sentence"),
     [
-        ([[1.0, 2.0]], "expected a NumPy array, a tensor or the path of a vector file, got list"),
-        (np.zeros(32), r"shape \(n, d\), got shape \(32,\)"),
+        ({1: 2}, "expected an array, a tensor, lists of numbers or the path of a vector file, got dict"),
+        (np.zeros((2, 2, 32)), r"shape \(n, d\), got shape \(2, 2, 32\)"),
         (np.zeros((2, 31)), "expected vectors of dimension 32, as those learned from; got 31"),
         (np.zeros((2, 32), "U1"), "expected vectors as numbers"),
-        (np.full((2, 32), 1e300), "row 0 holds NaN or infinity"),
+        (np.full((2, 32), 1e300), r"row 0 holds numbers up to 1e\+300, too large for float32 squares"),
     ],
 )
 def test_what_is_no_vector(filled: CatalyzerIndex, vectors: Any, sentence: str) -> None:

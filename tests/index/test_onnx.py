@@ -17,7 +17,7 @@ from catalyzer.commands.cli import main
 from catalyzer.index import onnx
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import write
-from catalyzer.index.metric import Metric, MetricName
+from catalyzer.index.metric import Metric, MetricName, norms
 from catalyzer.nn import PCA, Identity, Transform, embed
 from tests.helpers import clustered, make_run
 
@@ -53,7 +53,7 @@ def computed(path: str, x: np.ndarray) -> np.ndarray:
 def contents(metric: MetricName, query: bool) -> Contents:
     """An index without vectors, of networks that have learned nothing but the vectors' mean and scale."""
     torch.manual_seed(0)
-    compared = Metric(metric).fit(BASE)
+    compared = Metric(metric, float(norms(BASE).max()) if metric == "ip" else None)
     x = compared.base(BASE)
     d = x.shape[1]
     catalyzer, decoder = Catalyzer(d, 24, 64).adapt(x).eval(), Decoder(24, d, 64).adapt(x).eval()

@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of src/train.py, such as quantizer=opq")
     fit.add_argument("--bits", type=int, default=64, help="of a code, at most (default: 64)")
     fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
+    fit.add_argument("--max-norm", type=float, help="of ip: largest norm of a vector to add (default: that in LEARN)")
     fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, what suits the data)")
     fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (default: 1024)")
     fit.add_argument("--no-decoder", action="store_true", help="train no decoder, so searches have one stage")
@@ -178,6 +179,7 @@ def _fit(options: argparse.Namespace) -> None:
         index = CatalyzerIndex(
             options.bits,
             options.metric,
+            max_norm=options.max_norm,
             d_out=options.d_out,
             hidden=options.hidden,
             decoder=not options.no_decoder,
@@ -258,17 +260,12 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _read_ids(path: str) -> "np.ndarray":
-    import numpy as np
+    from catalyzer.files.vectors import map_npy, open_vectors
 
-    from catalyzer.files.vectors import open_vectors
-
-    if not path.endswith(".npy"):
-        ids = open_vectors(path)[:]
-        return ids[:, 0] if ids.shape[1] == 1 else ids
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InvalidInput(f"{path}: not a readable .npy file ({error})") from None
+    if Path(path).suffix.lower() == ".npy" and Path(path).is_file():
+        return map_npy(Path(path))
+    ids = open_vectors(path)[:]
+    return ids[:, 0] if ids.shape[1] == 1 else ids
 
 
 def _search(options: argparse.Namespace) -> None:

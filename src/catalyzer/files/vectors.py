@@ -5,6 +5,8 @@ The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int
 """
 
 import hashlib
+import os
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +24,17 @@ LARGEST = 1e17  # component of a vector: a thousand squares of differences of su
 
 _VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
 _BIN = {".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8}
+_NPY = b"\x93NUMPY"  # how such a file begins
+_UNPARSED = (SyntaxError, tokenize.TokenError, RecursionError)  # the header is Python's syntax
+_BFLOAT16 = np.dtype("V2")  # as NumPy reads what ml_dtypes and JAX write
 EXTENSIONS = (*_VECS, *_BIN, ".npy")
 
 
 class VectorFile:
     """Vectors in a file, `(n, d)`, read only where sliced; a slice is an ndarray in the file's own dtype.
 
-    Every slice is checked: row headers that disagree, NaN and infinity raise `InvalidInput` with file and row number.
+    Every slice is checked: row headers that disagree, NaN and infinity, and a file that has been shortened meanwhile raise
+    `InvalidInput` with file and row number. A .npy file of bfloat16, which NumPy does not know, is read as float32.
 
     Args:
         path: a file whose extension is one of `EXTENSIONS`.
@@ -49,17 +55,20 @@ class VectorFile:
 
     def __init__(self, path: str | Path, limit: int | None = None, finite: bool = True) -> None:
         self.path, self.finite = Path(path).expanduser(), finite
-        if self.path.suffix not in EXTENSIONS:
+        extension = self.path.suffix.lower()
+        if extension not in EXTENSIONS:
             raise InvalidInput(f"{self.path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
         if not self.path.is_file():
             raise InvalidInput(f"{self.path}: no such file")
-        if self.path.stat().st_size == 0:
+        self._file = self.path.open("rb")
+        self._size = self._bytes()
+        if self._size == 0:
             raise InvalidInput(f"{self.path}: the file is empty (0 bytes); expected vectors")
         self._headers: np.ndarray | None = None
-        if self.path.suffix in _VECS:
-            self._rows = self._map_vecs(np.dtype(_VECS[self.path.suffix]))
-        elif self.path.suffix in _BIN:
-            self._rows = self._map_bin(np.dtype(_BIN[self.path.suffix]))
+        if extension in _VECS:
+            self._rows = self._map_vecs(np.dtype(_VECS[extension]))
+        elif extension in _BIN:
+            self._rows = self._map_bin(np.dtype(_BIN[extension]))
         else:
             self._rows = self._map_npy()
         if limit is not None:
@@ -72,17 +81,25 @@ class VectorFile:
 
     @property
     def dtype(self) -> np.dtype:
-        """The components' type in the file, which slices keep."""
-        return self._rows.dtype
+        """The components' type in the file, which slices keep; float32 for bfloat16."""
+        return np.dtype(np.float32) if self._rows.dtype == _BFLOAT16 else self._rows.dtype
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, int, bool]]:
+        return type(self), (self.path, len(self), self.finite)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Rows `start:stop` as a C-contiguous `(m, d)` ndarray in the file's dtype, checked."""
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise IndexError("a vector file is read by slices of step 1")
+        if (size := self._bytes()) < self._size:  # reading behind the end of a mapped file would kill the process
+            raise InvalidInput(
+                f"{self.path} was shortened while it was read, from {self._size:,} to {size:,} bytes; start again when it is "
+                "complete, and replace such files by a rename"
+            )
         if self._headers is not None:
             wrong = np.flatnonzero(self._headers[start:stop] != self.shape[1])
             if len(wrong):
@@ -92,6 +109,8 @@ class VectorFile:
                     "all rows must agree"
                 )
         block = np.array(self._rows[start:stop], order="C")  # read now, once, and independent of the file from here on
+        if block.dtype == _BFLOAT16:  # the upper half of a float32
+            block = (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if self.finite and block.dtype.kind == "f":
             check_finite(block, str(self.path), start)
         return block
@@ -100,11 +119,14 @@ class VectorFile:
         """The same file with only its first n rows in use."""
         return type(self)(self.path, n, self.finite)
 
+    def _bytes(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
     def _map_vecs(self, dtype: np.dtype) -> np.ndarray:
-        size = self.path.stat().st_size
+        size = self._size
         if size < 4:
             raise InvalidInput(f"{self.path}: {size} bytes are too few for the int32 dimension that starts each row")
-        dim = int(np.fromfile(self.path, "<i4", 1)[0])
+        dim = int(np.frombuffer(self._file.read(4), "<i4")[0])
         if not 1 <= dim <= 1 << 20:
             raise InvalidInput(f"{self.path}: the first row's dimension is {dim}; this is not a {self.path.suffix[1:]} file")
         row_bytes = 4 + dim * dtype.itemsize
@@ -113,16 +135,21 @@ class VectorFile:
                 f"{self.path}: {size:,} bytes are not a whole number of rows of {row_bytes} bytes (dimension {dim}); "
                 f"the file is truncated after row {size // row_bytes:,}, or its rows differ in dimension"
             )
-        rows = np.memmap(self.path, np.dtype([("dim", "<i4"), ("x", dtype.newbyteorder("<"), (dim,))]), "r")
+        rows = np.memmap(self._file, np.dtype([("dim", "<i4"), ("x", dtype.newbyteorder("<"), (dim,))]), "r")
         self._headers = rows["dim"]
         return rows["x"]
 
     def _map_bin(self, dtype: np.dtype) -> np.ndarray:
-        size = self.path.stat().st_size
+        size = self._size
         if size < 8:
             raise InvalidInput(f"{self.path}: {size} bytes are too few for the header (two int32: rows, dimension)")
-        n, dim = (int(v) for v in np.fromfile(self.path, "<u4", 2))
-        expected = 8 + n * dim * dtype.itemsize
+        head = self._file.read(16)
+        n, dim = (int(v) for v in np.frombuffer(head[:8], "<u4"))
+        offset, expected = 8, 8 + n * dim * dtype.itemsize
+        if size != expected and len(head) == 16:  # cuVS writes two int64
+            wide_n, wide_dim = (int(v) for v in np.frombuffer(head, "<u8"))
+            if wide_n and wide_dim and size == 16 + wide_n * wide_dim * dtype.itemsize:
+                n, dim, offset, expected = wide_n, wide_dim, 16, size
         if n == 0 or dim == 0:
             raise InvalidInput(f"{self.path}: the header says {n} rows of dimension {dim}; expected at least one of each")
         if size != expected:
@@ -130,26 +157,38 @@ class VectorFile:
                 f"{self.path}: the header says {n:,} rows of dimension {dim}, which make {expected:,} bytes, "
                 f"but the file has {size:,}; fetch it again"
             )
-        return np.memmap(self.path, dtype.newbyteorder("<"), "r", offset=8, shape=(n, dim))
+        return np.memmap(self._file, dtype.newbyteorder("<"), "r", offset=offset, shape=(n, dim))
 
     def _map_npy(self) -> np.ndarray:
-        try:
-            rows = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise InvalidInput(f"{self.path}: not a readable .npy file ({error})") from None
-        if not isinstance(rows, np.ndarray):
-            raise InvalidInput(f"{self.path}: an archive of arrays; save one array with numpy.save")
+        rows = map_npy(self.path)
         if rows.ndim != 2 or 0 in rows.shape:
             raise InvalidInput(
                 f"{self.path}: expected an array of shape (rows, dimension), at least one of each; got {rows.shape}"
             )
-        if rows.dtype.kind not in "fiu":
+        if rows.dtype.kind not in "fiu" and rows.dtype != _BFLOAT16:
             raise InvalidInput(f"{self.path}: expected numbers, got dtype {rows.dtype}")
         return rows
 
 
 Vectors = np.ndarray | VectorFile
 """`(n, d)` vectors, in memory or in a file; both have `shape`, `dtype`, `len` and slices that are ndarrays."""
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array in a .npy file, memory-mapped, of any shape and type but objects.
+
+    Raises:
+        InvalidInput: not such a file.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_NPY))
+    if start != _NPY:
+        what = "an archive of several arrays" if start[:2] == b"PK" else "not a .npy file, whatever its name"
+        raise InvalidInput(f"{path}: {what}; save one array with numpy.save")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OverflowError, MemoryError, *_UNPARSED) as error:
+        raise InvalidInput(f"{path}: its .npy header is damaged, or it holds objects ({error}); save it again") from None
 
 
 def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
@@ -195,9 +234,14 @@ def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
             f"{first_row:,} to {first_row + len(block) - 1:,}); remove them"
         )
     row = int(np.flatnonzero((np.abs(block) > LARGEST).any(axis=1))[0])
-    raise InvalidInput(
-        f"{name}: row {first_row + row:,} holds numbers up to {np.abs(block[row]).max():.1g}, and float32 holds no squares of "
-        f"more than {LARGEST:.0e}; remove it, or multiply all vectors, queries too, by the same small number"
+    raise InvalidInput(f"{name}: {too_large(block[row], first_row + row)}")
+
+
+def too_large(vector: np.ndarray, row: int) -> str:
+    """What to say of a vector with components above `LARGEST`."""
+    return (
+        f"row {row:,} holds numbers up to {np.abs(vector).max():.1g}, too large for float32 squares; remove it, or multiply "
+        f"all vectors, queries too, by the same small number so that none is above {LARGEST:.0e}"
     )
 
 

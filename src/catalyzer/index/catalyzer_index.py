@@ -21,7 +21,7 @@ from catalyzer.index.contents import Contents
 from catalyzer.index.ids import as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
-from catalyzer.index.source import VectorSource, name_of, open_source, sample, valid_rows
+from catalyzer.index.source import VectorSource, check_rows, open_queries, open_source, sample, valid_rows
 from catalyzer.index.training_folder import TrainingFolder
 from catalyzer.nn import embed
 from catalyzer.nn.storage import digest
@@ -58,8 +58,8 @@ class CatalyzerIndex:
 
     Args:
         bits: of a code, at most; 64 make 8 bytes.
-        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product, for which the longest training vector
-            must be at least as long as every vector that is added.
+        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product.
+        max_norm: for "ip", the largest norm that a vector to add may have; by default that of all vectors given to `fit`.
         d_out: dimension that vectors are mapped to; "auto" tries which suits the data.
         hidden: width of the networks.
         decoder: train a decoder, for searches in two stages and for `reconstruct`.
@@ -85,6 +85,7 @@ class CatalyzerIndex:
         bits: int = 64,
         metric: MetricName = "l2",
         *,
+        max_norm: float | None = None,
         d_out: int | Literal["auto"] = "auto",
         hidden: int = 1024,
         decoder: bool = True,
@@ -103,7 +104,7 @@ class CatalyzerIndex:
             "decoder": decoder,
             "overrides": list(overrides),
         }
-        self._metric = Metric(metric)
+        self._metric, self._max_norm = Metric(metric, max_norm), max_norm
         # Readers see one object that never changes; a writer replaces it.
         self._contents: Contents | None = None
         self._writing = threading.Lock()
@@ -163,7 +164,8 @@ class CatalyzerIndex:
     def __reduce__(self) -> tuple[Any, tuple]:
         contents, file = self._contents, self._file
         if contents is None:
-            return partial(type(self), metric=self.metric, ivf=self._ivf, **self._options), ()  # type: ignore[arg-type]
+            own = {"metric": self.metric, "max_norm": self._max_norm, "ivf": self._ivf}
+            return partial(type(self), **own, **self._options), ()  # type: ignore[arg-type]
         if file is not None and isinstance(contents.codes, np.memmap):
             modules = [type(part).__module__ for part in contents.codec.parts.values() if part is not None]
             return self._mapping, (*file, modules)
@@ -250,8 +252,8 @@ class CatalyzerIndex:
 
         Raises:
             InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
-                one epoch, a folder of another training, a quantizer that searches no lists, an index that comes from a file or
-                a codec, or one that holds vectors already, whose codes would become void.
+                one epoch, a folder of another training, a quantizer that searches no lists, a vector longer than `max_norm`, an
+                index that comes from a file or a codec, or one that holds vectors already, whose codes would become void.
             Unavailable: the folder cannot be written.
         """
         if epochs is not None and budget is not None:
@@ -272,9 +274,12 @@ class CatalyzerIndex:
                 raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
             if self._ivf:
                 check_quantizer(_quantizer_class(self._options["overrides"]))
-            x, rows = sample(open_source(learn), LEARN, self._metric, skip_invalid)
+            source, metric = open_source(learn), Metric(self.metric, self._max_norm)
+            if self.metric == "ip":  # of all vectors, also those that are not learned from
+                longest = check_rows(source, metric, skip_invalid)
+                metric = Metric("ip", self._max_norm or longest)
+            x, rows = sample(source, LEARN, metric, skip_invalid)
             check_learn(self._ivf, len(x))
-            metric = self._metric.fit(x)
             self._training = None  # that of an earlier training goes
             if folder is None:
                 self._training = TrainingFolder()
@@ -310,7 +315,7 @@ class CatalyzerIndex:
 
         Raises:
             InvalidInput: not trained, another dimension, invalid vectors, ids that do not fit or are there already, or for
-                "ip" a vector that is longer than all training vectors.
+                "ip" a vector that is longer than all given to `fit`, or than `max_norm`.
         """
         with self._writing:
             old = self._trained()
@@ -364,7 +369,7 @@ class CatalyzerIndex:
         """The k vectors nearest to each query, by their codes.
 
         Args:
-            queries: `(nq, d)`, read block by block.
+            queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
             k: neighbours per query, at most 1,024 or as many as there are vectors.
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
                 stage alone. By default 500, or 0 without a decoder.
@@ -383,7 +388,7 @@ class CatalyzerIndex:
             Unavailable: the results do not fit into memory.
         """
         contents = self._trained()
-        source = open_source(queries, contents.d)
+        source, single = open_queries(queries, contents.d)
         nprobe = _check_nprobe(nprobe, contents.lists)
         if rerank is None:
             rerank = DEFAULT_RERANK if contents.codec.decodes else 0
@@ -402,6 +407,8 @@ class CatalyzerIndex:
             raise Unavailable(
                 f"{k:,} results for each of {len(source):,} queries do not fit into memory; give fewer queries at a time"
             ) from None
+        # Before the work, of which an invalid query would leave nothing; queries may be of any length.
+        check_rows(source, Metric(contents.metric.name))
         size = min(BLOCK, max(1, PAIRS // max(k, rerank, nprobe)))
         several = len(source) > size
         with progress("queries" if several else None, len(source), "queries") as advance:
@@ -421,7 +428,7 @@ class CatalyzerIndex:
                     scores[first : first + size, :found] = np.where(there, told, contents.metric.worst)
                     ids[first : first + size, :found] = np.where(there, contents.ids[rows], -1)
                 advance(len(block))
-        return scores, ids
+        return (scores[0], ids[0]) if single else (scores, ids)
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
         """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.
@@ -595,16 +602,10 @@ def _encode(
     valid = np.ones(len(source), bool)
     in_lists = np.empty(0 if contents.lists is None else len(source), np.int32)
     m = 0
+    check_rows(source, contents.metric, skip_invalid)
     with progress(description, len(source), "vectors") as advance:
         for first in range(0, len(source), BLOCK):
             block, invalid = valid_rows(source, first, BLOCK, contents.metric, skip_invalid)
-            if (longer := contents.metric.too_long(block)).any():
-                row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
-                raise InvalidInput(
-                    f"{name_of(source)}row {row:,} is longer than the longest training vector, of norm "
-                    f"{contents.metric.max_norm:.6g}, which is the limit for inner products; fit an index to vectors "
-                    "among which is the longest of the base"
-                )
             base, rows = contents.metric.base(block), slice(m, m + len(block))
             with _COMPUTING:
                 latent = embed(contents.codec.transform, base)

@@ -6,13 +6,16 @@ one of the largest product.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from numbers import Real
+from typing import Literal, get_args
 
 import numpy as np
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.vectors import as_float32
 
 MetricName = Literal["l2", "cosine", "ip"]
+LARGEST_NORM = 1e18  # M: float32 holds the squares of distances between such vectors
 NORM_TOLERANCE = 1e-6  # relative to M: the same vector, rounded another way, may be so much longer
 
 
@@ -22,16 +25,16 @@ class Metric:
 
     Attributes:
         name: "l2", "cosine" or "ip".
-        max_norm: M, the largest norm that a base vector may have; of "ip", once it is fitted.
+        max_norm: M, the largest norm that a base vector may have; of "ip", where it is known.
 
     Raises:
-        InvalidInput: another name.
+        InvalidInput: another name, or a `max_norm` that is no positive number or of another metric.
 
     >>> x = np.array([[3, 4], [0, 3]], dtype=np.float32)
     >>> Metric("cosine").base(x)
     array([[0.6, 0.8],
            [0. , 1. ]], dtype=float32)
-    >>> ip = Metric("ip").fit(x)
+    >>> ip = Metric("ip", max_norm=5.0)
     >>> ip.base(x)
     array([[3., 4., 0.],
            [0., 3., 4.]], dtype=float32)
@@ -46,6 +49,12 @@ class Metric:
     def __post_init__(self) -> None:
         if self.name not in get_args(MetricName):
             raise InvalidInput(f"metric must be one of {', '.join(get_args(MetricName))}; got {self.name!r}")
+        if self.max_norm is None:
+            return
+        if self.name != "ip":
+            raise InvalidInput(f'max_norm = {self.max_norm} is for inner products, metric="ip"; got metric={self.name!r}')
+        if not isinstance(self.max_norm, Real) or isinstance(self.max_norm, bool) or not 0 < self.max_norm <= LARGEST_NORM:
+            raise InvalidInput(f"max_norm must be a number above 0 and at most {LARGEST_NORM:.0e}, got {self.max_norm!r}")
 
     @property
     def extra(self) -> int:
@@ -57,32 +66,29 @@ class Metric:
         """The score of what was not found: inf, or -inf where scores are similarities."""
         return np.inf if self.name == "l2" else -np.inf
 
-    def fit(self, x: np.ndarray) -> Self:
-        """Take M from `(n, d)` float32 vectors, for "ip"."""
-        return type(self)(self.name, float(_norms(x).max())) if self.name == "ip" else self
-
-    def invalid(self, x: np.ndarray) -> np.ndarray:
-        """Which of `(n, d)` float32 vectors cannot be compared, `(n,)` bool: those with NaN or infinity or, for float32, too
-        large ones, and for cosine those without a direction."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.einsum("ij,ij->i", x, x)
-            return ~np.isfinite(squares) | (squares == 0) if self.name == "cosine" else ~np.isfinite(squares)
+    def as_float32(self, x: np.ndarray) -> np.ndarray:
+        """`(n, d)` vectors of any type as float32, for cosine divided by what float32 could not hold."""
+        if self.name == "cosine" and x.dtype.kind == "f" and x.dtype.itemsize > 4:
+            largest = np.abs(x).max(axis=1, keepdims=True)
+            x = x / np.where((largest > 0) & np.isfinite(largest), largest, 1)
+        with np.errstate(over="ignore"):  # to infinity
+            return as_float32(x)
 
     def too_long(self, x: np.ndarray) -> np.ndarray:
         """Which of `(n, d)` float32 vectors may not be in a base, `(n,)` bool: for "ip" those longer than M."""
         if self.max_norm is None:
             return np.zeros(len(x), bool)
-        return _norms(x) > self.max_norm * (1 + NORM_TOLERANCE)
+        return norms(x) > self.max_norm * (1 + NORM_TOLERANCE)
 
     def base(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` float32 vectors to learn from or to be found, as `(n, d + extra)` float32 to compare by L2."""
         if self.name == "l2":
             return x
-        norms = _norms(x)
+        lengths = norms(x)
         if self.name == "cosine":
-            return (x / norms[:, None]).astype(np.float32)
+            return (x / lengths[:, None]).astype(np.float32)
         assert self.max_norm is not None
-        rest = np.sqrt(np.maximum(self.max_norm**2 - norms**2, 0))
+        rest = np.sqrt(np.maximum(self.max_norm**2 - lengths**2, 0))
         return np.concatenate([x, rest[:, None]], axis=1, dtype=np.float32)
 
     def queries(self, x: np.ndarray) -> np.ndarray:
@@ -90,8 +96,8 @@ class Metric:
         if self.name != "ip":
             return self.base(x)
         assert self.max_norm is not None
-        norms = _norms(x)[:, None]
-        scaled = x * (self.max_norm / np.where(norms == 0, 1, norms))
+        lengths = norms(x)[:, None]
+        scaled = x * (self.max_norm / np.where(lengths == 0, 1, lengths))
         return np.pad(scaled, ((0, 0), (0, 1))).astype(np.float32)
 
     def scores(self, distances: np.ndarray, queries: np.ndarray, on_sphere: bool) -> np.ndarray:
@@ -111,14 +117,15 @@ class Metric:
         if self.name == "cosine" or on_sphere:
             return (1 - distances / 2).astype(np.float32)
         assert self.max_norm is not None
-        return ((self.max_norm - distances / (2 * self.max_norm)) * _norms(queries)[:, None]).astype(np.float32)
+        return ((self.max_norm - distances / (2 * self.max_norm)) * norms(queries)[:, None]).astype(np.float32)
 
     def restore(self, decoded: np.ndarray) -> np.ndarray:
         """Decoded `(n, d + extra)` vectors as `(n, d)` in the user's space; for cosine of norm 1."""
         if self.name == "cosine":
-            return (decoded / _norms(decoded)[:, None]).astype(np.float32)
+            return (decoded / norms(decoded)[:, None]).astype(np.float32)
         return np.ascontiguousarray(decoded[:, : decoded.shape[1] - self.extra])
 
 
-def _norms(x: np.ndarray) -> np.ndarray:
+def norms(x: np.ndarray) -> np.ndarray:
+    """The norms of `(n, d)` vectors, `(n,)` float64: the squares of float32's numbers are more than it holds."""
     return np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))

@@ -1,53 +1,92 @@
 """Vectors as users hand them in, arrays, tensors or files: opened, looked through for NaN and infinity, and sampled."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from catalyzer.errors import InvalidInput
-from catalyzer.files.vectors import VectorFile, Vectors, as_float32
-from catalyzer.index.metric import Metric
+from catalyzer.files.vectors import BLOCK, LARGEST, VectorFile, Vectors, too_large
+from catalyzer.index.metric import Metric, norms
 from catalyzer.progress import progress
 
-VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path
-"""`(n, d)` vectors: an array, a tensor, or a file that `open_vectors` reads, by its path too."""
+
+class SupportsArray(Protocol):
+    """What NumPy makes an array of."""
+
+    def __array__(self) -> np.ndarray: ...
+
+
+VectorSource = np.ndarray | torch.Tensor | VectorFile | str | Path | Sequence | SupportsArray
+"""`(n, d)` vectors: an array, a tensor, a list of lists, what NumPy makes an array of, such as a DataFrame or an HDF5 dataset,
+which is read by blocks, or a file that `open_vectors` reads, by its path too."""
 
 SAMPLE_RUN = 1 << 10  # consecutive rows of a sample: only whole slices are cheap to read from a file
 
 
 def open_source(source: VectorSource, d: int | None = None) -> Vectors:
-    """Vectors of which type and dimension alone are checked; NaN and infinity are looked for where they are used.
+    """Vectors of which type and dimension alone are checked; NaN and infinity are looked for by `valid_rows`.
 
     Args:
-        source: `(n, d)`; n may be 0 in an array.
+        source: `(n, d)`; n may be 0 but in a file.
         d: dimension that they must have; None for any.
 
     Raises:
         InvalidInput: not vectors, a file that cannot be read, or another dimension.
 
-    >>> open_source(torch.zeros(3, 2, dtype=torch.float64)).shape
+    >>> open_source([[1, 2], [3, 4], [5, 6]]).shape
     (3, 2)
     """
-    vectors: Vectors
-    if isinstance(source, VectorFile):
-        vectors = VectorFile(source.path, len(source), finite=False)
-    elif isinstance(source, str | Path):
-        vectors = VectorFile(source, finite=False)
-    elif isinstance(source, torch.Tensor):
-        source = source.detach().cpu()
-        vectors = (source.float() if source.is_floating_point() else source).numpy()
-    else:
-        vectors = source
-    if not isinstance(vectors, np.ndarray | VectorFile):
-        raise InvalidInput(f"expected a NumPy array, a tensor or the path of a vector file, got {type(source).__name__}")
-    if len(vectors.shape) != 2 or vectors.shape[1] == 0 or vectors.dtype.kind not in "fiu":
-        raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {vectors.shape} of {vectors.dtype}")
+    vectors = _as_array(source)
+    if len(vectors.shape) != 2 or vectors.shape[1] == 0:
+        way = "; a single vector x is x[None]" if len(vectors.shape) == 1 else ""
+        raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {vectors.shape} of {vectors.dtype}{way}")
     if d is not None and vectors.shape[1] != d:
         raise InvalidInput(
             f"{name_of(vectors)}expected vectors of dimension {d}, as those learned from; got {vectors.shape[1]}"
         )
     return vectors
+
+
+def open_queries(source: VectorSource, d: int) -> tuple[Vectors, bool]:
+    """Queries as `open_source` has them, and whether there is only one, given as `(d,)`.
+
+    >>> open_queries([1, 2], d=2)
+    (array([[1, 2]]), True)
+    """
+    if isinstance(source, VectorFile | str | Path):
+        return open_source(source, d), False
+    array = _as_array(source)
+    single = len(array.shape) == 1
+    return open_source(array[:][None] if single else array, d), single
+
+
+def _as_array(source: Any) -> Vectors:
+    if isinstance(source, VectorFile):
+        return VectorFile(source.path, len(source), finite=False)
+    if isinstance(source, str | Path):
+        return VectorFile(source, finite=False)
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        return (source.float() if source.is_floating_point() and source.dtype.itemsize < 4 else source).numpy()
+    if isinstance(source, np.ma.MaskedArray):
+        if np.ma.is_masked(source):
+            raise InvalidInput("expected vectors, got a masked array, and what is masked has no value; give x.filled(...)")
+        source = source.data
+    kind = type(source).__name__
+    if not isinstance(source, list | tuple) and not hasattr(source, "__array__"):
+        raise InvalidInput(f"expected an array, a tensor, lists of numbers or the path of a vector file, got {kind}")
+    try:
+        # What has a type, a shape and slices, such as an HDF5 dataset, may be larger than memory.
+        array = source if hasattr(source, "dtype") and hasattr(source, "shape") else np.asarray(source)
+        dtype = np.dtype(array.dtype)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"expected vectors of shape (n, d), got a {kind} that is no such array ({error})") from None
+    if dtype.kind not in "fiu" and dtype.name != "bfloat16":
+        raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {array.shape} of {dtype}")
+    return array
 
 
 def name_of(vectors: Vectors) -> str:
@@ -58,23 +97,61 @@ def name_of(vectors: Vectors) -> str:
 def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool | None) -> tuple[np.ndarray, np.ndarray]:
     """The valid ones among `size` rows from `first` on, `(m, d)` float32, and which are not, `(size,)` bool.
 
+    A row with NaN or infinity is not valid, nor for cosine one of zeros only.
+
     Args:
-        skip: leave them out; None where a user has no such choice.
+        skip: leave out those that are not valid; None where a user has no such choice.
 
     Raises:
-        InvalidInput: there are some that are not, and they are not to be skipped.
+        InvalidInput: there are some that are not valid, and they are not to be skipped; or one with numbers that are too large,
+            which is never skipped.
     """
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        block = as_float32(vectors[first : first + size])
-    invalid = metric.invalid(block)
-    if not invalid.any():
-        return block, invalid
-    if not skip:
-        what = "NaN, infinity or nothing but zeros" if metric.name == "cosine" else "NaN or infinity"
-        row = first + int(np.argmax(invalid))
+    given = np.asarray(vectors[first : first + size])
+    block = metric.as_float32(given)
+    largest = np.maximum(block.max(axis=1), -block.min(axis=1))  # NaN where there is one
+    cosine = metric.name == "cosine"
+    usual = (largest > 0) & (largest < np.inf) if cosine else largest <= LARGEST
+    if usual.all():
+        return block, ~usual
+    # Of the numbers as they were given: float32 may have made infinity of them.
+    finite = np.isfinite(given.astype(np.float64) if given.dtype.kind == "f" else given).all(axis=1)
+    if not cosine and (huge := finite & ~usual).any():
+        raise InvalidInput(f"{name_of(vectors)}{too_large(given[huge][0], first + int(np.argmax(huge)))}")
+    invalid = ~finite | (largest == 0) if cosine else ~finite
+    if not skip and invalid.any():
+        at = int(np.argmax(invalid))
+        what = "nothing but zeros, so it has no direction" if finite[at] else "NaN or infinity"
         way = "" if skip is None else ", or leave them out by skip_invalid"
-        raise InvalidInput(f"{name_of(vectors)}row {row:,} holds {what}; remove such rows{way}")
+        raise InvalidInput(f"{name_of(vectors)}row {first + at:,} holds {what}; remove such rows{way}")
     return block[~invalid], invalid
+
+
+def check_rows(vectors: Vectors, metric: Metric, skip: bool | None = None, size: int = BLOCK) -> float:
+    """Look through all vectors before the work on them begins, block by block.
+
+    Args:
+        skip: see `valid_rows`.
+
+    Returns:
+        The largest norm, 0.0 for a metric that does not ask for it.
+
+    Raises:
+        InvalidInput: as `valid_rows`; or a vector that is longer than the `max_norm` of the metric.
+    """
+    longest = 0.0
+    with progress("checking" if len(vectors) > size else None, len(vectors), "vectors") as advance:
+        for first in range(0, len(vectors), size):
+            block, invalid = valid_rows(vectors, first, size, metric, skip)
+            if metric.name == "ip":
+                longest = max(longest, float(norms(block).max(initial=0)))
+                if (longer := metric.too_long(block)).any():
+                    row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
+                    raise InvalidInput(
+                        f"{name_of(vectors)}row {row:,} has the norm {norms(block)[longer][0]:.6g}, and the limit of this "
+                        f"index for inner products is {metric.max_norm:.6g}; fit an index with a larger max_norm"
+                    )
+            advance(len(invalid))
+    return longest
 
 
 def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -115,6 +115,6 @@ def _compiled(function: Callable, caching: type[FunctionCache], **options: Any) 
 @cache
 def _warn_of_no_cache(why: str) -> None:
     log.warning(
-        "compiled loops are not kept (%s), and every process compiles them again, which takes seconds; set NUMBA_CACHE_DIR to a "
-        "folder that can be written", why,
+        "compiled loops are not kept (%s), and every process compiles them again, which takes seconds; set NUMBA_CACHE_DIR to "
+        "a folder that can be written", why,
     )  # fmt: skip

@@ -54,7 +54,8 @@ def embed(transform: Transform, vectors: Vectors, description: str | None = None
     fast = transform.is_trained and multiplies_bfloat16(device)
     for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            mapped = transform(torch.from_numpy(block).to(device)).float().cpu().numpy()
+            x = torch.from_numpy(np.require(block, requirements="W"))  # torch warns of an array that is read-only
+            mapped = transform(x.to(device)).float().cpu().numpy()
         if out is None:
             out = np.empty((len(vectors), mapped.shape[1]), np.float32)
         out[first : first + len(mapped)] = mapped

@@ -271,8 +271,9 @@ def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
 
 def _sample(x: Vectors) -> np.ndarray:
     # Evenly spaced blocks: the file may be sorted, and only whole slices are cheap to read from it.
-    sample = x[:]
-    if len(x) > ADAPT_SAMPLE:
+    if len(x) <= ADAPT_SAMPLE:
+        sample = x[:]
+    else:
         size = ADAPT_SAMPLE // SAMPLE_BLOCKS
         starts = np.linspace(0, len(x) - size, SAMPLE_BLOCKS).astype(int)
         sample = np.concatenate([x[start : start + size] for start in starts])

@@ -161,7 +161,8 @@ class AnchorData(LightningDataModule, ABC):
                 f"{len(self.train):,} training vectors are too few for a batch of batch_size = {self.batch_size} on each of "
                 f"{world} devices; lower batch_size"
             )
-        self.vectors = torch.from_numpy(self.train).to(self.device)
+        # Torch warns of an array that is read-only.
+        self.vectors = torch.from_numpy(np.require(self.train, requirements="W")).to(self.device)
         positives = self._positives()
         self.recall["positives"] = graph_recall(self.train, positives)
         log.info("positives: recall@%d of the search for them %.1f%%", self.k_pos, 100 * self.recall["positives"])
@@ -229,7 +230,8 @@ class AnchorData(LightningDataModule, ABC):
         """All validation queries in one batch."""
         if self.validation is None:
             return []
-        return DataLoader([torch.from_numpy(self.validation.queries)], batch_size=None)  # type: ignore[arg-type]
+        queries = torch.from_numpy(np.require(self.validation.queries, requirements="W"))
+        return DataLoader([queries], batch_size=None)  # type: ignore[arg-type]
 
     def anchors(self, number: int) -> Tensor:
         """Row numbers of the anchors in this process's share of a batch."""
