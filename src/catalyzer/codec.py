@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.nn import Identity, Transform, embed
 from catalyzer.outliers import outliers
@@ -54,6 +54,7 @@ class Codec:
     query: Transform | None = None
 
     def __post_init__(self) -> None:
+        integer("refine", self.refine, 1)
         if self.refine > 1 and self.decoder is None:
             raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
         if self.refine > 1 and not self.quantizer.can("nearest"):
@@ -146,6 +147,7 @@ class Codec:
         Raises:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
         """
+        k, rerank = integer("k", k, 1, len(codes), "the number of codes"), integer("rerank", rerank, 0)
         original = as_float32(queries[:])
         latent = self.map_queries(original)
         if not rerank:

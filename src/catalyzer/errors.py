@@ -1,7 +1,9 @@
 """What goes wrong, told apart by who can mend it. Each message is a sentence: what was expected, what came, what to do."""
 
+import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import SupportsIndex
 
 
 class CatalyzerError(Exception):
@@ -36,6 +38,35 @@ class Unavailable(CatalyzerError, OSError):
 
 class Conflict(CatalyzerError):
     """A file has changed since it was read, so writing it now would undo what somebody else has done."""
+
+
+def integer(name: str, value: object, least: int, most: int | None = None, most_is: str = "") -> int:
+    """A user's number as a Python integer: one of Python or NumPy, no truth value and no float, within limits.
+
+    Args:
+        name: what it is called in an error.
+        value: as it was given.
+        least: the smallest that there may be.
+        most: the largest, if there is one.
+        most_is: what the largest is, such as "the number of codes".
+
+    Raises:
+        InvalidInput: it is not.
+
+    >>> integer("k", 3, 1)
+    3
+    >>> integer("k", 3.0, 1)
+    Traceback (most recent call last):
+    ...
+    catalyzer.errors.InvalidInput: k must be an integer of at least 1; got 3.0
+    """
+    limits = f"of at least {least:,}" if most is None else f"between {least:,} and {most:,}{most_is and f', {most_is}'}"
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise InvalidInput(f"{name} must be an integer {limits}; got {value!r}")
+    number = operator.index(value)
+    if number < least or (most is not None and number > most):
+        raise InvalidInput(f"{name} must be an integer {limits}; got {number:,}")
+    return number
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from catalyzer._faiss import faiss
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, float_blocks
 from catalyzer.progress import progress
 
@@ -57,8 +57,7 @@ def knn(queries: Vectors, base: Vectors, k: int, description: str = "searching")
     """
     if queries.shape[1] != base.shape[1]:
         raise InvalidInput(f"queries have dimension {queries.shape[1]}, base vectors {base.shape[1]}; they must agree")
-    if not 1 <= k <= len(base):
-        raise InvalidInput(f"k must be between 1 and the number of base vectors, {len(base):,}; got {k}")
+    k = integer("k", k, 1, len(base), "the number of base vectors")
     return knn_of_blocks(as_float32(queries[:]), float_blocks(base, description), k)
 
 
@@ -138,8 +137,7 @@ def knn_graph(
     [[1, 2], [0, 2], [1, 0]]
     """
     n = len(x)
-    if not 1 <= k < n:
-        raise InvalidInput(f"k must be between 1 and {n - 1:,} for {n:,} vectors, since none is its own neighbour; got {k}")
+    k = integer("k", k, 1, n - 1, "all but itself")
     if method not in METHODS:
         raise InvalidInput(f"unknown method {method!r}; expected {', '.join(METHODS[:-1])} or {METHODS[-1]}")
     if method == "auto":

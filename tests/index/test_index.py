@@ -184,11 +184,11 @@ def test_fewer_than_k_and_none_at_all(index: CatalyzerIndex) -> None:
     assert {*ids[0, :2].tolist()} == {0, 1}
     assert index.search(np.empty((0, 32)), k=4)[1].shape == (0, 4)
     for k, rerank, sentence in (
-        (0, 1, "k must be an integer of at least 1, got 0"),
-        (2.0, 1, "k must be an integer of at least 1, got 2.0"),
+        (0, 1, "k must be an integer of at least 1; got 0"),
+        (2.0, 1, "k must be an integer of at least 1; got 2.0"),
         (2**63, 1, "k = 9,223,372,036,854,775,808, but the index holds 2 vectors"),
-        (1, -1, "rerank must be an integer of at least 0, got -1"),
-        (1, True, "rerank must be an integer of at least 0, got True"),
+        (1, -1, "rerank must be an integer of at least 0; got -1"),
+        (1, True, "rerank must be an integer of at least 0; got True"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             index.search(QUERIES, k, rerank)  # type: ignore[arg-type]
@@ -363,8 +363,8 @@ def test_no_training_is_lost(tmp_path: Path) -> None:
     ("vectors", "options", "sentence"),
     [
         (clustered(600, 32, 0), {"epochs": 1, "budget": "1min"}, "give one of them"),
-        (clustered(600, 32, 0), {"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        (clustered(600, 32, 0), {"epochs": 2.0}, "epochs must be an integer of at least 1, got 2.0"),
+        (clustered(600, 32, 0), {"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
+        (clustered(600, 32, 0), {"epochs": 2.0}, "epochs must be an integer of at least 1; got 2.0"),
         (clustered(600, 32, 0), {"budget": 60}, 'budget must be a duration such as "10min", got 60'),
         (clustered(600, 32, 0), {"budget": "soon"}, "expected a duration such as 90s, 10min or 1.5h; got 'soon'"),
         (clustered(600, 32, 0), {"budget": "0.1s"}, r"budget is too small for an epoch of .* give at least [\d.]+min"),
@@ -389,17 +389,17 @@ def test_a_fit_that_cannot_be(vectors: np.ndarray, options: dict[str, Any], sent
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"bits": 0}, "bits must be an integer of at least 1, got 0"),
-        ({"bits": 64.0}, "bits must be an integer of at least 1, got 64.0"),
-        ({"bits": "64"}, "bits must be an integer of at least 1, got '64'"),
+        ({"bits": 0}, "bits must be an integer of at least 1; got 0"),
+        ({"bits": 64.0}, "bits must be an integer of at least 1; got 64.0"),
+        ({"bits": "64"}, "bits must be an integer of at least 1; got '64'"),
         ({"metric": "dot"}, "metric must be one of"),
         ({"metric": ["l2"]}, "metric must be one of"),
-        ({"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
-        ({"d_out": 1}, 'd_out, if not "auto", must be an integer of at least 2, got 1'),
+        ({"hidden": 0}, "hidden must be an integer of at least 1; got 0"),
+        ({"d_out": 1}, 'd_out, if not "auto", must be an integer of at least 2; got 1'),
         ({"d_out": "all"}, 'd_out, if not "auto", must be an integer of at least 2'),
         ({"decoder": "mlp"}, "decoder must be True or False, got 'mlp'"),
-        ({"ivf": 16.0}, "ivf must be an integer of at least 0, got 16.0"),
-        ({"ivf": True}, "ivf must be an integer of at least 0, got True"),
+        ({"ivf": 16.0}, "ivf must be an integer of at least 0; got 16.0"),
+        ({"ivf": True}, "ivf must be an integer of at least 0; got True"),
         ({"overrides": "quantizer=opq"}, "overrides must be a list of texts such as \"quantizer=opq\", got 'quantizer=opq'"),
         ({"overrides": [("quantizer", "opq")]}, "overrides must be a list of texts"),
         ({"overrides": None}, "overrides must be a list of texts"),

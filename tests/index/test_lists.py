@@ -211,15 +211,15 @@ def test_empty_and_nearly_empty(index: CatalyzerIndex) -> None:
 
 def test_what_cannot_be(fitted: Path, listed: Path, index: CatalyzerIndex) -> None:
     for nprobe, sentence in (
-        (0, "nprobe must be an integer of at least 1, got 0"),
-        (1.5, "nprobe must be an integer of at least 1, got 1.5"),
-        (21, "nprobe must be between 1 and the number of lists, 20; got 21"),
+        (0, "nprobe must be an integer between 1 and 20, the number of lists; got 0"),
+        (1.5, r"the number of lists; got 1\.5"),
+        (21, "nprobe must be an integer between 1 and 20, the number of lists; got 21"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             index.search(QUERIES, nprobe=nprobe)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this one has none"):
         CatalyzerIndex.load(fitted).search(QUERIES, nprobe=4)
-    with pytest.raises(InvalidInput, match="ivf must be an integer of at least 0, got -1"):
+    with pytest.raises(InvalidInput, match="ivf must be an integer of at least 0; got -1"):
         CatalyzerIndex(ivf=-1)
     with pytest.raises(InvalidInput, match=r"ivf = 100 lists need at least 800 .* got 600: .* an ivf of at most 75"):
         CatalyzerIndex(hidden=16, d_out=24, ivf=100).fit(BASE[:600])

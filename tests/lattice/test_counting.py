@@ -48,11 +48,11 @@ def test_the_best_radius_fits_and_is_the_last_that_does(dim: int, bits: int) -> 
 @pytest.mark.parametrize(
     ("dim", "radius_sq", "message"),
     [
-        (24, -1, "radius_sq must be between 1"),
-        (24, 0, "radius_sq must be between 1"),
+        (24, -1, "radius_sq must be an integer between 1"),
+        (24, 0, "radius_sq must be an integer between 1"),
         (3, 7, "no integer point of 3 dimensions has the squared norm r² = 7"),
-        (1, 4, "dim must be between 2"),
-        (129, 4, "dim must be between 2"),
+        (1, 4, "dim must be an integer between 2"),
+        (129, 4, "dim must be an integer between 2"),
         (24, 79.0, "must be an integer"),
         (24, 2000, "869,122,529 atoms"),
         (6, 9000, "needs tables of"),

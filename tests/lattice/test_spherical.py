@@ -63,7 +63,7 @@ def test_the_first_of_the_nearest_is_the_nearest(dim: int, radius_sq: int, rando
 def test_k_and_vectors_of_the_nearest_are_checked() -> None:
     lattice = SphericalLattice(3, 2)
     for k in (0, 13):
-        with pytest.raises(InvalidInput, match=f"between 1 and the number of points, 12; got {k}"):
+        with pytest.raises(InvalidInput, match=f"between 1 and 12, the number of points; got {k}"):
             lattice.nearest(np.ones((2, 3)), k)
     with pytest.raises(InvalidInput, match="row 1 contains NaN or infinity"):
         lattice.nearest(np.array([[1, 2, 3], [1, np.nan, 3]]), 2)

@@ -75,7 +75,7 @@ def test_search_refuses_what_does_not_fit(quantizer: Quantizer) -> None:
         quantizer.search(queries[:, 1:], codes, 1)
     with pytest.raises(InvalidInput, match=r"codes must be \(n, "):
         quantizer.search(queries, codes[:, 1:], 1)
-    with pytest.raises(InvalidInput, match="between 1 and the number of codes, 10; got 11"):
+    with pytest.raises(InvalidInput, match="between 1 and 10, the number of codes; got 11"):
         quantizer.search(queries, codes, 11)
 
 

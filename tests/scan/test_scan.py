@@ -116,7 +116,7 @@ def test_bad_input_is_refused() -> None:
     for queries, of, k, message in [
         (np.ones((1, 23), np.float32), codes, 1, r"queries must be \(n, 24\)"),
         (query, codes[:, :3], 1, r"codes must be \(n, 4\) uint8, got \(5, 3\)"),
-        (query, codes, 0, "k must be between 1 and the number of codes, 5; got 0"),
+        (query, codes, 0, "k must be an integer between 1 and 5, the number of codes; got 0"),
         (query, codes, 6, "got 6"),
         (query * np.nan, codes, 1, "query 0 contains NaN"),
         (query, codes + np.uint8(255), 1, "row 0 holds the code 4294967295"),

@@ -202,7 +202,7 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", clustered(3, DIM + 1, 2))
     other_run, shards = make_run(tmp_path / "other", seed=1), CodeShards.open(codes)
     for arguments, words in (
-        (("q.npy", 5001), "k must be between 1 and the number of codes, 5,000; got 5001"),
+        (("q.npy", 5001), "k must be an integer between 1 and 5,000, the number of codes; got 5,001"),
         (("wide.npy", 10), "its vectors have dimension 33, the run's 32"),
         (("q.npy", 10, None, other_run), "holds codes of another run than"),
     ):

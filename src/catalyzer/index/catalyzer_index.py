@@ -1,6 +1,5 @@
 """`CatalyzerIndex`: your vectors in 8 bytes each, from `fit` to `search`, and back from a file."""
 
-import operator
 import os
 import threading
 import weakref
@@ -13,7 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from catalyzer.codec import PAIRS, Codec
-from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable
+from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable, integer
 from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
@@ -96,11 +95,11 @@ class CatalyzerIndex:
             raise InvalidInput(f"decoder must be True or False, got {decoder!r}")
         if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
             raise InvalidInput(f'overrides must be a list of texts such as "quantizer=opq", got {overrides!r}')
-        self._ivf = _integer("ivf", ivf, 0)
+        self._ivf = integer("ivf", ivf, 0)
         self._options: dict[str, Any] | None = {
-            "bits": _integer("bits", bits, 1),
-            "d_out": d_out if d_out == "auto" else _integer('d_out, if not "auto",', d_out, 2),
-            "hidden": _integer("hidden", hidden, 1),
+            "bits": integer("bits", bits, 1),
+            "d_out": d_out if d_out == "auto" else integer('d_out, if not "auto",', d_out, 2),
+            "hidden": integer("hidden", hidden, 1),
             "decoder": decoder,
             "overrides": list(overrides),
         }
@@ -261,7 +260,7 @@ class CatalyzerIndex:
         if budget is not None and not isinstance(budget, str):
             raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
         if epochs is not None:
-            _integer("epochs", epochs, 1)
+            integer("epochs", epochs, 1)
         from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
         from catalyzer.training import checkpoint_files, seconds_of
 
@@ -392,7 +391,7 @@ class CatalyzerIndex:
         nprobe = _check_nprobe(nprobe, contents.lists)
         if rerank is None:
             rerank = DEFAULT_RERANK if contents.codec.decodes else 0
-        k, rerank = _integer("k", k, 1), _integer("rerank", rerank, 0)
+        k, rerank = integer("k", k, 1), min(integer("rerank", rerank, 0), max(1, len(contents.ids)))
         if rerank:
             contents.codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
         if k > max(PADDED_K, len(contents.ids)):
@@ -568,16 +567,6 @@ def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None) -> 
     return Contents(codec, metric, np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8), lists=lists)
 
 
-def _integer(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise InvalidInput(f"{name} must be an integer of at least {least}, got {value!r}")
-    return number
-
-
 def _quantizer_class(overrides: list[str]) -> type[Quantizer]:
     from catalyzer.runs.compose import compose_config
 
@@ -635,10 +624,7 @@ def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
         return 0
     if nprobe is None:
         return min(DEFAULT_NPROBE, len(lists))
-    nprobe = _integer("nprobe", nprobe, 1)
-    if nprobe > len(lists):
-        raise InvalidInput(f"nprobe must be between 1 and the number of lists, {len(lists):,}; got {nprobe}")
-    return nprobe
+    return integer("nprobe", nprobe, 1, len(lists), "the number of lists")
 
 
 def _centroids(contents: Contents) -> np.ndarray:

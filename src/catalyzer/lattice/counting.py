@@ -5,21 +5,16 @@ from math import isqrt
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 
 MAX_DIM = 128
 MAX_RADIUS_SQ = 127**2  # coordinates fit int8; beyond, any dimension worth coding has far more atoms than memory
 MAX_ATOMS = 1 << 20
 
 
-def check_sphere(dim: int, radius_sq: int) -> None:
-    """Raise `InvalidInput` unless the dimension and the squared radius are in the supported range."""
-    for name, value, most in (("dim", dim, MAX_DIM), ("radius_sq", radius_sq, MAX_RADIUS_SQ)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise InvalidInput(f"the lattice's {name} must be an integer, got {value!r}")
-        least = 2 if name == "dim" else 1
-        if not least <= value <= most:
-            raise InvalidInput(f"the lattice's {name} must be between {least} and {most:,}, got {value}")
+def check_sphere(dim: int, radius_sq: int) -> tuple[int, int]:
+    """Both as Python integers; raises `InvalidInput` unless they are in the supported range."""
+    return integer("the lattice's dim", dim, 2, MAX_DIM), integer("the lattice's radius_sq", radius_sq, 1, MAX_RADIUS_SQ)
 
 
 def _theta_series(dim: int, radius_sq: int) -> tuple[int, int]:
@@ -44,7 +39,7 @@ def num_points(dim: int, radius_sq: int) -> int:
     >>> num_points(3, 7)
     0
     """
-    check_sphere(dim, radius_sq)
+    dim, radius_sq = check_sphere(dim, radius_sq)
     series, width = _theta_series(dim, radius_sq)
     return series >> width * radius_sq
 
@@ -87,7 +82,7 @@ def num_atoms(dim: int, radius_sq: int) -> int:
     >>> num_atoms(24, 79), num_atoms(8, 10)
     (256, 3)
     """
-    check_sphere(dim, radius_sq)
+    dim, radius_sq = check_sphere(dim, radius_sq)
     ways = [[0] * (radius_sq + 1) for _ in range(dim + 1)]  # ways[parts][sum]
     ways[0][0] = 1
     for value in range(1, isqrt(radius_sq) + 1):
@@ -115,7 +110,7 @@ def enumerate_atoms(dim: int, radius_sq: int) -> np.ndarray:
             for tail in tails(left - value * value, room - 1, value):
                 yield (value, *tail)
 
-    check_sphere(dim, radius_sq)
+    dim, radius_sq = check_sphere(dim, radius_sq)
     count = num_atoms(dim, radius_sq)
     if count > MAX_ATOMS:
         raise InvalidInput(f"dim {dim}, r² {radius_sq} has {count:,} atoms, more than the {MAX_ATOMS:,} that are supported")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, Unavailable, integer
 from catalyzer.lattice.counting import best_radius_sq, enumerate_atoms, num_points
 from catalyzer.lattice.numbering import BUCKETS, FORMAT, Numbering, number
 
@@ -84,8 +84,7 @@ class SphericalLattice:
         >>> SphericalLattice.for_bits(dim=24, bits=64)
         SphericalLattice(dim=24, radius_sq=79)
         """
-        if bits > MAX_BITS:
-            raise InvalidInput(f"a lattice has codes of at most {MAX_BITS} bits, got bits = {bits}")
+        bits = integer("bits of a lattice", bits, 1, MAX_BITS)
         return cls(dim, best_radius_sq(dim, bits))
 
     def __repr__(self) -> str:
@@ -129,6 +128,7 @@ class SphericalLattice:
 
         Raises:
             InvalidInput: another shape, another k, or NaN or infinity in y.
+            Unavailable: the points do not fit into memory.
 
         >>> SphericalLattice(dim=3, radius_sq=2).nearest(np.array([[0.1, -3.0, 2.0]]), k=2)
         array([[[ 0, -1,  1],
@@ -136,10 +136,12 @@ class SphericalLattice:
         """
         from catalyzer.lattice.near_kernels import nearest_many
 
-        if not 1 <= k <= self.num_points:
-            raise InvalidInput(f"k must be between 1 and the number of points, {self.num_points}; got {k}")
+        k = integer("k", k, 1, self.num_points, "the number of points")
         vectors = self._checked(y)
-        points = np.empty((len(vectors), k, self.dim), np.int16)
+        try:
+            points = np.empty((len(vectors), k, self.dim), np.int16)
+        except (MemoryError, ValueError):  # more than NumPy can count
+            raise Unavailable(f"{k:,} points for each of {len(vectors):,} vectors do not fit into memory; lower k") from None
         weights = np.random.default_rng(0).integers(1 << 64, size=self.dim, dtype=np.uint64)
         self._refuse_row(nearest_many(vectors, self.atoms, weights, k, points))
         return points

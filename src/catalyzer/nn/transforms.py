@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from catalyzer._faiss import faiss
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import Vectors, as_float32
 from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.outliers import outliers
@@ -48,9 +48,7 @@ class Transform(Part, nn.Module, ABC):
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
-        if min(d_in, d_out) < 1:
-            raise InvalidInput(f"{type(self).__name__}: dimensions are at least 1, got d_in = {d_in} and d_out = {d_out}")
-        self.d_in, self.d_out = d_in, d_out
+        self.d_in, self.d_out = integer("d_in", d_in, 1), integer("d_out", d_out, 1)
 
     @property
     def is_trained(self) -> bool:
@@ -81,9 +79,7 @@ class _Perceptron(Transform):
 
     def __init__(self, d_in: int, d_out: int, hidden: int, d_data: int) -> None:
         super().__init__(d_in, d_out)
-        if hidden < 1:
-            raise InvalidInput(f"hidden is the width of a layer, at least 1; got {hidden}")
-        self.hidden = hidden
+        self.hidden = hidden = integer("hidden", hidden, 1)
         self.register_buffer("mean", torch.zeros(d_data))
         self.register_buffer("scale", torch.ones(()))
         self.layers = nn.Sequential(

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from catalyzer._faiss import faiss
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.progress import progress
 from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, FaissQuantizer
 
@@ -33,7 +33,8 @@ class AdditiveQuantizer(FaissQuantizer):
     """
 
     def __init__(self, dim: int, bits: int = 64, local_search: bool = False) -> None:
-        if bits % 8 or bits <= 0:
+        dim, bits = integer("dim", dim, 1), integer("bits", bits, 1)
+        if bits % 8:
             raise InvalidInput(f"additive quantization uses whole bytes: bits must be a multiple of 8, got {bits}")
         self.dim, self.bits, self.local_search = dim, bits, local_search
         self.label = "LSQ" if local_search else "RQ"

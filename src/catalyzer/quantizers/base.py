@@ -146,7 +146,7 @@ class Quantizer(Part, ABC):
         Returns:
             `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows.
         """
-        self.check_search(queries, codes, k)
+        k = self.check_search(queries, codes, k)
 
         def decoded() -> Iterator[np.ndarray]:
             with progress("searching", len(codes), "codes") as advance:
@@ -171,9 +171,9 @@ class Quantizer(Part, ABC):
         """
         raise InvalidInput(f"inverted lists are searched by quantizer=lattice only, got {type(self).__name__}; use ivf=0")
 
-    def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> None:
-        """Raise `InvalidInput` unless shapes and k fit together."""
-        check_search(queries, codes, k, self.dim, self.code_size)
+    def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> int:
+        """k as a Python integer; raises `InvalidInput` unless shapes and k fit together."""
+        return check_search(queries, codes, k, self.dim, self.code_size)
 
 
 class FaissQuantizer(Quantizer):

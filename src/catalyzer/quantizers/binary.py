@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from catalyzer._faiss import faiss
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.nn import StraightThroughSign
 from catalyzer.quantizers.base import MAX_TRAINING, Quantizer, check_state
 
@@ -28,7 +28,7 @@ class SignQuantizer(Quantizer):
     label = "sign"
 
     def __init__(self, dim: int, asymmetric: bool = False) -> None:
-        self.dim = self.bits = dim
+        self.dim = self.bits = integer("dim", dim, 1)
         self.asymmetric, self.symmetric = asymmetric, not asymmetric
 
     @classmethod
@@ -50,7 +50,7 @@ class SignQuantizer(Quantizer):
         4/dim times their Hamming distance."""
         if not self.symmetric:
             return super().search(queries, codes, k)
-        self.check_search(queries, codes, k)
+        k = self.check_search(queries, codes, k)
         index = faiss.IndexBinaryFlat(self.code_size * 8)
         index.add(np.ascontiguousarray(codes))
         hamming, ids = index.search(self.encode(queries), k)
@@ -69,7 +69,7 @@ class HashQuantizer(Quantizer):
     symmetric = True
 
     def __init__(self, dim: int, bits: int = 64, seed: int = 0) -> None:
-        self.dim, self.bits, self.seed = dim, bits, seed
+        self.dim, self.bits, self.seed = integer("dim", dim, 1), integer("bits", bits, 1), integer("seed", seed, 0)
         self._signs = SignQuantizer(bits)
 
     @abstractmethod
@@ -100,7 +100,7 @@ class HashQuantizer(Quantizer):
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Quantizer.search`; `D` is 4/bits times the Hamming distance."""
-        self.check_search(queries, codes, k)
+        k = self.check_search(queries, codes, k)
         return self._signs.search(self._projected(queries), codes, k)
 
 
@@ -144,9 +144,9 @@ class ITQQuantizer(HashQuantizer):
     label = "ITQ"
 
     def __init__(self, dim: int, bits: int = 64, seed: int = 0) -> None:
+        super().__init__(dim, bits, seed)
         if bits > dim:
             raise InvalidInput(f"ITQ has at most one bit a dimension: {bits} bits need as many dimensions, got {dim}")
-        super().__init__(dim, bits, seed)
 
     @classmethod
     def default_dim(cls, bits: int) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from catalyzer import scan
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.lattice import SphericalLattice
 from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
@@ -34,6 +34,7 @@ class LatticeQuantizer(Quantizer):
     label = "lattice"
 
     def __init__(self, dim: int, bits: int = 64, radius_sq: int | None = None) -> None:
+        integer("bits", bits, 1)
         self.lattice = SphericalLattice.for_bits(dim, bits) if radius_sq is None else SphericalLattice(dim, radius_sq)
         self.dim, self.bits, self.radius_sq = dim, self.lattice.bits, self.lattice.radius_sq
         if self.bits > bits:

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from catalyzer._faiss import faiss
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.progress import progress
 from catalyzer.quantizers.base import MAX_TRAINING, MIN_TRAINING, FaissQuantizer
 
@@ -34,7 +34,8 @@ class ProductQuantizer(FaissQuantizer):
     """
 
     def __init__(self, dim: int, bits: int = 64, rotate: bool = False) -> None:
-        if bits % 8 or bits <= 0:
+        dim, bits = integer("dim", dim, 1), integer("bits", bits, 1)
+        if bits % 8:
             raise InvalidInput(f"product quantization uses whole bytes: bits must be a multiple of 8, got {bits}")
         self.dim, self.bits, self.rotate = dim, bits, rotate
         self.label = "OPQ" if rotate else "PQ"
@@ -85,7 +86,7 @@ class ProductQuantizer(FaissQuantizer):
         return self._index.sa_decode(codes)
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        self.check_search(queries, codes, k)
+        k = self.check_search(queries, codes, k)
         for transform in self._transforms:
             queries = transform.apply(queries)
         self._pq.reset()

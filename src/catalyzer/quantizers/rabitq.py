@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from catalyzer._faiss import faiss
+from catalyzer.errors import integer
 from catalyzer.quantizers.base import FaissQuantizer
 
 
@@ -27,7 +28,7 @@ class RaBitQuantizer(FaissQuantizer):
     label = "RaBitQ"
 
     def __init__(self, dim: int, seed: int = 0) -> None:
-        self.dim, self.seed = dim, seed
+        self.dim, self.seed = dim, seed = integer("dim", dim, 1), integer("seed", seed, 0)
         self._rotation = faiss.RandomRotationMatrix(dim, dim)
         self._rotation.init(seed)
         self._index = faiss.IndexRaBitQ(dim)
@@ -55,7 +56,7 @@ class RaBitQuantizer(FaissQuantizer):
         return self._rotation.reverse_transform(self._index.sa_decode(codes))
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        self.check_search(queries, codes, k)
+        k = self.check_search(queries, codes, k)
         self._index.reset()
         self._index.add_sa_codes(np.ascontiguousarray(codes))
         found = self._index.search(self._rotation.apply(queries), k)

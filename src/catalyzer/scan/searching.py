@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.lattice import SphericalLattice
 from catalyzer.progress import progress
 
@@ -61,7 +61,7 @@ def search_part(
     >>> search_part(lattice, np.ones((1, 3), np.float32) / 3**0.5, codes, k=1)[0].dtype
     dtype('float64')
     """
-    queries = _checked_queries(lattice, queries, codes, k)
+    queries, k = _checked(lattice, queries, codes, k)
     import torch
 
     if torch.cuda.is_available():
@@ -103,7 +103,7 @@ def search_lists(
     """
     from catalyzer.scan.kernels import SCAN_TILE, decode_tiles, queries_by_list, scan_lists
 
-    queries = _checked_queries(lattice, queries, codes, k)
+    queries, k = _checked(lattice, queries, codes, k)
     last = len(offsets) - 2
     if probed.ndim != 2 or len(probed) != len(queries) or probed.min(initial=0) < 0 or probed.max(initial=0) > last:
         raise InvalidInput(f"probed must be (nq, nprobe) lists from 0 to {last:,}, got shape {probed.shape} of {probed.dtype}")
@@ -155,23 +155,22 @@ def _gathered(
         raise
 
 
-def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> None:
-    """Raise `InvalidInput` unless the queries, the codes and k of a search fit together."""
+def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> int:
+    """k as a Python integer; raises `InvalidInput` unless the queries, the codes and k of a search fit together."""
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise InvalidInput(f"queries must be (n, {dim}), got {queries.shape}")
     if codes.ndim != 2 or codes.shape[1] != code_size or codes.dtype != np.uint8:
         raise InvalidInput(f"codes must be (n, {code_size}) uint8, got {codes.shape} {codes.dtype}")
-    if not 1 <= k <= len(codes):
-        raise InvalidInput(f"k must be between 1 and the number of codes, {len(codes):,}; got {k}")
+    return integer("k", k, 1, len(codes), "the number of codes")
 
 
-def _checked_queries(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
-    check_search(queries, codes, k, lattice.dim, lattice.code_size)
+def _checked(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+    k = check_search(queries, codes, k, lattice.dim, lattice.code_size)
     queries = np.ascontiguousarray(queries, np.float32)
     refused = ~np.isfinite(queries).all(axis=1)
     if refused.any():
         raise InvalidInput(f"query {int(np.argmax(refused)):,} contains NaN or infinity; it has no nearest neighbours")
-    return queries
+    return queries, k
 
 
 def _splits(lattice: SphericalLattice) -> bool:

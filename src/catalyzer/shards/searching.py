@@ -8,7 +8,7 @@ from typing import Literal, Self
 import numpy as np
 
 from catalyzer.codec import PAIRS, Codec
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import as_float32, open_vectors, write_npy, write_vecs
 from catalyzer.nn import digest
 from catalyzer.parts import Trust
@@ -67,9 +67,8 @@ def search(
         )
     if vectors.shape[1] != codec.transform.d_in:
         raise InvalidInput(f"{queries}: its vectors have dimension {vectors.shape[1]}, the run's {codec.transform.d_in}")
-    if not 1 <= k <= manifest.rows:
-        raise InvalidInput(f"k must be between 1 and the number of codes, {manifest.rows:,}; got {k}")
-    rerank = trained.settings.rerank if rerank is None else rerank
+    k = integer("k", k, 1, manifest.rows, "the number of codes")
+    rerank = trained.settings.rerank if rerank is None else integer("rerank", rerank, 0)
     if rerank:
         codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses a codec without decoder before the search
 
