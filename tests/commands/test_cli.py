@@ -1,6 +1,7 @@
 """The command `catalyzer`, as a user runs it: real processes where processes matter, and bad days."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_info_and_verify(run: Run) -> None:
         "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
         "bits": 64, "code_size": 8, "transform": "Catalyzer(d_in=32, d_out=24, hidden=64)",
         "quantizer": "LatticeQuantizer(dim=24, bits=64, radius_sq=79)", "decoder": "Decoder(d_in=24, d_out=32, hidden=64)",
-        "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0,
+        "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0, "validation": None,
     }  # fmt: skip
     assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
     content = bytearray(Path("a.catalyzer").read_bytes())
@@ -113,7 +114,9 @@ def test_info_and_verify(run: Run) -> None:
 
 def test_lists(run: Run) -> None:
     run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
-    assert "lists  12" in run("info b.catalyzer")
+    info = run("info b.catalyzer")
+    assert "lists  12\n" in info
+    assert re.search(r"validation  R@1 \d+\.\d%, R@10 \d+\.\d% \(24 queries, 96 vectors, 500 reranked\)\n", info)
     assert run("add b.catalyzer base.fvecs").endswith("holds 300\n")
     assert run("add b.catalyzer queries.fvecs").endswith("holds 320\n")
     index = CatalyzerIndex.load("b.catalyzer")

@@ -74,6 +74,10 @@ def test_similarities(metric: MetricName, tmp_path: Path) -> None:
     learn[0] = base[np.linalg.norm(base, axis=1).argmax()]
     fitted = CatalyzerIndex(bits=32, metric=metric, d_out=12, hidden=64).fit(learn, epochs=20)
     held = contents(fitted, tmp_path)
+    assert held.validation == fitted.validation
+    assert held.validation is not None
+    assert (set(held.validation.recall), held.validation.rerank) == ({1, 10, 100}, 500)
+    assert 0.3 < held.validation.recall[1] < held.validation.recall[100] <= 1
     # Ranked by decoded vectors alone, so that brute force can say what the similarities are.
     write(tmp_path / "plain.catalyzer", replace(held, codec=replace(held.codec, latent_share=0.0)))
     index = CatalyzerIndex.load(tmp_path / "plain.catalyzer")
@@ -415,6 +419,10 @@ def test_options_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
     ("options", "sentence"),
     [
         ({"bits": 999}, "bits"),
+        (
+            {"bits": 200_000, "d_out": 40, "decoder": False, "overrides": ["quantizer=lsh"]},
+            "at most 16,384 bytes, got 40 and 25,000",
+        ),
         ({"bits": 128, "d_out": 8}, "use more dimensions or fewer bits"),
         ({"overrides": ["nonsense=1"]}, "nonsense"),
         ({"overrides": ["quantizer=nonsense"]}, "nonsense"),

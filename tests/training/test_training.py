@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from catalyzer import InvalidInput, LatticeQuantizer
+from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
 from catalyzer.errors import DamagedFile
 from catalyzer.nn import Decoder, embed
@@ -209,6 +209,24 @@ def test_a_checkpoint_of_a_plain_trainer_is_loaded_with_its_codec(tmp_path: Path
     np.testing.assert_array_equal(
         embed(fresh.decoder, embed(fresh.transform, x)), embed(codec.decoder, embed(codec.transform, x))
     )
+
+
+class Blind(Catalyzer):
+    """Maps all vectors to one point."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(0 * x)
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_a_training_no_better_than_chance_says_so(blind: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    learned = network()
+    transform = Blind(16, 8, hidden=32) if blind else learned
+    transform.load_state_dict(learned.state_dict())
+    training = CatalyzerTraining(Codec(transform, LatticeQuantizer(8, 32)))
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=10, logger=False, enable_checkpointing=False)
+    trainer.fit(training, datamodule=triplet_data(tmp_path))
+    assert ("and chance alone finds 10.0%: nothing was learned" in caplog.text) == blind
 
 
 def test_without_a_validation_split_and_a_cache_it_trains(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,9 +321,14 @@ def _info(options: argparse.Namespace) -> None:
     }
     if contents.lists is not None:
         facts["longest"] = int(contents.lists.sizes.max())
+    held_out = contents.validation
+    facts["validation"] = None if held_out is None else asdict(held_out)
     if options.json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
+    if held_out is not None:
+        found = ", ".join(f"R@{k} {share:.1%}" for k, share in held_out.recall.items())
+        facts["validation"] = f"{found} ({held_out.queries:,} queries, {held_out.base:,} vectors, {held_out.rerank:,} reranked)"
     for name, value in facts.items():
         sys.stdout.write(f"{name:>10}  {f'{value:,}' if isinstance(value, int) else value or 'none'}\n")
 

@@ -16,7 +16,7 @@ from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable
 from catalyzer.files.atomic import locked
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
-from catalyzer.index.contents import Contents
+from catalyzer.index.contents import Contents, Validation
 from catalyzer.index.ids import as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
@@ -211,6 +211,11 @@ class CatalyzerIndex:
         return self._ivf
 
     @property
+    def validation(self) -> Validation | None:
+        """What the training found of vectors that it held out; None for an index that was not trained by `fit`."""
+        return self._trained().validation
+
+    @property
     def codes(self) -> np.ndarray:
         """`(ntotal, code_size)` uint8, read-only: row i is the code of the vector `ids[i]`."""
         return _read_only(self._trained().codes)
@@ -286,9 +291,9 @@ class CatalyzerIndex:
             folder = Path(folder).expanduser()
             try:
                 base = without_outliers(metric.base(x), rows)
-                codec = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **self._options)
+                codec, validation = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **self._options)
                 lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
-                self._publish(_empty(codec, metric, lists))
+                self._publish(_empty(codec, metric, lists, validation))
             except BaseException as error:
                 if self._training is not None:
                     self._training.keep() if checkpoint_files(folder) else self._training.remove()
@@ -563,8 +568,9 @@ class CatalyzerIndex:
         self._publish(replace(old, ids=ids, codes=codes, lists=lists, last_id=max(old.last_id, last_id)))
 
 
-def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None) -> Contents:
-    return Contents(codec, metric, np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8), lists=lists)
+def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None, validation: Validation | None = None) -> Contents:
+    ids, codes = np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8)
+    return Contents(codec, metric, ids, codes, lists=lists, validation=validation)
 
 
 def _quantizer_class(overrides: list[str]) -> type[Quantizer]:

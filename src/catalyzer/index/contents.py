@@ -15,6 +15,23 @@ MAX_CODE_SIZE = 1 << 14  # bytes
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What a trained codec found of vectors that were held out of the training.
+
+    Attributes:
+        recall: recall@k by k, from 0 to 1.
+        base: vectors that were searched.
+        queries: how many there were.
+        rerank: candidates that were reranked.
+    """
+
+    recall: dict[int, float]
+    base: int
+    queries: int
+    rerank: int
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything that an index holds at one moment.
 
@@ -25,6 +42,7 @@ class Contents:
         codes: `(n, code_size)` uint8; row i is the code of `ids[i]`.
         last_id: the largest id that there is or has been, at least -1.
         lists: the inverted lists that ids and codes are sorted by, if any.
+        validation: of the training, where `fit` made it.
 
     Raises:
         InvalidInput: they do not fit together.
@@ -36,6 +54,7 @@ class Contents:
     codes: np.ndarray
     last_id: int = -1
     lists: InvertedLists | None = None
+    validation: Validation | None = None
 
     def __post_init__(self) -> None:
         codec, n = self.codec, len(self.ids)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from catalyzer.codec import Codec
 from catalyzer.errors import DamagedFile, InvalidInput, Unavailable, UntrustedPart
 from catalyzer.files.atomic import write_atomically
-from catalyzer.index.contents import MAX_ID, Contents, check_sizes
+from catalyzer.index.contents import MAX_ID, Contents, Validation, check_sizes
 from catalyzer.index.lists import InvertedLists
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.nn import Transform
@@ -51,6 +51,13 @@ class _Parts(_Strict):
     query: dict[str, Any] | None
 
 
+class _Validation(_Strict):
+    recall: dict[int, Annotated[float, Field(ge=0, le=1)]]
+    base: int = Field(ge=1)
+    queries: int = Field(ge=1)
+    rerank: int = Field(ge=0)
+
+
 class _Index(_Strict):
     metric: MetricName
     max_norm: float | None = Field(ge=0)
@@ -61,6 +68,7 @@ class _Index(_Strict):
     refine: int = Field(ge=1)
     last_id: int = Field(ge=-1, le=MAX_ID)
     parts: _Parts
+    validation: _Validation | None = None
 
 
 def write(path: Path, contents: Contents) -> str:
@@ -84,7 +92,8 @@ def write(path: Path, contents: Contents) -> str:
         refine=codec.refine,
         last_id=contents.last_id,
         parts=_Parts(**{name: None if part is None else describe(part) for name, part in codec.parts.items()}),  # type: ignore[arg-type]
-    ).model_dump_json()
+        validation=None if contents.validation is None else _Validation(**vars(contents.validation)),
+    ).model_dump_json(exclude={"validation"} if contents.validation is None else None)
     checksums = np.frombuffer(b"".join(_checksum(contents, at) for at in range(0, len(contents.ids), BLOCK_ROWS)), np.uint8)
     arrays = {"ids": contents.ids, "codes": contents.codes, "checksums": checksums.reshape(-1, DIGEST_SIZE)}
     if contents.lists is not None:
@@ -307,7 +316,8 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
     query = None if parts.query is None else _made(Transform, parts.query, states["query"], trust)
     codec = Codec(transform, quantizer, decoder, index.refine, index.latent_share, query)
     metric = Metric(index.metric, index.max_norm)
-    contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)))
+    validation = None if index.validation is None else Validation(**dict(index.validation))
+    contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)), validation)
     if (index.d, index.bits, index.numbering) != (contents.d, quantizer.bits, _numbering(quantizer)):
         raise ValueError("d, bits or numbering are not those of its parts")
     return contents

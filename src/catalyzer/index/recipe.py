@@ -14,6 +14,7 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import measure, neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
+from catalyzer.index.contents import Validation, check_sizes
 from catalyzer.nn import PCA, Catalyzer, PCADecoder
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
@@ -31,6 +32,7 @@ EPOCHS = 20
 MAX_EPOCHS = 300  # of a budget: as many as the paper's
 VALIDATE_EVERY = 5  # epochs
 COMPARED = 10  # nearest neighbours, by how many of which the network is compared with PCA
+TOLD = (1, 10, 100)  # k of the recall@k that users are told
 SHARE = 0.95  # of a budget that is planned with: no two epochs take the same time
 
 
@@ -45,7 +47,7 @@ def learn_codec(
     epochs: int | None,
     seconds: float | None,
     folder: Path,
-) -> Codec:
+) -> tuple[Codec, Validation]:
     """Train a transform, a decoder and a query network behind a quantizer, or resume what `folder` holds of them.
 
     Where PCA and the same lattice find as much of the vectors held out, as after learning from few, these are returned.
@@ -62,7 +64,7 @@ def learn_codec(
         folder: of the run.
 
     Returns:
-        The codec, with a fitted quantizer.
+        The codec, with a fitted quantizer, and what it finds of the vectors held out.
 
     Raises:
         InvalidInput: settings that are refused, too few vectors, too few seconds for one epoch, or a folder that holds a
@@ -86,9 +88,15 @@ def learn_codec(
     settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
     if held is not None and not held.decides_as(settings):
         raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
-    trained = train(settings, benchmark, new_codec(settings, benchmark), folder)
+    codec = new_codec(settings, benchmark)
+    check_sizes(codec.quantizer.dim, codec.quantizer.code_size)
+    trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
-    return _better(trained.codec, benchmark, settings.rerank)
+    codec, split = _better(trained.codec, benchmark, settings.rerank), benchmark.validation
+    found = measure("validation", codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
+    found = {k: share for k, share in found.items() if k in TOLD}
+    log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
+    return codec, Validation(found, len(split.base), len(split.queries), settings.rerank)
 
 
 def _better(codec: Codec, benchmark: Benchmark, rerank: int) -> Codec:
@@ -178,7 +186,7 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     measure("validation", codec, split.base, split.queries, split.ground_truth, sorted({0, settings.rerank}))
     validation = time.perf_counter() - began
 
-    after = query + (1 + query_epochs + 2) * validation  # twice to compare with PCA
+    after = query + (1 + query_epochs + 3) * validation  # twice to compare with PCA, and once to tell the user
     each = epoch + validation / VALIDATE_EVERY
     left = SHARE * (end - time.perf_counter())
     epochs = int(min(MAX_EPOCHS, (left - after) / each))
