@@ -12,11 +12,13 @@ import torch
 
 from catalyzer import Catalyzer, InvalidInput, LatticeQuantizer
 from catalyzer.codec import Codec
+from catalyzer.datasets import Benchmark, Split
 from catalyzer.errors import DamagedFile
 from catalyzer.nn import Decoder, embed
 from catalyzer.quantizers import ProductQuantizer
 from catalyzer.training import CatalyzerTraining, Decay, LossTerm, QueryData, TripletData, TripletRank, Triplets
 from catalyzer.training.checkpoints import AtomicCheckpoints, load_checkpoint
+from catalyzer.training.memory import memory_available, memory_needed, tell_memory
 from catalyzer.training.schedule import PAPER, factor
 from tests.helpers import TRAIN_SIZE, brute_force, clustered, network, options, triplet_data
 
@@ -300,3 +302,21 @@ def test_schedules_of_torch_step_as_they_are_meant_to(scheduler: Any, interval: 
     (config,) = trainer.lr_scheduler_configs
     assert config.interval == interval
     assert config.scheduler.last_epoch == steps
+
+
+def test_a_training_says_what_memory_it_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    split = Split(clustered(1000, 16, 1), clustered(10, 16, 2))
+    codec = Codec(network(), LatticeQuantizer(8, 32))
+    for dtype, size in (("uint8", 1), ("float32", 4)):
+        train = np.zeros((100_000, 16), dtype)
+        need = memory_needed(Benchmark("x", train, split, split), codec, k_pos=10, k_neg=10)
+        assert need["vectors"] == 16 * (100_000 * size + 1000 + 10)
+        assert need["neighbours"] == 4 * 100_000 * 10
+        assert need["mining"] == 100_000 * (max(16 * size, 2 * 4 * 8) + 8 * 11)
+    with caplog.at_level("INFO"):
+        tell_memory(Benchmark("x", train, split, split), codec, 10, 10)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    monkeypatch.setattr("catalyzer.training.memory.memory_available", lambda: 1 << 29)
+    tell_memory(Benchmark("x", train, split, split), codec, 10, 10)
+    assert "0.5 GiB are free; lower dataset.train_size" in caplog.records[-1].getMessage()
+    assert memory_available() > 0

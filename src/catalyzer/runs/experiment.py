@@ -35,6 +35,7 @@ from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
 from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
 from catalyzer.training import COMPETITORS, QueryData, TripletData, choose_dimension, fit, is_first
+from catalyzer.training.memory import tell_memory
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,8 @@ def train(
 
 def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:
     """Train transform and decoder, or resume their training; returns the seconds that it took."""
+    if is_first():
+        tell_memory(benchmark, codec, settings.k_pos, settings.k_neg)
     return fit(
         build_training(settings, codec),
         TripletData(k_neg=settings.k_neg, **data_options(settings, benchmark)),
