@@ -1,4 +1,4 @@
-"""Ctrl-C: within ten seconds a command has ended, with exit code 130 and one line that says how to go on."""
+"""Ctrl-C: within ten seconds a command has ended, with exit code 130 and one line that says how to resume."""
 
 import contextlib
 import os

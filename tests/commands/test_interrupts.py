@@ -1,4 +1,4 @@
-"""Ctrl-C: real processes; all have ended, with exit code 130 and a line that says how to go on, and a second start goes on."""
+"""Ctrl-C: real processes; all have ended, with exit code 130 and a line that says how to resume, and a second start resumes."""
 
 import contextlib
 import os
@@ -66,7 +66,7 @@ def interrupted(
 
 def command_of(line: str) -> list[str]:
     """The arguments of the command that a line ends with."""
-    assert line.startswith("interrupted; this goes on")
+    assert line.startswith("interrupted; resume")
     python, _, *arguments = shlex.split(line.partition(": ")[2])
     assert python == "python"
     return arguments
@@ -76,7 +76,7 @@ def command_of(line: str) -> list[str]:
 def test_a_training(own_files: list[str], environment: dict[str, str], tmp_path: Path, group: bool) -> None:
     arguments = [*own_files, *LONG, "hydra.run.dir=a run"]
     *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 1/1000", group)
-    assert last == f"interrupted; this goes on with it: python {ROOT}/src/train.py 'resume=a run'\n"
+    assert last == f"interrupted; resume with: python {ROOT}/src/train.py 'resume=a run'\n"
     saved = re.search(r"told to stop: saved after step (\d+) of epoch", "".join(printed))
     assert saved
     again = interrupted("train.py", command_of(last), environment, tmp_path, "epoch ", group)

@@ -70,10 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
     if options.run is not _fit:
-        return f"{options.index} is as it was, and the same command begins anew"
-    return (
-        KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet, and the same command begins anew"
-    )
+        return f"{options.index} is unchanged; run the same command again"
+    return KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet; run the same command again"
 
 
 KEPT = "the training is kept in {}; the same command resumes it"

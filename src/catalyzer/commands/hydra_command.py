@@ -31,8 +31,8 @@ def typed(*more: str, without: str = "job=") -> str:
 
 
 def same_again() -> str:
-    """How a command goes on that finds by itself what is there."""
-    return f"this goes on with what is there: {typed()}"
+    """How to resume a command that finds by itself what it has made."""
+    return f"resume with: {typed()}"
 
 
 def hydra_command(name: str, how_to_go_on: Callable[[], str] = same_again) -> Callable[[Task], Callable[[], None]]:

@@ -27,18 +27,18 @@ def how_to_go_on(run: Path | None = None) -> str:
     """The command that resumes what Ctrl-C has ended: the run in a folder, or else the sweep, where one has begun."""
     if run is None and SweepFolder.latest is not None:
         folder = _short(SweepFolder.latest)
-        return f"this goes on with the sweep: {typed(f'hydra.sweep.dir={folder}', without='hydra.sweep.dir=')}"
+        return f"resume the sweep with: {typed(f'hydra.sweep.dir={folder}', without='hydra.sweep.dir=')}"
     if run is None or not (run / "config.yaml").exists():
-        return f"nothing has been kept, this begins anew: {typed()}"
+        return f"nothing has been kept; run again: {typed()}"
     if "TORCHELASTIC_RUN_ID" in os.environ:  # none of its processes knows how they were started
-        return "the same command goes on with it"
+        return "the same command resumes it"
 
     from catalyzer.runs.build import TRUSTED, modules_of
     from catalyzer.runs.settings import Settings
 
     others = [name for name in modules_of(Settings.load(run / "config.yaml")) if not name.startswith(("catalyzer.", *TRUSTED))]
     trust = [f"trust=[{','.join(others)}]"] if others else []
-    return f"this goes on with it: {shlex.join(['python', sys.argv[0], f'resume={_short(run)}', *trust])}"
+    return f"resume with: {shlex.join(['python', sys.argv[0], f'resume={_short(run)}', *trust])}"
 
 
 def _short(folder: Path) -> Path:
