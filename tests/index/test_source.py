@@ -172,6 +172,15 @@ def test_the_largest_norm_is_that_of_all_rows(tmp_path: Path, monkeypatch: pytes
     index.search(learn[3_000] * 7, 5)  # queries may be of any length
 
 
+def test_a_rare_length_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    learn = clustered(600, 16, 0).astype(np.float32)
+    for factor in (1, 100):
+        caplog.clear()
+        learn[7] *= factor
+        CatalyzerIndex(bits=32, metric="ip", d_out=12, hidden=16).fit(learn, epochs=1)
+        assert ("or give a smaller max_norm" in caplog.text) == (factor == 100)
+
+
 def test_a_largest_norm_of_the_users(tmp_path: Path) -> None:
     learn = clustered(600, 16, 0).astype(np.float32)
     most = float(np.linalg.norm(learn, axis=1).max())

@@ -284,6 +284,7 @@ class CatalyzerIndex:
                 metric = Metric("ip", self._max_norm or longest)
             x, rows = sample(source, LEARN, metric, skip_invalid)
             check_learn(self._ivf, len(x))
+            metric.warn_of_rare_length(x)
             self._training = None  # that of an earlier training goes
             if folder is None:
                 self._training = TrainingFolder()

@@ -5,6 +5,7 @@ vector, x' = (x, sqrt(M² - |x|²)) has the norm M, so that for a query q' = (M 
 one of the largest product.
 """
 
+import logging
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
@@ -13,6 +14,9 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import as_float32
+from catalyzer.outliers import FAR, MOST
+
+log = logging.getLogger(__name__)
 
 MetricName = Literal["l2", "cosine", "ip"]
 LARGEST_NORM = 1e18  # M: float32 holds the squares of distances between such vectors
@@ -79,6 +83,15 @@ class Metric:
         if self.max_norm is None:
             return np.zeros(len(x), bool)
         return norms(x) > self.max_norm * (1 + NORM_TOLERANCE)
+
+    def warn_of_rare_length(self, x: np.ndarray) -> None:
+        """Warn if M is far above the norms of most of `(n, d)` float32 vectors: x' then tells little of how long x is."""
+        most = float(np.quantile(norms(x), MOST)) if self.max_norm is not None and len(x) else 0.0
+        if self.max_norm is not None and self.max_norm > FAR * most:
+            log.warning(
+                "the largest norm of the vectors is %.6g, and most are below %.6g: searches for inner products find less so; "
+                "remove what is so long from the vectors to learn from, or give a smaller max_norm", self.max_norm, most,
+            )  # fmt: skip
 
     def base(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` float32 vectors to learn from or to be found, as `(n, d + extra)` float32 to compare by L2."""
