@@ -60,7 +60,7 @@ def open_queries(source: VectorSource, d: int) -> tuple[Vectors, bool]:
         return open_source(source, d), False
     array = _as_array(source)
     single = len(array.shape) == 1
-    return open_source(array[:][None] if single else array, d), single
+    return open_source(np.asarray(array[:])[None] if single else array, d), single
 
 
 def _as_array(source: Any) -> Vectors:
