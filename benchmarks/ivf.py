@@ -208,7 +208,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="vectors that are searched")
     parser.add_argument("--queries", type=Path, required=True)
     parser.add_argument("--ivf", type=int, default=4096, help="lists (default: 4096)")
-    parser.add_argument("--nprobe", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument(
+        "--nprobe", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128], help="up to the number of lists"
+    )
     parser.add_argument("--rerank", type=int, nargs="+", default=[0, 100, 500], help="candidates reranked (default: 0 100 500)")
     parser.add_argument("--learn-size", type=int, default=500_000, help="of the first learn vectors (default: 500,000)")
     parser.add_argument("--base-size", type=int, help="of the first base vectors (default: all)")
@@ -231,7 +233,7 @@ def main() -> None:
     names = [f"IVF{args.ivf},PQ{size}", f"IVF{args.ivf},PQ{2 * size}x4fs"]
     theirs = {name: faiss_index(name, learn, base) for name in names}
     methods = searches(our_index(codec, learn, base, args.ivf), theirs, args.rerank if codec.decodes else [0])
-    points = measure(methods, queries, truth, sorted(args.nprobe), args.alone, args.repeats)
+    points = measure(methods, queries, truth, sorted(n for n in args.nprobe if n <= args.ivf), args.alone, args.repeats)
     print_points(points, title)
     together = compare(points, "together", "all queries at once: the fastest way to a recall")
     alone = compare(points, "alone", "one query at a time: the fastest way to a recall")

@@ -44,11 +44,11 @@ def test_integers_of_numpy_are_integers(use: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("use", TAKEN.values(), ids=TAKEN)
-@pytest.mark.parametrize("value", [2.0, np.float32(2), "2", None, 0, -1, np.array([2, 3])], ids=repr)
+@pytest.mark.parametrize("value", [2.0, np.float32(2), "2", None, 0, -1, np.array([2])], ids=repr)
 def test_what_is_no_integer_is_one_sentence(use: Callable[[Any], Any], value: Any) -> None:
     with pytest.raises((InvalidInput, TypeError)) as error:
         use(value)
-    if isinstance(value, (float, int, np.floating)):
+    if value is not None and not isinstance(value, str):
         assert isinstance(error.value, InvalidInput)
         assert " must be an integer " in str(error.value)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.files.vectors import BLOCK, Vectors, as_float32
+from catalyzer.files.vectors import BLOCK, VectorFile, Vectors, as_float32, check_finite
 from catalyzer.nn import Identity, Transform, embed
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
@@ -55,6 +55,8 @@ class Codec:
 
     def __post_init__(self) -> None:
         integer("refine", self.refine, 1)
+        if not 0 <= self.latent_share <= 1:
+            raise InvalidInput(f"latent_share must be between 0 and 1, got {self.latent_share}")
         if self.refine > 1 and self.decoder is None:
             raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
         if self.refine > 1 and not self.quantizer.can("nearest"):
@@ -93,15 +95,28 @@ class Codec:
 
         Returns:
             `(n, code_size)` uint8.
+
+        Raises:
+            InvalidInput: another shape or type, NaN or infinity, or numbers whose squares float32 cannot hold.
         """
+        self._check(vectors)
         codes = np.empty((len(vectors), self.quantizer.code_size), np.uint8)
         with progress(description, len(vectors), "vectors") as advance:
             size = max(1, BLOCK // self.refine)
             for first in range(0, len(vectors), size):
                 block = vectors[first : first + size]
+                check_finite(block, "vectors", first)
                 codes[first : first + size] = self.encode_mapped(embed(self.transform, block), block)
                 advance(len(block))
         return codes
+
+    def _check(self, vectors: Vectors) -> None:
+        if not isinstance(vectors, np.ndarray | VectorFile):
+            raise InvalidInput(f"expected vectors as an array (n, {self.transform.d_in}), got {type(vectors).__name__}")
+        if len(vectors.shape) != 2 or vectors.shape[1] != self.transform.d_in or vectors.dtype.kind not in "fiu":
+            raise InvalidInput(
+                f"expected vectors as numbers of shape (n, {self.transform.d_in}), got {vectors.shape} of {vectors.dtype}"
+            )
 
     def encode_mapped(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """`encode` for vectors of which `(n, dim)` float32 `latent` is what the transform makes."""
@@ -148,6 +163,8 @@ class Codec:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
         """
         k, rerank = integer("k", k, 1, len(codes), "the number of codes"), integer("rerank", rerank, 0)
+        self._check(queries)
+        check_finite(queries[:], "queries")
         original = as_float32(queries[:])
         latent = self.map_queries(original)
         if not rerank:

@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import SupportsIndex
 
 
 class CatalyzerError(Exception):
@@ -61,9 +60,12 @@ def integer(name: str, value: object, least: int, most: int | None = None, most_
     catalyzer.errors.InvalidInput: k must be an integer of at least 1; got 3.0
     """
     limits = f"of at least {least:,}" if most is None else f"between {least:,} and {most:,}{most_is and f', {most_is}'}"
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # which it is to find out
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise InvalidInput(f"{name} must be an integer {limits}; got {value!r}")
-    number = operator.index(value)
     if number < least or (most is not None and number > most):
         raise InvalidInput(f"{name} must be an integer {limits}; got {number:,}")
     return number

@@ -453,3 +453,47 @@ def test_who_has_read_enough_may_close_the_pipe(folder: Path, run: Run) -> None:
 def test_the_installed_command_is_this_one() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"catalyzer": f"{main.__module__}:{main.__name__}"}
+
+
+def test_output_never_replaces_what_is_read(run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    before = Path("queries.fvecs").read_bytes()
+    assert "would replace queries.fvecs, which is read" in run("search a.catalyzer queries.fvecs --output queries", expect=2)
+    assert Path("queries.fvecs").read_bytes() == before
+    index = CatalyzerIndex.load("a.catalyzer")
+    index.remove(index.ids)
+    index.add(BASE[:2], ids=np.array([-(2**63), 5]))
+    index.save("b.catalyzer")
+    assert "beyond 2,147,483,647" in run("search b.catalyzer queries.fvecs -k 2 --output found", expect=2)
+
+
+def test_a_folder_of_the_users_is_not_that_of_a_training(run: Run) -> None:
+    mine = Path("n.catalyzer.training/mine.txt")
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    for learn in ("missing.fvecs", "learn.fvecs"):
+        line = f"fit n.catalyzer {learn} --hidden 16 --d-out 24 --epochs 1"
+        assert "n.catalyzer.training is for the training and holds something else" in run(line, expect=2)
+    assert mine.read_text() == "precious"
+
+
+INTERRUPTED_SAVE = """
+import os, signal
+import catalyzer.index.file as file
+write = file.write
+def interrupted(*args):
+    digest = {}
+    os.kill(os.getpid(), signal.SIGINT)
+    return digest
+file.write = interrupted
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and folders as POSIX has them")
+def test_ctrl_c_after_the_save_says_that_it_has_been_written(run: Run, tmp_path: Path) -> None:
+    for written, said in ((True, "a.catalyzer has been written already"), (False, "a.catalyzer is unchanged; run")):
+        before = INTERRUPTED_SAVE.format("write(*args)" if written else "''")
+        done = process("add a.catalyzer base.fvecs", tmp_path, before)
+        assert done.returncode == 130, done.stderr
+        assert said in done.stderr
+    assert "300 vectors" in run("verify a.catalyzer")

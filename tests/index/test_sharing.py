@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,17 @@ def test_removing_says_how_many(path: Path) -> None:
     assert index.remove([3, 3, 5]) == 2
     assert index.remove([]) == 0
     assert index.ntotal == 398
+
+
+def test_threads_of_one_process_take_turns_at_saving(path: Path) -> None:
+    index = CatalyzerIndex.load(path)
+    first = index.ntotal
+
+    def work(i: int) -> None:
+        for _ in range(10):
+            index.add(clustered(3, 32, i))
+            index.save(path)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert index.ntotal == CatalyzerIndex.load(path).ntotal == first + 90

@@ -2,6 +2,8 @@
 
 import pickle
 import warnings
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 
 from catalyzer import CatalyzerIndex, InvalidInput, open_vectors
-from catalyzer.index.metric import MetricName
+from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.recipe import LEARN
-from tests.helpers import clustered
+from tests.helpers import clustered, write
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)
 
@@ -83,6 +85,7 @@ def test_one_query_has_results_of_one_dimension(made: Any, index: CatalyzerIndex
     ("given", "message"),
     [
         (np.ma.masked_equal(BASE, BASE[0, 0]), "a masked array"),
+        (list(np.ma.masked_equal(BASE, BASE[0, 0])), "a masked array"),
         ([[1.0, 2.0], [3.0]], "a list that is no such array"),
         ([["a"] * 32], "of <U1"),
         (BASE > 3, "of bool"),
@@ -229,8 +232,6 @@ def test_an_array_in_a_file_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.npy", "x.fbin", "x.bvecs"])
 def test_a_file_that_is_shortened_while_it_is_mapped(name: str, tmp_path: Path) -> None:
-    from tests.helpers import write
-
     path = write(tmp_path / name, BASE.astype(np.float32) if name == "x.fbin" else BASE)
     file = open_vectors(path)
     assert len(file[600:]) == 100
@@ -242,7 +243,6 @@ def test_a_file_that_is_shortened_while_it_is_mapped(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 def test_a_constant_block_of_zeros_is_valid_but_for_cosine(metric: MetricName) -> None:
-    from catalyzer.index.metric import Metric
     from catalyzer.index.source import check_rows
 
     zeros = np.zeros((3, 4), np.float32)
@@ -251,3 +251,79 @@ def test_a_constant_block_of_zeros_is_valid_but_for_cosine(metric: MetricName) -
         return
     with pytest.raises(InvalidInput, match="row 0 holds nothing but zeros, so it has no direction"):
         check_rows(zeros, Metric(metric))
+
+
+def test_slices_that_are_not_what_they_should_be(index: CatalyzerIndex) -> None:
+    class Short(Lazy):
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            return self.x[rows][:-1]
+
+    class Masked(Lazy):
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            return np.ma.masked_equal(self.x[rows], self.x[0, 0])
+
+    for source, message in ((Short(BASE), r"should be \(700, 32\), but reading gave \(699, 32\)"), (Masked(BASE), "masked")):
+        for work in (index.add, index.search, lambda x: index.update(range(700), x)):
+            with pytest.raises(InvalidInput, match=message):
+                work(source)
+    assert index.ntotal == 700
+
+
+@pytest.mark.parametrize("again", [lambda file: file.first(600), lambda file: pickle.loads(pickle.dumps(file))])
+def test_a_file_that_is_shortened_before_it_is_opened_again(again: Any, tmp_path: Path, index: CatalyzerIndex) -> None:
+    path = write(tmp_path / "x.bvecs", BASE)
+    file = open_vectors(path)
+    with path.open("r+b") as other:
+        other.truncate(36 * 300)
+    for use in (again, index.add, index.search):
+        with pytest.raises(InvalidInput, match=r"was shortened after it was opened: [67]00 rows, now 300"):
+            use(file)
+    assert index.ntotal == 700
+
+
+def test_bytes_behind_an_array(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.save(file, BASE)
+        np.save(file, BASE)
+    with pytest.raises(InvalidInput, match="but the file has 45,056; save one array in a file"):
+        open_vectors(tmp_path / "x.npy")
+
+
+def test_limits_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.bvecs", BASE)
+    for limit in (-1, True, 2.5):
+        with pytest.raises(InvalidInput, match="limit must be an integer of at least 0"):
+            open_vectors(path, limit)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="no such file"):
+        open_vectors("~nobody-of-this-name/x.npy")
+
+
+@pytest.mark.parametrize("ids", [np.ma.masked_array([900, 901], mask=[0, 1]), [[1], [2, 3]], torch.ones(2, requires_grad=True)])
+def test_ids_that_are_none(ids: Any, index: CatalyzerIndex) -> None:
+    for work in (lambda: index.add(BASE[:2], ids=ids), lambda: index.remove(ids), lambda: index.reconstruct(ids)):
+        with pytest.raises(InvalidInput, match="ids must be int64 of shape"):
+            work()
+    with pytest.raises(InvalidInput, match="expected a CatalyzerIndex to merge, got str"):
+        index.merge("a.catalyzer")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("max_norm", [np.int8(100), np.float16(100), np.int64(100), Fraction(100)])
+def test_a_largest_norm_of_any_type(max_norm: Any) -> None:
+    assert Metric("ip", max_norm) == Metric("ip", 100.0)
+    assert type(Metric("ip", max_norm).max_norm) is float
+
+
+def test_a_codec_refuses_what_it_cannot_code(index: CatalyzerIndex) -> None:
+    codec = index._trained().codec
+    huge, nan, good = np.full((2, 32), 1e30), np.full((2, 32), np.nan), np.ones((2, 32))
+    codes = codec.encode(good)
+    for given, message in (
+        (huge, "too large"), (nan, "NaN"), (good[:, :5], r"\(2, 5\)"), (good[0], r"\(32,\)"), (good + 1j, "complex"),
+        (good.tolist(), "got list"), (torch.ones(2, 32), "got Tensor"),
+    ):  # fmt: skip
+        for work in (codec.encode, lambda x: codec.search(x, codes, 1)):
+            with pytest.raises(InvalidInput, match=message):
+                work(given)
+    for share in (-1, 2, np.nan):
+        with pytest.raises(InvalidInput, match="latent_share must be between 0 and 1"):
+            replace(codec, latent_share=share)

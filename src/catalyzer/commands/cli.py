@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     from catalyzer.commands.console import ConsoleHandler, one_sentence_errors
     from catalyzer.interrupts import interruptible
 
+    options.before = _identity(options.index)
     handler = ConsoleHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -70,8 +71,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
     if options.run is not _fit:
+        if _identity(options.index) != options.before:
+            return f"{options.index} has been written already"
         return f"{options.index} is unchanged; run the same command again"
     return KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet; run the same command again"
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from the one that replaces it; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 KEPT = "the training is kept in {}; the same command resumes it"
@@ -186,6 +198,9 @@ def _fit(options: argparse.Namespace) -> None:
             overrides=options.overrides,
         )
         folder, temporary = _training(options), options.folder is None
+        there = {path.name for path in folder.iterdir()} if temporary and folder.exists() else set()
+        if there - {"cache"} and "config.yaml" not in there:
+            raise InvalidInput(f"{folder} is for the training and holds something else; move that away, or give --folder")
         try:
             index.fit(
                 options.learn,
@@ -270,10 +285,14 @@ def _read_ids(path: str) -> "np.ndarray":
 def _search(options: argparse.Namespace) -> None:
     from catalyzer.index import CatalyzerIndex
 
+    outputs = [] if options.output is None else [Path(f"{options.output}{suffix}") for suffix in (".ivecs", ".fvecs")]
+    for path in outputs:
+        if path.resolve() in (Path(options.queries).resolve(), options.index.resolve()):
+            raise InvalidInput(f"--output {options.output} would replace {path}, which is read; give another name")
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
     distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe)
-    if options.output is not None:
-        _write_files(options.output, distances, ids)
+    if outputs:
+        _write_files(outputs, distances, ids)
         return
     one, several = ("distance", "distances") if index.metric == "l2" else ("similarity", "similarities")
     if not options.json:
@@ -288,15 +307,14 @@ def _search(options: argparse.Namespace) -> None:
             sys.stdout.write(f"{query:>10} {rank:>6} {name:>20} {value:>14.6g}\n")
 
 
-def _write_files(name: Path, distances: "np.ndarray", ids: "np.ndarray") -> None:
+def _write_files(files: list[Path], distances: "np.ndarray", ids: "np.ndarray") -> None:
     import numpy as np
 
     from catalyzer.files.vectors import write_vecs
 
     most = np.iinfo(np.int32).max
-    if abs(ids).max(initial=0) > most:
+    if max(ids.max(initial=0), -1 - ids.min(initial=0)) > most:
         raise InvalidInput(f"some of the ids found are beyond {most:,}, more than .ivecs files can hold; use --json")
-    files = [Path(f"{name}{suffix}") for suffix in (".ivecs", ".fvecs")]
     for file, rows in zip(files, (ids, distances), strict=True):
         write_vecs(file, [rows])
     sys.stdout.write(f"wrote {files[0]} and {files[1]}, {len(ids):,} rows of {ids.shape[1]:,}\n")

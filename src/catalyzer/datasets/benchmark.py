@@ -15,6 +15,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import VectorFile, Vectors, check_finite, fingerprint
 from catalyzer.neighbors import knn
 from catalyzer.outliers import without_outliers
@@ -167,7 +168,7 @@ class Dataset(Part, ABC):
 
         By default all files that arguments name.
         """
-        named = (Path(value).expanduser() for value in vars(self).values() if isinstance(value, str | Path))
+        named = (expanded(value) for value in vars(self).values() if isinstance(value, str | Path))
         return [path for path in named if path.is_file()]
 
     def load(self, cache: ArrayCache) -> "Benchmark":

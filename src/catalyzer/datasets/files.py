@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from catalyzer.datasets.benchmark import Dataset, DatasetVectors
 from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import VectorFile
 
 # Of a photosift folder.
@@ -67,10 +68,10 @@ class Published(Dataset):
 
     @property
     def dim(self) -> int | None:
-        return _dim_of(Path(self.root).expanduser() / self.layout(1).learn)
+        return _dim_of(expanded(self.root) / self.layout(1).learn)
 
     def files(self, learn_only: bool = False) -> list[Path]:
-        every = sorted(path for path in Path(self.root).expanduser().rglob("*") if path.is_file())
+        every = sorted(path for path in expanded(self.root).rglob("*") if path.is_file())
         return [path for path in every if not learn_only or "learn" in path.name]
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
@@ -80,7 +81,7 @@ class Published(Dataset):
             InvalidInput: a missing file (the message lists all that are expected), or one that `VectorFile` refuses.
         """
         assert self.base_size is not None
-        root, layout = Path(self.root).expanduser(), self.layout(self.base_size)
+        root, layout = expanded(self.root), self.layout(self.base_size)
         needed = layout[:3]
         missing = [file for file in needed if not (root / file).is_file()]
         if missing:
@@ -113,7 +114,7 @@ class Photosift(Published):
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """See `Published.read`; InvalidInput also where the making was interrupted."""
-        root = Path(self.root).expanduser()
+        root = expanded(self.root)
         if (root / UNFINISHED).exists() and not (root / MADE).exists():
             raise InvalidInput(f"{root} is not finished; run the command that makes it again to resume")
         return super().read(cache)
@@ -150,10 +151,10 @@ class Files(Dataset):
 
     @property
     def dim(self) -> int | None:
-        return _dim_of(Path(self.learn).expanduser())
+        return _dim_of(expanded(self.learn))
 
     def files(self, learn_only: bool = False) -> list[Path]:
-        return [Path(self.learn).expanduser()] if learn_only else super().files()
+        return [expanded(self.learn)] if learn_only else super().files()
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Open the files.

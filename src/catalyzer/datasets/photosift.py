@@ -22,6 +22,7 @@ from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
 from catalyzer.datasets.sift import opencv, sift
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked, write_atomically
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
 from catalyzer.neighbors import knn
 from catalyzer.progress import progress
@@ -65,7 +66,7 @@ def make_photosift(
         MissingPackage: OpenCV is not installed.
         Unavailable: another process makes it.
     """
-    images, root = images.expanduser(), root.expanduser()
+    images, root = expanded(images), expanded(root)
     photographs = _photographs(images)
     origin = {
         "base_size": base_size,

@@ -25,6 +25,7 @@ from urllib3.util import Retry
 from catalyzer.datasets.files import UNFINISHED, bigann_layout, deep1b_layout
 from catalyzer.errors import DamagedFile, InvalidInput, Unavailable
 from catalyzer.files.atomic import locked
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, VectorFile, write_vecs
 from catalyzer.progress import progress
 
@@ -62,7 +63,7 @@ def fetch_published(
             full disk; another process that fetches into `root`.
     """
     layout = bigann_layout(base_size) if name == "bigann" else deep1b_layout(base_size)
-    root = root.expanduser()
+    root = expanded(root)
     wanted = ((layout.queries, queries, None), (layout.learn, learn, learn_size), (layout.base, base, base_size))
     for file, published, _ in wanted:
         kind = Path(published.removesuffix(".gz")).suffix

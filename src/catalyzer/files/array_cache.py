@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from catalyzer.errors import InvalidInput, Unavailable
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import write_npy
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class ArrayCache:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else expanded(folder)
         if self.folder is not None:
             there = next(place for place in (self.folder, *self.folder.parents) if os.access(place, os.F_OK))
             if not there.is_dir():

@@ -10,12 +10,13 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, Unavailable, integer
 from catalyzer.files.atomic import write_atomically
+from catalyzer.files.paths import expanded
 from catalyzer.progress import progress
 
 BLOCK = 1 << 16  # rows a block: 32 MiB of 128 float32
@@ -28,6 +29,9 @@ _NPY = b"\x93NUMPY"  # how such a file begins
 _UNPARSED = (SyntaxError, tokenize.TokenError, RecursionError)  # the header is Python's syntax
 _BFLOAT16 = np.dtype("V2")  # as NumPy reads what ml_dtypes and JAX write
 EXTENSIONS = (*_VECS, *_BIN, ".npy")
+
+
+_File = TypeVar("_File", bound="VectorFile")
 
 
 class VectorFile:
@@ -49,18 +53,21 @@ class VectorFile:
     >>> path = Path(tempfile.mkdtemp()) / "x.npy"
     >>> np.save(path, np.eye(3, dtype=np.float32))
     >>> file = VectorFile(path)
-    >>> file.shape, file[1:2]
-    ((3, 3), array([[0., 1., 0.]], dtype=float32))
+    >>> file.shape, file[1:2], file[-1]
+    ((3, 3), array([[0., 1., 0.]], dtype=float32), array([0., 0., 1.], dtype=float32))
     """
 
     def __init__(self, path: str | Path, limit: int | None = None, finite: bool = True) -> None:
-        self.path, self.finite = Path(path).expanduser(), finite
+        self.path, self.finite = expanded(path), finite
         extension = self.path.suffix.lower()
         if extension not in EXTENSIONS:
             raise InvalidInput(f"{self.path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
         if not self.path.is_file():
             raise InvalidInput(f"{self.path}: no such file")
-        self._file = self.path.open("rb")
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise Unavailable(f"{self.path} cannot be read: {error.strerror}") from None
         self._size = self._bytes()
         if self._size == 0:
             raise InvalidInput(f"{self.path}: the file is empty (0 bytes); expected vectors")
@@ -72,7 +79,7 @@ class VectorFile:
         else:
             self._rows = self._map_npy()
         if limit is not None:
-            self._rows = self._rows[:limit]
+            self._rows = self._rows[: integer("limit", limit, 0)]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,11 +94,14 @@ class VectorFile:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, int, bool]]:
-        return type(self), (self.path, len(self), self.finite)
+    def __reduce__(self) -> tuple[Any, tuple]:
+        return _reopened, (type(self), self.path, len(self), self.finite)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Rows `start:stop` as a C-contiguous `(m, d)` ndarray in the file's dtype, checked."""
+    def __getitem__(self, rows: slice | int) -> np.ndarray:
+        """Rows `start:stop` as a C-contiguous `(m, d)` ndarray in the file's dtype, checked; or one row, `(d,)`."""
+        if not isinstance(rows, slice):
+            row = range(len(self))[rows]  # which raises IndexError, and ends a loop over the rows
+            return self[row : row + 1][0]
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise IndexError("a vector file is read by slices of step 1")
@@ -117,7 +127,11 @@ class VectorFile:
 
     def first(self, n: int) -> Self:
         """The same file with only its first n rows in use."""
-        return type(self)(self.path, n, self.finite)
+        return _reopened(type(self), self.path, min(n, len(self)), self.finite)
+
+    def unchecked(self) -> Self:
+        """The same rows, of which NaN and infinity are for the caller to find."""
+        return _reopened(type(self), self.path, len(self), False)
 
     def _bytes(self) -> int:
         return os.fstat(self._file.fileno()).st_size
@@ -167,7 +181,19 @@ class VectorFile:
             )
         if rows.dtype.kind not in "fiu" and rows.dtype != _BFLOAT16:
             raise InvalidInput(f"{self.path}: expected numbers, got dtype {rows.dtype}")
+        if isinstance(rows, np.memmap) and rows.offset + rows.nbytes != self._size:
+            raise InvalidInput(
+                f"{self.path}: the header says {len(rows):,} rows of dimension {rows.shape[1]}, which end at byte "
+                f"{rows.offset + rows.nbytes:,}, but the file has {self._size:,}; save one array in a file"
+            )
         return rows
+
+
+def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
+    file = cls(path, rows, finite)
+    if len(file) < rows:
+        raise InvalidInput(f"{path} was shortened after it was opened: {rows:,} rows, now {len(file):,}; open it again")
+    return file
 
 
 Vectors = np.ndarray | VectorFile

@@ -14,6 +14,7 @@ import numpy as np
 from catalyzer.codec import PAIRS, Codec
 from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable, integer
 from catalyzer.files.atomic import locked
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
 from catalyzer.index.contents import Contents, Validation
@@ -35,6 +36,7 @@ PADDED_K = 1 << 10  # results per query that are always given, also where fewer 
 
 # One computation at a time in a process: networks are switched between training and evaluation.
 _COMPUTING = threading.Lock()
+_SAVING = threading.Lock()  # threads take turns; what other processes write is refused
 
 
 # A child process has no thread that could release a lock that another thread held at the fork.
@@ -42,8 +44,8 @@ _INDEXES = weakref.WeakSet["CatalyzerIndex"]()
 if hasattr(os, "register_at_fork"):
 
     def _release_in_child() -> None:
-        global _COMPUTING
-        _COMPUTING = threading.Lock()
+        global _COMPUTING, _SAVING
+        _COMPUTING, _SAVING = threading.Lock(), threading.Lock()
         for index in _INDEXES:
             index._writing = threading.Lock()
 
@@ -265,7 +267,7 @@ class CatalyzerIndex:
         if budget is not None and not isinstance(budget, str):
             raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
         if epochs is not None:
-            integer("epochs", epochs, 1)
+            epochs = integer("epochs", epochs, 1)
         from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
         from catalyzer.training import checkpoint_files, seconds_of
 
@@ -289,7 +291,7 @@ class CatalyzerIndex:
             if folder is None:
                 self._training = TrainingFolder()
                 folder = self._training.path
-            folder = Path(folder).expanduser()
+            folder = expanded(folder)
             try:
                 base = without_outliers(metric.base(x), rows)
                 codec, validation = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **self._options)
@@ -463,8 +465,10 @@ class CatalyzerIndex:
         """Add all vectors of another index, with their ids; the other one stays as it is.
 
         Raises:
-            InvalidInput: an index of another codec, metric or partition, whose codes mean other vectors, or an id of both.
+            InvalidInput: no index, one of another codec, metric or partition, whose codes mean other vectors, or an id of both.
         """
+        if not isinstance(other, CatalyzerIndex):
+            raise InvalidInput(f"expected a CatalyzerIndex to merge, got {type(other).__name__}; load it first")
         added = other._trained()
         with self._writing:
             old = self._trained()
@@ -492,12 +496,13 @@ class CatalyzerIndex:
             Conflict: the file has changed, so that what another process has saved would be lost.
             Unavailable: another process writes the file, or it cannot be written, as on a full disk.
         """
-        path = Path(path).expanduser()
-        contents = self._trained()
+        path = expanded(path)
+        self._trained()
         target = Path(os.path.realpath(path))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path):
+            with _SAVING, locked(path):
+                contents = self._trained()  # now: another thread may have saved what it added
                 at, digest = self._file or (None, None)
                 if at == target and not overwrite and target.exists() and index_file.digest_of(target) != digest:
                     raise Conflict(
@@ -529,8 +534,8 @@ class CatalyzerIndex:
             DamagedFile: it is truncated, differs from its checksums or contradicts itself.
             UntrustedPart: it names a class of a module that is not in `trust`.
         """
-        target = Path(os.path.realpath(Path(path).expanduser()))
-        contents, digest = index_file.read_with_digest(Path(path).expanduser(), mmap, trust)
+        target = Path(os.path.realpath(expanded(path)))
+        contents, digest = index_file.read_with_digest(expanded(path), mmap, trust)
         return cls._holding(contents, (target, digest))
 
     def _trained(self) -> Contents:

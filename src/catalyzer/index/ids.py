@@ -17,7 +17,12 @@ def as_ids(ids: Any) -> np.ndarray:
     >>> as_ids([3, 5]).dtype
     dtype('int64')
     """
-    array = np.asarray(ids)
+    if np.ma.is_masked(ids):
+        raise InvalidInput("ids must be int64 of shape (n,), got a masked array, and what is masked has no value")
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidInput(f"ids must be int64 of shape (n,), got a {type(ids).__name__}: {error}") from None
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):

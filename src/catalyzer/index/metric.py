@@ -59,6 +59,7 @@ class Metric:
             raise InvalidInput(f'max_norm = {self.max_norm} is for inner products, metric="ip"; got metric={self.name!r}')
         if not isinstance(self.max_norm, Real) or isinstance(self.max_norm, bool) or not 0 < self.max_norm <= LARGEST_NORM:
             raise InvalidInput(f"max_norm must be a number above 0 and at most {LARGEST_NORM:.0e}, got {self.max_norm!r}")
+        object.__setattr__(self, "max_norm", float(self.max_norm))  # NumPy's small types overflow in what is computed with it
 
     @property
     def extra(self) -> int:

@@ -63,18 +63,22 @@ def open_queries(source: VectorSource, d: int) -> tuple[Vectors, bool]:
     return open_source(np.asarray(array[:])[None] if single else array, d), single
 
 
-def _as_array(source: Any) -> Vectors:
+def _as_array(source: Any) -> Any:
     if isinstance(source, VectorFile):
-        return VectorFile(source.path, len(source), finite=False)
+        return source.unchecked()
     if isinstance(source, str | Path):
         return VectorFile(source, finite=False)
     if isinstance(source, torch.Tensor):
-        source = source.detach().cpu()
-        return (source.float() if source.is_floating_point() and source.dtype.itemsize < 4 else source).numpy()
-    if isinstance(source, np.ma.MaskedArray):
-        if np.ma.is_masked(source):
+        try:
+            source = source.detach().cpu()
+            return (source.float() if source.is_floating_point() and source.dtype.itemsize < 4 else source).numpy()
+        except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantized, on no device
+            raise InvalidInput(f"expected vectors of shape (n, d), got a tensor that is no such array ({error})") from None
+    rows = source if isinstance(source, list | tuple) else [source]
+    if any(isinstance(row, np.ma.MaskedArray) for row in rows):
+        if any(np.ma.is_masked(row) for row in rows):
             raise InvalidInput("expected vectors, got a masked array, and what is masked has no value; give x.filled(...)")
-        source = source.data
+        source = np.ma.getdata(source)
     kind = type(source).__name__
     if not isinstance(source, list | tuple) and not hasattr(source, "__array__"):
         raise InvalidInput(f"expected an array, a tensor, lists of numbers or the path of a vector file, got {kind}")
@@ -82,7 +86,7 @@ def _as_array(source: Any) -> Vectors:
         # What has a type, a shape and slices, such as an HDF5 dataset, may be larger than memory.
         array = source if hasattr(source, "dtype") and hasattr(source, "shape") else np.asarray(source)
         dtype = np.dtype(array.dtype)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidInput(f"expected vectors of shape (n, d), got a {kind} that is no such array ({error})") from None
     if dtype.kind not in "fiu" and dtype.name != "bfloat16":
         raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {array.shape} of {dtype}")
@@ -106,7 +110,10 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
         InvalidInput: there are some that are not valid, and they are not to be skipped; or one with numbers that are too large,
             which is never skipped.
     """
-    given = np.asarray(vectors[first : first + size])
+    given = _as_array(vectors[first : first + size])
+    expected = (min(size, len(vectors) - first), vectors.shape[1])
+    if given.shape != expected:
+        raise InvalidInput(f"{name_of(vectors)}rows from {first:,} on should be {expected}, but reading gave {given.shape}")
     block = metric.as_float32(given)
     largest = np.maximum(block.max(axis=1), -block.min(axis=1))  # NaN where there is one
     cosine = metric.name == "cosine"

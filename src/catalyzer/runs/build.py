@@ -160,6 +160,10 @@ def modules_of(settings: Settings) -> list[str]:
     return sorted({part["_target_"].rpartition(".")[0] for _, _, part in parts(settings.model_dump())})
 
 
+EXTRAS = {"TensorBoardLogger": "tensorboard"}
+"""Extras of this package with what classes of others need."""
+
+
 @contextmanager
 def blamed(path: str) -> Iterator[None]:
     """Turn what goes wrong in a part into a sentence that names it, and the line in which it went wrong."""
@@ -168,7 +172,12 @@ def blamed(path: str) -> Iterator[None]:
     except CatalyzerError:
         raise
     except ImportError as error:
-        raise MissingPackage(f"{path}: {' '.join(str(error).split())}") from None
+        extra = EXTRAS.get(path.rpartition(".")[2])
+        raise MissingPackage(
+            f'{path} needs a package that is not installed: pip install "catalyzer[{extra}]"'
+            if extra
+            else f"{path}: {' '.join(str(error).split())}"
+        ) from None
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         # The last line of theirs, rather than of a library that it calls or of ours that calls it.

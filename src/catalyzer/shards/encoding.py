@@ -9,6 +9,7 @@ import numpy as np
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, open_vectors
 from catalyzer.nn import digest
 from catalyzer.parts import Trust
@@ -50,7 +51,7 @@ def encode(
         DamagedFile: the manifest in `folder` is not valid.
         Unavailable: another process encodes into `folder`, or the disk is full.
     """
-    run, source, folder = Path(run).resolve(), Path(source).expanduser().resolve(), Path(folder)
+    run, source, folder = Path(run).resolve(), expanded(source).resolve(), Path(folder)
     trained, vectors = TrainedRun.load(run, trust), open_vectors(source)
     codec = trained.codec
     if vectors.shape[1] != codec.transform.d_in:
