@@ -134,12 +134,14 @@ class Codec:
         """The vectors, `(n, d_in)` float32 in the original space, that `(n, code_size)` uint8 codes stand for.
 
         Raises:
-            InvalidInput: there is no way back.
+            InvalidInput: other codes, or no decoder.
         """
         if not self.decodes:
             raise InvalidInput(
                 "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"
             )
+        if codes.ndim != 2 or codes.shape[1] != self.quantizer.code_size or codes.dtype != np.uint8:
+            raise InvalidInput(f"codes must be (n, {self.quantizer.code_size}) uint8, got {codes.shape} {codes.dtype}")
         latent = self.quantizer.decode(codes)
         return latent if self.decoder is None else embed(self.decoder, latent)
 

@@ -1,5 +1,7 @@
 """One interface: every quantizer encodes, decodes and searches as brute force on its decoded vectors does."""
 
+import pickle
+
 import faiss
 import numpy as np
 import pytest
@@ -194,3 +196,23 @@ def test_what_another_quantizer_has_learned_is_refused(quantizer: Quantizer) -> 
 def test_refusals(make, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [ProductQuantizer(16, 32), ProductQuantizer(16, 32, rotate=True), AdditiveQuantizer(16, 16), LSHQuantizer(16, 16),
+     ITQQuantizer(16, 16), RaBitQuantizer(16), SignQuantizer(16), LatticeQuantizer(16, 32)],
+    ids=lambda quantizer: quantizer.label,
+)  # fmt: skip
+def test_what_cannot_be_encoded(quantizer: Quantizer) -> None:
+    x = clustered(600, 16, 0).astype(np.float32)
+    if quantizer.is_learned:
+        assert not quantizer.is_fitted
+        with pytest.raises(InvalidInput, match="is not fitted; call fit"):
+            quantizer.encode(x)
+        quantizer.fit(x)
+    assert quantizer.is_fitted
+    assert pickle.loads(pickle.dumps(quantizer)).is_fitted
+    for bad in (x[:, :5], x[0], np.full((3, 16), np.nan, np.float32)):
+        with pytest.raises(InvalidInput, match=r"expected vectors of shape \(n, 16\)|contains NaN or infinity"):
+            quantizer.encode(bad)

@@ -345,6 +345,7 @@ def _info(options: argparse.Namespace) -> None:
     if held_out is not None:
         found = ", ".join(f"R@{k} {share:.1%}" for k, share in held_out.recall.items())
         facts["validation"] = f"{found} ({held_out.queries:,} queries, {held_out.base:,} vectors, {held_out.rerank:,} reranked)"
+    facts["size"] = f"{facts['size']:,} bytes"
     for name, value in facts.items():
         sys.stdout.write(f"{name:>10}  {f'{value:,}' if isinstance(value, int) else value or 'none'}\n")
 

@@ -62,6 +62,7 @@ class AdditiveQuantizer(FaissQuantizer):
         return [self._quantizer]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
+        x = self.checked(x)
         codes = np.empty((len(x), self.code_size), np.uint8)
         with progress("encoding", len(x), "vectors") as advance:
             for start in range(0, len(x), ENCODED):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput
-from catalyzer.files.vectors import BLOCK
+from catalyzer.files.vectors import BLOCK, as_float32, check_finite
 from catalyzer.neighbors import knn_of_blocks
 from catalyzer.parts import Part
 from catalyzer.progress import progress
@@ -75,6 +75,11 @@ class Quantizer(Part, ABC):
         """Whether `fit` learns anything; a quantizer without a codebook is fixed."""
         return self.can("fit")
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether what `fit` learns is there, or nothing is to be learned."""
+        return not self.is_learned or bool(self.state_dict())
+
     def fit(self, x: np.ndarray) -> Self:
         """Learn what the quantizer needs from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
         return self
@@ -126,6 +131,20 @@ class Quantizer(Part, ABC):
     @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors, `(n, dim)` float32, that the codes stand for."""
+
+    def checked(self, x: np.ndarray) -> np.ndarray:
+        """`(n, dim)` float32 vectors to encode.
+
+        Raises:
+            InvalidInput: another shape, NaN or infinity, or nothing has been learned yet.
+        """
+        if not self.is_fitted:
+            raise InvalidInput(f"{type(self).__name__} is not fitted; call fit(train) first")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise InvalidInput(f"expected vectors of shape (n, {self.dim}), got {x.shape}")
+        x = as_float32(x)
+        check_finite(x, "vectors")
+        return x
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
         """Raise `InvalidInput`, with the row's number, if one of `(n, code_size)` uint8 is no code.
@@ -186,6 +205,10 @@ class FaissQuantizer(Quantizer):
     @abstractmethod
     def _trained(self) -> Sequence[Any]:
         """faiss's objects that say whether they are trained."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return all(each.is_trained for each in self._trained())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.from_numpy(faiss.vector_to_array(vector)) for name, (vector, _) in self._learned().items()}

@@ -39,7 +39,7 @@ class SignQuantizer(Quantizer):
         return StraightThroughSign()
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        return np.packbits(x > 0, axis=1, bitorder="little")
+        return np.packbits(self.checked(x) > 0, axis=1, bitorder="little")
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         bits = np.unpackbits(codes, axis=1, count=self.dim, bitorder="little")
@@ -91,7 +91,7 @@ class HashQuantizer(Quantizer):
         return (x - self.origin_) @ self.directions_
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        return self._signs.encode(self._projected(x))
+        return self._signs.encode(self._projected(self.checked(x)))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors nearest to the mean whose projections have these signs and their average size."""

@@ -80,7 +80,7 @@ class ProductQuantizer(FaissQuantizer):
         return [self._pq, self._index, *self._transforms]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        return self._index.sa_encode(x)
+        return self._index.sa_encode(self.checked(x))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         return self._index.sa_decode(codes)

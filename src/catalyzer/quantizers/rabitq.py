@@ -50,7 +50,7 @@ class RaBitQuantizer(FaissQuantizer):
         return [self._index]
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        return self._index.sa_encode(self._rotation.apply(x))
+        return self._index.sa_encode(self._rotation.apply(self.checked(x)))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         return self._rotation.reverse_transform(self._index.sa_decode(codes))

@@ -20,7 +20,7 @@ def tell_memory(benchmark: Benchmark, codec: Codec, k_pos: int, k_neg: int) -> N
     """Log what a training needs and what there is; a warning where that is less."""
     need, free = memory_needed(benchmark, codec, k_pos, k_neg), memory_available()
     total = sum(need.values())
-    parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in need.items())
+    parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in need.items() if bytes_ >= 2**30 / 20)
     log.log(
         logging.WARNING if total > free else logging.INFO,
         "memory: the training needs about %.1f GiB (%s), and %.1f GiB are free%s", total / 2**30, parts, free / 2**30,
