@@ -1,6 +1,7 @@
 """Vectors as users have them: what is clear is taken, what is not is named, and nothing valid is dropped."""
 
 import pickle
+import sys
 import warnings
 from dataclasses import replace
 from fractions import Fraction
@@ -16,6 +17,8 @@ from catalyzer import CatalyzerIndex, InvalidInput, open_vectors
 from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.recipe import LEARN
 from tests.helpers import clustered, write
+
+shortens = pytest.mark.skipif(sys.platform == "win32", reason="Windows shortens no file that is mapped")
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)
 
@@ -230,6 +233,7 @@ def test_an_array_in_a_file_that_is_none(tmp_path: Path) -> None:
         assert "pickle" not in str(error.value)
 
 
+@shortens
 @pytest.mark.parametrize("name", ["x.npy", "x.fbin", "x.bvecs"])
 def test_a_file_that_is_shortened_while_it_is_mapped(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, BASE.astype(np.float32) if name == "x.fbin" else BASE)
@@ -269,6 +273,7 @@ def test_slices_that_are_not_what_they_should_be(index: CatalyzerIndex) -> None:
     assert index.ntotal == 700
 
 
+@shortens
 @pytest.mark.parametrize("again", [lambda file: file.first(600), lambda file: pickle.loads(pickle.dumps(file))])
 def test_a_file_that_is_shortened_before_it_is_opened_again(again: Any, tmp_path: Path, index: CatalyzerIndex) -> None:
     path = write(tmp_path / "x.bvecs", BASE)
