@@ -92,21 +92,29 @@ def learn_codec(
     check_sizes(codec.quantizer.dim, codec.quantizer.code_size)
     trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
-    codec, split = _better(trained.codec, benchmark, settings.rerank), benchmark.validation
-    found = measure("validation", codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
+    codec, split = trained.codec, benchmark.validation
+    pca = _with_pca(codec, benchmark.train)
+    if pca is not None and _finds_more(codec, pca, benchmark, settings.rerank):
+        pca = None
+    found = measure("validation", pca or codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
     found = {k: share for k, share in found.items() if k in TOLD}
     log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
+    if pca is not None:
+        codec = _with_pca(codec, learn) or codec  # of all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), settings.rerank)
 
 
-def _better(codec: Codec, benchmark: Benchmark, rerank: int) -> Codec:
-    """A trained codec; or PCA before the same lattice, which costs less, unless the codec finds more by more than chance."""
-    network, quantizer = codec.transform, codec.quantizer
-    d_in, d_out = network.d_in, network.d_out
-    if not isinstance(network, Catalyzer) or not isinstance(quantizer, LatticeQuantizer) or d_out > d_in:
-        return codec
-    decoder = None if codec.decoder is None else PCADecoder(d_out, d_in).adapt(benchmark.train)
-    pca = Codec(PCA(d_in, d_out).adapt(benchmark.train), quantizer, decoder, latent_share=codec.latent_share)
+def _with_pca(codec: Codec, x: np.ndarray) -> Codec | None:
+    """PCA of `(n, d)` vectors before the lattice of a codec; None where it has no network and lattice to compare with."""
+    d_in, d_out = codec.transform.d_in, codec.transform.d_out
+    if not isinstance(codec.transform, Catalyzer) or not isinstance(codec.quantizer, LatticeQuantizer) or d_out > d_in:
+        return None
+    decoder = None if codec.decoder is None else PCADecoder(d_out, d_in).adapt(x)
+    return Codec(PCA(d_in, d_out).adapt(x), codec.quantizer, decoder, latent_share=codec.latent_share)
+
+
+def _finds_more(codec: Codec, pca: Codec, benchmark: Benchmark, rerank: int) -> bool:
+    """Whether a trained codec finds more of the vectors held out than PCA, which costs less, by more than chance."""
     # All that was held out searches in all that was held out: of few vectors the validation queries are too few to tell.
     held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:]])
     split = Split(held_out, held_out[:VALIDATION_QUERIES])
@@ -115,7 +123,7 @@ def _better(codec: Codec, benchmark: Benchmark, rerank: int) -> Codec:
         neighbours_found(each, split.base, split.queries, split.ground_truth, k, rerank) for each in (codec, pca)
     )
     more = by_network - by_pca
-    better = more.mean() > 2 * more.std() / len(more) ** 0.5  # standard errors
+    better = bool(more.mean() > 2 * more.std() / len(more) ** 0.5)  # standard errors
     seen = f"of the {k} nearest vectors held out the network finds {by_network.mean():.1%}, PCA {by_pca.mean():.1%}"
     if better:
         log.info("%s; the index takes the network", seen)
@@ -123,7 +131,7 @@ def _better(codec: Codec, benchmark: Benchmark, rerank: int) -> Codec:
         log.warning(
             "%s; the index takes PCA: %s vectors, or their epochs, are few for a network", seen, f"{len(benchmark.train):,}"
         )
-    return codec if better else pca
+    return better
 
 
 def make_settings(decoder: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
