@@ -178,6 +178,6 @@ def test_numbers_of_a_search(environment: dict[str, str], tmp_path: Path) -> Non
     run = make_run(tmp_path / "run")
     command("encode.py", environment, tmp_path)(f"run={run}", "input=x.npy", "output=codes")
     search = command("search.py", environment, tmp_path)
-    for k, words in (("10000000000", "between 1 and the number of codes"), ("10.0", "whole number"), ("true", "a number")):
+    for k, words in (("10000000000", "the number of codes; got"), ("10.0", "whole number"), ("true", "a number")):
         refused(search("codes=codes", "queries=x.npy", "output=found", f"k={k}", expect=2), words)
     assert not list(tmp_path.glob("found*"))

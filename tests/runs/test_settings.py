@@ -109,7 +109,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["end_to_end=true", "catalyzer=pca"], "end_to_end trains a network through a fixed quantizer"),
         (["decoder=mlp", "quantizer=pq"], "a decoder is trained with a network through a fixed quantizer"),
         (["decoder=mlp", "catalyzer=pca"], "a decoder is trained with a network through a fixed quantizer"),
-        (["decoder=mlp", "decoder.hidden=0"], "hidden is the width of a layer, at least 1; got 0"),
+        (["decoder=mlp", "decoder.hidden=0"], "hidden must be an integer of at least 1; got 0"),
         (["query=mlp", "quantizer=opq"], "a network for queries is trained to rank the points of a fixed quantizer"),
         (["query=mlp", "quantizer=sign"], "quantizer=sign quantizer.asymmetric=true; got Catalyzer and SignQuantizer"),
         (["query=mlp", "query.max_epochs=0"], "query.max_epochs must be at least 1, got 0"),
