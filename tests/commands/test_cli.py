@@ -480,6 +480,7 @@ def test_a_folder_of_the_users_is_not_that_of_a_training(run: Run) -> None:
 INTERRUPTED_SAVE = """
 import os, signal
 import catalyzer.index.file as file
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 write = file.write
 def interrupted(*args):
     digest = {}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,10 @@ def test_fingerprint_depends_on_content_type_and_shape(tmp_path: Path) -> None:
     assert fingerprint(x) == fingerprint(same)
     others = [x + 1, x.reshape(3, 4), x.astype(np.float64), x[:2]]
     assert len({fingerprint(x), *map(fingerprint, others)}) == 5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.int64])
+def test_integers_are_finite(dtype: type) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_finite(np.array([[np.iinfo(dtype).min, np.iinfo(dtype).max]], dtype), "x")

@@ -96,7 +96,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["lambda=much"], "lambda=much: input should be a valid number"),
         (["lambda=nan"], "lambda=nan: input should be a finite number"),
         (["d_out=3", "quantizer.radius_sq=7"], "no integer point of 3 dimensions has the squared norm r² = 7"),
-        (["quantizer.radius_sq=-4"], "radius_sq must be between 1 and"),
+        (["quantizer.radius_sq=-4"], "radius_sq must be an integer between 1 and"),
         (["quantizer.radius_sq=200"], "needs 79 bits, which do not fit in bits = 64"),
         (["bits=32", "quantizer.radius_sq=79"], "needs 64 bits, which do not fit in bits = 32"),
         (["bits=0"], "bits=0: input should be greater than 0"),

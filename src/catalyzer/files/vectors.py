@@ -251,7 +251,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
     """Raise `InvalidInput`, with the row's number, if a component of `block` is NaN, infinite or more than `LARGEST`."""
     # Without a temporary, and NaN is not below anything; the rows are looked at only where something is wrong.
-    if not block.size or max(block.max(), -block.min()) <= LARGEST:
+    if block.dtype.kind != "f" or not block.size or max(block.max(), -block.min()) <= LARGEST:
         return
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):
