@@ -166,8 +166,9 @@ class Codec:
         """
         k, rerank = integer("k", k, 1, len(codes), "the number of codes"), integer("rerank", rerank, 0)
         self._check(queries)
-        check_finite(queries[:], "queries")
-        original = as_float32(queries[:])
+        given = queries[:]
+        check_finite(given, "queries")
+        original = as_float32(given)
         latent = self.map_queries(original)
         if not rerank:
             return self.quantizer.search(latent, codes, k)

@@ -72,7 +72,7 @@ def _as_array(source: Any) -> Any:
         try:
             source = source.detach().cpu()
             return (source.float() if source.is_floating_point() and source.dtype.itemsize < 4 else source).numpy()
-        except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantized, on no device
+        except (RuntimeError, TypeError) as error:  # sparse, quantized, on no device
             raise InvalidInput(f"expected vectors of shape (n, d), got a tensor that is no such array ({error})") from None
     rows = source if isinstance(source, list | tuple) else [source]
     if any(isinstance(row, np.ma.MaskedArray) for row in rows):

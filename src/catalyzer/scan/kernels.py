@@ -11,7 +11,7 @@ from catalyzer.lattice.compiler import kernel
 from catalyzer.lattice.kernels import DECODE_TILE, TASK_ROWS, F, U, decode_tile, split_first_leaf, split_leaf
 
 SCAN_TILE = 256  # codes whose coordinates stay in the first-level cache while many queries meet them
-FEW_CODES = 1 << 14  # that one thread scans for one query sooner than several
+ONE_THREAD_CODES = 1 << 14  # that one thread scans for one query sooner than several
 ONE_QUERY_TASK = 4096  # codes of one parallel task of the scan for one query
 ONE_QUERY_TILE = 256  # codes that it splits together, leaf by leaf
 
@@ -223,7 +223,7 @@ def leaf_products(query, points, products):
             products[t, p] = a * F(points[p, 0]) + b * F(points[p, 1]) + c * F(points[p, 2]) + d * F(points[p, 3])
 
 
-@kernel(parallel=lambda codes, *_: len(codes) > FEW_CODES)
+@kernel(parallel=lambda codes, *_: len(codes) > ONE_THREAD_CODES)
 def scan_one(codes, tables, products, rest, limit):
     """Collect the codes whose dot product with one query may reach `limit`; for codes of one word and at least two leaves.
 
