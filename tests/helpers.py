@@ -52,13 +52,50 @@ def bvecs(x: np.ndarray) -> bytes:
     return b"".join(np.int32(x.shape[1]).tobytes() + row.tobytes() for row in x)
 
 
-def write(path: Path, x: np.ndarray) -> Path:
-    """Write x in the format that the extension names: .fvecs and .ivecs by faiss."""
-    # Imported here, since faiss reads OMP_NUM_THREADS when it is loaded, and conftest.py sets it.
-    from faiss.contrib import vecs_io
+DTYPES = {
+    ".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32, ".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8,
+    ".hbin": np.float16, ".f16bin": np.float16, ".ibin": np.int32, ".npy": np.float32,
+}  # fmt: skip
+DTYPES |= {f"{extension}.gz": dtype for extension, dtype in DTYPES.items()}
+DTYPES |= dict.fromkeys((".npz", ".hdf5", ".h5", ".safetensors", ".parquet", ".arrow", ".feather"), np.float32)
 
-    if path.suffix == ".npy":
+
+def write(path: Path, x: np.ndarray) -> Path:
+    """Write x in the format, and as the type, that the extension names: .fvecs and .ivecs by faiss."""
+    # Imported here, since faiss reads OMP_NUM_THREADS when it is loaded, and conftest.py sets it.
+    import gzip
+
+    import h5py
+    import pyarrow
+    from faiss.contrib import vecs_io
+    from pyarrow import feather, parquet
+    from safetensors.numpy import save_file
+
+    extension = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if extension != ".npy":  # which holds any type
+        x = np.ascontiguousarray(x, DTYPES[extension])
+    if path.suffix == ".gz":
+        plain = write(path.with_suffix(""), x)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    elif path.suffix == ".npy":
         np.save(path, x)
+    elif path.suffix == ".npz":
+        np.savez(path, x=x)
+    elif path.suffix in (".hdf5", ".h5"):
+        with h5py.File(path, "w") as file:
+            file["x"] = x
+    elif path.suffix == ".safetensors":
+        save_file({"x": x}, path)
+    elif path.suffix in (".parquet", ".arrow", ".feather"):
+        table = pyarrow.table({"x": pyarrow.FixedSizeListArray.from_arrays(x.ravel(), x.shape[1])})
+        if path.suffix == ".parquet":
+            parquet.write_table(table, path, row_group_size=16)
+        elif path.suffix == ".feather":
+            feather.write_feather(table, path, chunksize=16)
+        else:
+            with pyarrow.ipc.new_file(path, table.schema) as out:
+                out.write_table(table, max_chunksize=16)
     elif path.suffix == ".fvecs":
         vecs_io.fvecs_write(str(path), x)
     elif path.suffix == ".ivecs":

@@ -7,40 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.files.vectors import VectorFile, check_finite, fingerprint, float_blocks, open_vectors
-from tests.helpers import write
-
-DTYPES = {
-    ".fvecs": np.float32,
-    ".bvecs": np.uint8,
-    ".ivecs": np.int32,
-    ".fbin": np.float32,
-    ".u8bin": np.uint8,
-    ".i8bin": np.int8,
-    ".npy": np.float32,
-}
+from catalyzer.files.vectors import VectorFile, check_finite, fingerprint, float_blocks
+from tests.helpers import DTYPES, write
 
 
-@pytest.fixture(params=DTYPES)
+@pytest.fixture(params=[".fvecs", ".bvecs", ".ivecs", ".fbin", ".u8bin", ".i8bin", ".npy"])
 def extension(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@given(n=st.integers(1, 20), dim=st.integers(1, 9), start=st.integers(0, 25), stop=st.integers(0, 25))
-def test_slices_are_those_of_the_array(
-    tmp_path_factory: pytest.TempPathFactory, n: int, dim: int, start: int, stop: int
-) -> None:
-    for suffix, dtype in DTYPES.items():
-        x = np.random.default_rng(n * dim).integers(0, 100, (n, dim)).astype(dtype)
-        file = open_vectors(write(tmp_path_factory.mktemp("v") / f"x{suffix}", x))
-        assert file.shape == x.shape
-        assert file[start:stop].dtype == dtype
-        np.testing.assert_array_equal(file[start:stop], x[start:stop])
-        np.testing.assert_array_equal(file.first(stop)[:], x[:stop])
 
 
 def test_blocks_are_float32_and_contiguous(tmp_path: Path, extension: str) -> None:

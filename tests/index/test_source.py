@@ -274,14 +274,15 @@ def test_slices_that_are_not_what_they_should_be(index: CatalyzerIndex) -> None:
 
 
 @shortens
-@pytest.mark.parametrize("again", [lambda file: file.first(600), lambda file: pickle.loads(pickle.dumps(file))])
-def test_a_file_that_is_shortened_before_it_is_opened_again(again: Any, tmp_path: Path, index: CatalyzerIndex) -> None:
+def test_a_file_that_is_shortened_before_it_is_opened_again(tmp_path: Path, index: CatalyzerIndex) -> None:
     path = write(tmp_path / "x.bvecs", BASE)
     file = open_vectors(path)
     with path.open("r+b") as other:
         other.truncate(36 * 300)
-    for use in (again, index.add, index.search):
-        with pytest.raises(InvalidInput, match=r"was shortened after it was opened: [67]00 rows, now 300"):
+    with pytest.raises(InvalidInput, match="was shortened after it was opened: 700 rows, now 300"):
+        pickle.loads(pickle.dumps(file))
+    for use in (index.add, index.search, lambda file: file.first(600)[:]):
+        with pytest.raises(InvalidInput, match="was shortened while it was read, from 25,200 to 10,800 bytes"):
             use(file)
     assert index.ntotal == 700
 

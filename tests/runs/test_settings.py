@@ -47,7 +47,7 @@ def test_every_option_of_every_group_is_valid(choice: str) -> None:
         with pytest.raises(InvalidInput, match="the trainer refuses its settings"):
             check(choice)
     else:
-        check(choice, *(FILES if choice == "dataset=files" else []))
+        check(choice, *{"dataset=files": FILES, "dataset=annbenchmarks": ["dataset.path=x.hdf5"]}.get(choice, []))
 
 
 @pytest.mark.parametrize("dataset", sorted(path.stem for path in (CONF / "prepare").glob("*.yaml")))

@@ -21,7 +21,7 @@ import pytest
 from catalyzer import InvalidInput, TrainedRun, codec, open_vectors
 from catalyzer.errors import DamagedFile, MissingPackage, Unavailable
 from catalyzer.files.atomic import locked
-from catalyzer.files.vectors import EXTENSIONS
+from catalyzer.files.formats import EXTENSIONS
 from catalyzer.runs.settings import Encode
 from catalyzer.shards import CodeShards, RayEngine, encode, search, searching, write_neighbours
 from tests.helpers import DIM, ROOT, Command, clustered, make_run, prepared, refused, write

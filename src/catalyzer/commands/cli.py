@@ -36,7 +36,8 @@ EXAMPLES = """examples:
   catalyzer verify photos.catalyzer                          compare everything with its checksums
   catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; also of a run's folder
 
-Vectors are read from .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin and .npy files.
+Vectors are read from .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .hbin and .npy files, also with .gz behind, from arrays
+within .npz, .hdf5, .parquet, .arrow and .safetensors files, named as in photos.hdf5:train, and from folders of such files.
 """
 
 
@@ -136,9 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command("add", _add, "code vectors and add them to an index")
     add.add_argument("base", metavar="BASE", help="file of vectors")
-    add.add_argument(
-        "--ids", help="file of their ids, .npy of shape (n,) or .ivecs of dimension 1 (default: consecutive numbers)"
-    )
+    add.add_argument("--ids", help="file of their ids, such as ids.npy or base.parquet:id (default: consecutive numbers)")
     add.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and print their rows")
 
     update = command("update", _update, "replace vectors in an index")
@@ -235,17 +234,18 @@ def _edited(path: Path, trust: list[str]) -> "Iterator[CatalyzerIndex]":
 
 
 def _add(options: argparse.Namespace) -> None:
-    ids = None if options.ids is None else _read_ids(options.ids)
     with _edited(options.index, options.trust) as index:
         before = index.ntotal
-        skipped = index.add(options.base, ids, skip_invalid=options.skip_invalid)
+        skipped = index.add(options.base, options.ids, skip_invalid=options.skip_invalid)
     if len(skipped):
         sys.stdout.write(f"left out {len(skipped):,} invalid rows: {', '.join(map(str, skipped.tolist()))}\n")
     sys.stdout.write(f"added {index.ntotal - before:,} vectors; {options.index} holds {index.ntotal:,}\n")
 
 
 def _update(options: argparse.Namespace) -> None:
-    ids = _read_ids(options.ids)
+    from catalyzer.index.ids import as_ids
+
+    ids = as_ids(options.ids)
     with _edited(options.index, options.trust) as index:
         index.update(ids, options.vectors)
     sys.stdout.write(f"updated {len(ids):,} vectors; {options.index} holds {index.ntotal:,}\n")
@@ -257,7 +257,7 @@ def _remove(options: argparse.Namespace) -> None:
     except ValueError:
         if len(options.ids) > 1:
             raise InvalidInput(f"expected numbers, or one file of ids; got {' '.join(options.ids)}") from None
-        ids = _read_ids(options.ids[0])
+        ids = options.ids[0]
     with _edited(options.index, options.trust) as index:
         removed = index.remove(ids)
     sys.stdout.write(f"removed {removed:,} vectors; {options.index} holds {index.ntotal:,}\n")
@@ -271,15 +271,6 @@ def _merge(options: argparse.Namespace) -> None:
         for other in options.others:
             index.merge(CatalyzerIndex.load(other, trust=options.trust))
     sys.stdout.write(f"added {index.ntotal - before:,} vectors; {options.index} holds {index.ntotal:,}\n")
-
-
-def _read_ids(path: str) -> "np.ndarray":
-    from catalyzer.files.vectors import map_npy, open_vectors
-
-    if Path(path).suffix.lower() == ".npy" and Path(path).is_file():
-        return map_npy(Path(path))
-    ids = open_vectors(path)[:]
-    return ids[:, 0] if ids.shape[1] == 1 else ids
 
 
 def _search(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """What a benchmark is: training vectors, a validation split and a test split, each with exact ground truth."""
 
+from catalyzer.datasets.annbenchmarks import AnnBenchmarks
 from catalyzer.datasets.benchmark import Benchmark, Dataset, DatasetVectors, Split, split_sizes
 from catalyzer.datasets.demo import Demo
 from catalyzer.datasets.files import BigANN, Deep1B, Files, Photosift, Published

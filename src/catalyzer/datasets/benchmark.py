@@ -15,6 +15,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.formats import files_of
 from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import VectorFile, Vectors, check_finite, fingerprint
 from catalyzer.neighbors import knn
@@ -169,7 +170,7 @@ class Dataset(Part, ABC):
         By default all files that arguments name.
         """
         named = (expanded(value) for value in vars(self).values() if isinstance(value, str | Path))
-        return [path for path in named if path.is_file()]
+        return [file for path in named for file in files_of(path)]
 
     def load(self, cache: ArrayCache) -> "Benchmark":
         """Read the vectors, check that they fit together, and split the learn set; every row is looked at once.

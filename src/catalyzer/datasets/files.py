@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from catalyzer.datasets.benchmark import Dataset, DatasetVectors
 from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.files.formats import files_of
 from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import VectorFile
 
@@ -154,7 +155,7 @@ class Files(Dataset):
         return _dim_of(expanded(self.learn))
 
     def files(self, learn_only: bool = False) -> list[Path]:
-        return [expanded(self.learn)] if learn_only else super().files()
+        return files_of(expanded(self.learn)) if learn_only else super().files()
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Open the files.
@@ -168,7 +169,7 @@ class Files(Dataset):
 
 def _dim_of(path: Path) -> int | None:
     """By the header of a vector file; a missing one is for `read` to tell."""
-    return VectorFile(path).shape[1] if path.is_file() else None
+    return VectorFile(path).shape[1] if files_of(path) else None
 
 
 def _abbreviated(size: int) -> str:

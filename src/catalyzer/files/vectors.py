@@ -1,12 +1,6 @@
-"""One door to every vector file: fvecs, bvecs, ivecs, fbin, u8bin, i8bin and npy, memory-mapped and checked as read.
-
-The *vecs formats are those of http://corpus-texmex.irisa.fr (each row is an int32 dimension and its components), the
-*bin formats those of the billion-scale benchmarks (two int32, the number of rows and the dimension, then all rows).
-"""
+"""One door to all vectors in files, of whatever format (`catalyzer.files.formats`): read lazily, and checked as read."""
 
 import hashlib
-import os
-import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +8,9 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput, Unavailable, integer
+from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.atomic import write_atomically
+from catalyzer.files.formats import open_rows
 from catalyzer.files.paths import expanded
 from catalyzer.progress import progress
 
@@ -23,31 +18,26 @@ BLOCK = 1 << 16  # rows a block: 32 MiB of 128 float32
 
 LARGEST = 1e17  # component of a vector: a thousand squares of differences of such still fit float32
 
-_VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
-_BIN = {".fbin": np.float32, ".u8bin": np.uint8, ".i8bin": np.int8}
-_NPY = b"\x93NUMPY"  # how such a file begins
-_UNPARSED = (SyntaxError, tokenize.TokenError, RecursionError)  # the header is Python's syntax
-_BFLOAT16 = np.dtype("V2")  # as NumPy reads what ml_dtypes and JAX write
-EXTENSIONS = (*_VECS, *_BIN, ".npy")
-
+_VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}  # that are written
 
 _File = TypeVar("_File", bound="VectorFile")
 
 
 class VectorFile:
-    """Vectors in a file, `(n, d)`, read only where sliced; a slice is an ndarray in the file's own dtype.
+    """Vectors in a file or a folder of files, `(n, d)`, read only where sliced; a slice is an ndarray in the file's own dtype.
 
-    Every slice is checked: row headers that disagree, NaN and infinity, and a file that has been shortened meanwhile raise
-    `InvalidInput` with file and row number. A .npy file of bfloat16, which NumPy does not know, is read as float32.
+    Every slice is checked: rows of different dimension, NaN and infinity, and a file that has been shortened meanwhile raise
+    `InvalidInput` with file and row number. bfloat16, which NumPy does not know, is read as float32.
 
     Args:
-        path: a file whose extension is one of `EXTENSIONS`.
+        path: see `catalyzer.files.formats`, such as "x.fvecs", "x.hdf5:train" or a folder of .npy files.
         limit: use only the first `limit` rows.
         finite: refuse NaN and infinity; else they are for the caller to find.
 
     Raises:
         InvalidInput: a file that is missing, empty, truncated, of a wrong extension, or whose header disagrees with
-            its size.
+            its size; or an array that is no matrix of numbers.
+        MissingPackage: what reads the format is not installed.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "x.npy"
@@ -59,40 +49,27 @@ class VectorFile:
 
     def __init__(self, path: str | Path, limit: int | None = None, finite: bool = True) -> None:
         self.path, self.finite = expanded(path), finite
-        extension = self.path.suffix.lower()
-        if extension not in EXTENSIONS:
-            raise InvalidInput(f"{self.path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
-        if not self.path.is_file():
-            raise InvalidInput(f"{self.path}: no such file")
-        try:
-            self._file = self.path.open("rb")
-        except OSError as error:
-            raise Unavailable(f"{self.path} cannot be read: {error.strerror}") from None
-        self._size = self._bytes()
-        if self._size == 0:
-            raise InvalidInput(f"{self.path}: the file is empty (0 bytes); expected vectors")
-        self._headers: np.ndarray | None = None
-        if extension in _VECS:
-            self._rows = self._map_vecs(np.dtype(_VECS[extension]))
-        elif extension in _BIN:
-            self._rows = self._map_bin(np.dtype(_BIN[extension]))
-        else:
-            self._rows = self._map_npy()
-        if limit is not None:
-            self._rows = self._rows[: integer("limit", limit, 0)]
+        self._rows = open_rows(self.path)
+        if len(self._rows.shape) != 2 or 0 in self._rows.shape:
+            raise InvalidInput(
+                f"{self.path}: expected an array of shape (rows, dimension), at least one of each; got {self._rows.shape}"
+            )
+        if self.dtype.kind not in "fiu":
+            raise InvalidInput(f"{self.path}: expected numbers, got dtype {self.dtype}")
+        self._n = len(self._rows) if limit is None else min(integer("limit", limit, 0), len(self._rows))
 
     @property
     def shape(self) -> tuple[int, int]:
         """`(n, d)`: the number of rows in use and their dimension."""
-        return self._rows.shape
+        return self._n, self._rows.shape[1]
 
     @property
     def dtype(self) -> np.dtype:
         """The components' type in the file, which slices keep; float32 for bfloat16."""
-        return np.dtype(np.float32) if self._rows.dtype == _BFLOAT16 else self._rows.dtype
+        return self._rows.dtype
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._n
 
     def __reduce__(self) -> tuple[Any, tuple]:
         return _reopened, (type(self), self.path, len(self), self.finite)
@@ -105,88 +82,23 @@ class VectorFile:
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise IndexError("a vector file is read by slices of step 1")
-        if (size := self._bytes()) < self._size:  # reading behind the end of a mapped file would kill the process
-            raise InvalidInput(
-                f"{self.path} was shortened while it was read, from {self._size:,} to {size:,} bytes; start again when it is "
-                "complete, and replace such files by a rename"
-            )
-        if self._headers is not None:
-            wrong = np.flatnonzero(self._headers[start:stop] != self.shape[1])
-            if len(wrong):
-                row = start + int(wrong[0])
-                raise InvalidInput(
-                    f"{self.path}: row {row:,} has dimension {int(self._headers[row])}, the first row has {self.shape[1]}; "
-                    "all rows must agree"
-                )
-        block = np.array(self._rows[start:stop], order="C")  # read now, once, and independent of the file from here on
-        if block.dtype == _BFLOAT16:  # the upper half of a float32
-            block = (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        block = self._rows.read(start, max(start, stop))
         if self.finite and block.dtype.kind == "f":
             check_finite(block, str(self.path), start)
         return block
 
     def first(self, n: int) -> Self:
         """The same file with only its first n rows in use."""
-        return _reopened(type(self), self.path, min(n, len(self)), self.finite)
+        return self._with(min(n, len(self)), self.finite)
 
     def unchecked(self) -> Self:
         """The same rows, of which NaN and infinity are for the caller to find."""
-        return _reopened(type(self), self.path, len(self), False)
+        return self._with(len(self), False)
 
-    def _bytes(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
-
-    def _map_vecs(self, dtype: np.dtype) -> np.ndarray:
-        size = self._size
-        if size < 4:
-            raise InvalidInput(f"{self.path}: {size} bytes are too few for the int32 dimension that starts each row")
-        dim = int(np.frombuffer(self._file.read(4), "<i4")[0])
-        if not 1 <= dim <= 1 << 20:
-            raise InvalidInput(f"{self.path}: the first row's dimension is {dim}; this is not a {self.path.suffix[1:]} file")
-        row_bytes = 4 + dim * dtype.itemsize
-        if size % row_bytes:
-            raise InvalidInput(
-                f"{self.path}: {size:,} bytes are not a whole number of rows of {row_bytes} bytes (dimension {dim}); "
-                f"the file is truncated after row {size // row_bytes:,}, or its rows differ in dimension"
-            )
-        rows = np.memmap(self._file, np.dtype([("dim", "<i4"), ("x", dtype.newbyteorder("<"), (dim,))]), "r")
-        self._headers = rows["dim"]
-        return rows["x"]
-
-    def _map_bin(self, dtype: np.dtype) -> np.ndarray:
-        size = self._size
-        if size < 8:
-            raise InvalidInput(f"{self.path}: {size} bytes are too few for the header (two int32: rows, dimension)")
-        head = self._file.read(16)
-        n, dim = (int(v) for v in np.frombuffer(head[:8], "<u4"))
-        offset, expected = 8, 8 + n * dim * dtype.itemsize
-        if size != expected and len(head) == 16:  # cuVS writes two int64
-            wide_n, wide_dim = (int(v) for v in np.frombuffer(head, "<u8"))
-            if wide_n and wide_dim and size == 16 + wide_n * wide_dim * dtype.itemsize:
-                n, dim, offset, expected = wide_n, wide_dim, 16, size
-        if n == 0 or dim == 0:
-            raise InvalidInput(f"{self.path}: the header says {n} rows of dimension {dim}; expected at least one of each")
-        if size != expected:
-            raise InvalidInput(
-                f"{self.path}: the header says {n:,} rows of dimension {dim}, which make {expected:,} bytes, "
-                f"but the file has {size:,}; fetch it again"
-            )
-        return np.memmap(self._file, dtype.newbyteorder("<"), "r", offset=offset, shape=(n, dim))
-
-    def _map_npy(self) -> np.ndarray:
-        rows = map_npy(self.path)
-        if rows.ndim != 2 or 0 in rows.shape:
-            raise InvalidInput(
-                f"{self.path}: expected an array of shape (rows, dimension), at least one of each; got {rows.shape}"
-            )
-        if rows.dtype.kind not in "fiu" and rows.dtype != _BFLOAT16:
-            raise InvalidInput(f"{self.path}: expected numbers, got dtype {rows.dtype}")
-        if isinstance(rows, np.memmap) and rows.offset + rows.nbytes != self._size:
-            raise InvalidInput(
-                f"{self.path}: the header says {len(rows):,} rows of dimension {rows.shape[1]}, which end at byte "
-                f"{rows.offset + rows.nbytes:,}, but the file has {self._size:,}; save one array in a file"
-            )
-        return rows
+    def _with(self, n: int, finite: bool) -> Self:
+        file = type(self).__new__(type(self))
+        file.path, file._rows, file._n, file.finite = self.path, self._rows, n, finite
+        return file
 
 
 def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
@@ -198,23 +110,6 @@ def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
 
 Vectors = np.ndarray | VectorFile
 """`(n, d)` vectors, in memory or in a file; both have `shape`, `dtype`, `len` and slices that are ndarrays."""
-
-
-def map_npy(path: Path) -> np.ndarray:
-    """The array in a .npy file, memory-mapped, of any shape and type but objects.
-
-    Raises:
-        InvalidInput: not such a file.
-    """
-    with path.open("rb") as file:
-        start = file.read(len(_NPY))
-    if start != _NPY:
-        what = "an archive of several arrays" if start[:2] == b"PK" else "not a .npy file, whatever its name"
-        raise InvalidInput(f"{path}: {what}; save one array with numpy.save")
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OverflowError, MemoryError, *_UNPARSED) as error:
-        raise InvalidInput(f"{path}: its .npy header is damaged, or it holds objects ({error}); save it again") from None
 
 
 def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
@@ -251,7 +146,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
     """Raise `InvalidInput`, with the row's number, if a component of `block` is NaN, infinite or more than `LARGEST`."""
     # Without a temporary, and NaN is not below anything; the rows are looked at only where something is wrong.
-    if block.dtype.kind != "f" or not block.size or max(block.max(), -block.min()) <= LARGEST:
+    if block.dtype.kind != "f" or not block.size or max(float(block.max()), -float(block.min())) <= LARGEST:
         return
     bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
     if len(bad):

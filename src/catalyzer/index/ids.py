@@ -1,22 +1,30 @@
 """The ids of an index: distinct int64, found and checked."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from catalyzer.errors import InvalidInput
+from catalyzer.files.formats import open_rows
+from catalyzer.files.paths import expanded
 from catalyzer.index.contents import MAX_ID, Contents
 
 
 def as_ids(ids: Any) -> np.ndarray:
-    """`(n,)` int64 of integers of any type.
+    """`(n,)` int64 of integers of any type, or those in a file (`catalyzer.files.formats`), such as "x.parquet:id".
 
     Raises:
-        InvalidInput: not one-dimensional, no integers, or beyond int64.
+        InvalidInput: not one-dimensional, no integers, or beyond int64; or a file that cannot be read.
 
     >>> as_ids([3, 5]).dtype
     dtype('int64')
     """
+    where = ""
+    if isinstance(ids, str | Path):
+        rows, where = open_rows(expanded(ids)), f"{ids}: "
+        ids = rows.read(0, len(rows))
+        ids = ids[:, 0] if ids.shape[1:] == (1,) else ids  # of the formats that know matrices only
     if np.ma.is_masked(ids):
         raise InvalidInput("ids must be int64 of shape (n,), got a masked array, and what is masked has no value")
     try:
@@ -26,7 +34,7 @@ def as_ids(ids: Any) -> np.ndarray:
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
-        raise InvalidInput(f"ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
+        raise InvalidInput(f"{where}ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
     return array.astype(np.int64)
 
 
