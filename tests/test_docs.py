@@ -5,8 +5,11 @@ import shlex
 from pathlib import Path
 from random import Random
 
+import h5py
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from catalyzer import CatalyzerIndex, SphericalLattice
 from catalyzer.commands.cli import main
@@ -38,6 +41,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for seed, (name, n) in enumerate((("learn", 600), ("base", 1500), ("queries", 20))):
         write_vecs(Path(f"{name}.fvecs"), [clustered(n, 32, seed)])
+    with h5py.File("photos.hdf5", "w") as file:
+        file["train"], file["test"] = clustered(30, 32, 3), clustered(5, 32, 4)
+    columns = {"id": range(10_000, 10_030), "embedding": list(clustered(30, 32, 5))}
+    parquet.write_table(pyarrow.table(columns), "wiki.parquet")
     return tmp_path
 
 
@@ -56,7 +63,7 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
-        "opq.catalyzer",
+        "opq.catalyzer", "photos.hdf5", "wiki.parquet",
         "found.ivecs", "found.fvecs", "model.onnx",
     }  # fmt: skip
 
