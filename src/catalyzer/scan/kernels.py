@@ -277,3 +277,113 @@ def scan_one(codes, tables, products, rest, limit):
             found[kept] = found[task * ONE_QUERY_TASK + i]
             kept += 1
     return found[:kept].copy()
+
+
+@kernel()
+def prepare_query(query, tables, scale, leaves, rest):
+    """Split a query into leaves, `(leaves, 4)` float32 times `scale`, and bound what is behind each.
+
+    Args:
+        query: `(dim,)` float32.
+        tables: of the lattice.
+        scale: 1 / r.
+        leaves: to be filled in.
+        rest: `(leaves, r² + 1)` float32, to be filled in: the most that the leaves after t can add when they have the norm R.
+    """
+    dim, width = len(query), tables.width
+    leaves[:] = F(0)
+    for i in range(dim):
+        t = min(i // width, tables.leaves - 1)
+        leaves[t, i - t * width] = query[i] * scale
+    left, at = 0.0, dim
+    for t in range(tables.leaves - 1, -1, -1):
+        for norm in range(tables.radius_sq + 1):
+            rest[t, norm] = F(np.sqrt(left * norm / tables.radius_sq))
+        while at > t * width:
+            at -= 1
+            left += np.float64(query[at]) * np.float64(query[at])
+
+
+@kernel(inline="always")
+def _leaf_product(leaves, t, points, leaf):
+    low = leaves[t, 0] * F(points[leaf, 0]) + leaves[t, 1] * F(points[leaf, 1])
+    return low + (leaves[t, 2] * F(points[leaf, 2]) + leaves[t, 3] * F(points[leaf, 3]))
+
+
+@kernel()
+def _exact_distance_of_code(query, code, tables, points, square, r):
+    """`exact_distance` to the point of a code of one word."""
+    dim, width, last = U(len(query)), U(tables.width), U(tables.leaves - 1)
+    leaf, code, norm = split_first_leaf(code, tables)
+    dot = 0.0
+    for t in range(U(tables.leaves)):
+        if t == last:
+            leaf = U(tables.last_kind * tables.kind_size) + code
+            leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm])
+        elif t > U(0):
+            leaf, code, norm = split_leaf(t, code, norm, tables)
+        first = t * width
+        for j in range(dim - first if t == last else width):
+            dot += np.float64(query[first + j]) * np.float64(points[leaf, j])
+    return max(0.0, square + 1.0 - 2.0 * dot / r)
+
+
+@kernel(fastmath={"contract"})
+def scan_runs(codes, firsts, ends, tables, points, leaves, rest, query, last_code, square, slack, r, distances, ids):
+    """Update the heap of one query with runs of codes of one word and at least two leaves, as `scan_one` does.
+
+    Args:
+        codes: `(n,)` uint64.
+        firsts: `(runs,)` int64, where each run begins; the one that may hold the nearest should come first.
+        ends: `(runs,)` int64.
+        tables: of the lattice.
+        points: `(kinds · p, 4)` int8, its leaves.
+        leaves: as `prepare_query` makes them, like `rest`.
+        query: `(dim,)` float32.
+        last_code: the largest that there is.
+        square: the query's squared norm.
+        slack: bound for the error of single precision.
+        r: the points' norm.
+        distances: `(k,)` float64 heap, the farthest first.
+        ids: `(k,)` int64, theirs.
+
+    Returns:
+        The first row that holds no code, or -1.
+    """
+    code, norm = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint64)
+    dot, row = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, np.uint64)
+    last = U(tables.leaves - 1)
+    limit = F((square + 1.0 - distances[0]) / 2 - slack)
+    for run in range(len(firsts)):
+        for first in range(U(firsts[run]), U(ends[run]), U(ONE_QUERY_TILE)):
+            alive = min(U(ONE_QUERY_TILE), U(ends[run]) - first)
+            largest = U(0)
+            for i in range(alive):
+                largest = max(largest, codes[first + i])
+            if largest > last_code:
+                for i in range(alive):
+                    if codes[first + i] > last_code:
+                        return np.int64(first + i)
+            kept = U(0)
+            for i in range(alive):
+                leaf, left, left_norm = split_first_leaf(codes[first + i], tables)
+                total = _leaf_product(leaves, U(0), points, leaf)
+                code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, first + i
+                kept += U(total + rest[0, left_norm] >= limit)
+            for t in range(U(1), last):
+                alive, kept = kept, U(0)
+                for i in range(alive):
+                    leaf, left, left_norm = split_leaf(t, code[i], norm[i], tables)
+                    total = dot[i] + _leaf_product(leaves, t, points, leaf)
+                    code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
+                    kept += U(total + rest[t, left_norm] >= limit)
+            for i in range(kept):
+                leaf = U(tables.last_kind * tables.kind_size) + code[i]
+                leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
+                if dot[i] + _leaf_product(leaves, last, points, leaf) >= limit:
+                    distance = _exact_distance_of_code(query, codes[row[i]], tables, points, square, r)
+                    name = np.int64(row[i])
+                    if distance < distances[0] or (distance == distances[0] and name < ids[0]):
+                        _replace_root(distances, ids, distance, name)
+                        limit = F((square + 1.0 - distances[0]) / 2 - slack)
+    return -1
