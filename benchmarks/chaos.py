@@ -86,7 +86,7 @@ class Model:
         codes = contents.codec.encode(x)
         lists = np.zeros(len(x), int)
         if contents.lists is not None:
-            lists = contents.lists.nearest(embed(contents.codec.transform, x))[:, 0]
+            lists = contents.lists.nearest(embed(contents.codec.transform, x))
         all_ids = np.concatenate([self.ids, ids])
         order = np.argsort(all_ids)
         codes, lists = np.concatenate([self.codes, codes])[order], np.concatenate([self.lists, lists])[order]
@@ -169,12 +169,12 @@ def expected(contents: Contents, seed: int) -> tuple[np.ndarray, ...]:
     for row in range(len(queries)):
         searched = np.arange(len(contents.ids))
         if contents.lists is not None:
-            probed = contents.lists.nearest(contents.codec.map_queries(queries), nprobe)[row]
+            probed = contents.lists.probe(contents.codec.for_search.map_queries(queries), nprobe)[row]
             searched = np.flatnonzero(np.isin(np.repeat(np.arange(IVF), contents.lists.sizes), probed))
         if found := min(k, len(searched)):
-            # All queries in one batch, though one is looked at: networks round in another way for other batches.
-            near = contents.codec.search(queries, np.ascontiguousarray(contents.codes[searched]), found)
-            distances[row, :found], ids[row, :found] = near[0][row], contents.ids[searched[near[1][row]]]
+            codes = np.ascontiguousarray(contents.codes[searched])
+            near = contents.codec.for_search.search(queries[row : row + 1], codes, found)
+            distances[row, :found], ids[row, :found] = near[0][0], contents.ids[searched[near[1][0]]]
     return distances, ids
 
 

@@ -4,21 +4,21 @@ In two stages, the nearest codes by distance on the sphere are decoded to the or
 to the query there, or by a mean of both distances. The paper has the first stage only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, VectorFile, Vectors, as_float32, check_finite
-from catalyzer.nn import Identity, Transform, embed
+from catalyzer.nn import Identity, Transform, embed, row_wise
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 from catalyzer.progress import progress
 from catalyzer.quantizers import MAX_TRAINING, Quantizer
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
-PAIRS_HELD = 1 << 15  # of these, whose vectors are held at a time
 DECODED = 1 << 14  # candidates that are held decoded at a time
 
 
@@ -74,6 +74,18 @@ class Codec:
     def parts(self) -> dict[str, Part | None]:
         """The parts that codes and searches depend on, by the names that they have in files."""
         return {"transform": self.transform, "quantizer": self.quantizer, "decoder": self.decoder, "query": self.query}
+
+    @cached_property
+    def for_search(self) -> "Codec":
+        """The same codec with query network and decoder as searches use them (`catalyzer.nn.inference`), made once.
+
+        A query then finds the same alone and among others. Distances to decoded vectors differ by about 1%.
+        """
+        decoder = None if self.decoder is None else row_wise(self.decoder)
+        return replace(self, query=row_wise(self.query or self.transform), decoder=decoder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def decodes(self) -> bool:
@@ -202,23 +214,26 @@ class Codec:
             `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id. Where a query has fewer than k
             candidates, inf and -1 at the end.
         """
+        from catalyzer.scan.kernels import pair_distances
+
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
         missing = ids < 0
         there = np.flatnonzero(~missing)
-        distinct, place = np.unique(ids.reshape(-1)[there], return_inverse=True)
+        candidates = ids.reshape(-1)[there]
+        if len(ids) == 1:
+            distinct, place = candidates, np.arange(len(candidates))
+        else:
+            distinct, place = np.unique(candidates, return_inverse=True)
         order = np.argsort(place, kind="stable")
         starts = np.searchsorted(place[order], np.arange(0, len(distinct) + DECODED, DECODED))
         distances = np.zeros(ids.size, np.float32)
-        given = (np.require(queries, requirements="W"), place, there, order)  # torch warns of an array that is read-only
-        queries_, place_, there_, order_ = map(torch.from_numpy, given)
         with progress("reranking", len(distinct), "codes") as advance:
             for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
                 rows = distinct[first : first + DECODED]
-                decoded = torch.from_numpy(self.decode(codes[rows]))
-                for pairs in order_[start:end].split(PAIRS_HELD):
-                    at = there_[pairs]
-                    difference = queries_[at // ids.shape[1]] - decoded[place_[pairs] - first]
-                    distances[at.numpy()] = difference.square().sum(1).numpy()
+                decoded, pairs = as_float32(self.decode(codes[rows])), order[start:end]
+                of_pairs = np.empty(len(pairs), np.float32)
+                pair_distances(queries, decoded, there[pairs] // ids.shape[1], place[pairs] - first, of_pairs)
+                distances[there[pairs]] = of_pairs
                 advance(len(rows))
         table = distances.reshape(ids.shape)
         if self.latent_share:
@@ -228,5 +243,5 @@ class Codec:
             scale = mean / np.where(mean_on_sphere == 0, 1, mean_on_sphere)  # 0 where all are the query's own code
             table = (1 - self.latent_share) * table + self.latent_share * scale * on_sphere
         table[missing] = np.inf
-        best = np.lexsort((ids, table), axis=1)[:, :k]
-        return np.take_along_axis(table, best, 1), np.take_along_axis(ids, best, 1)
+        best, rows = np.lexsort((ids, table), axis=1)[:, :k], np.arange(len(ids))[:, None]
+        return table[rows, best], ids[rows, best]

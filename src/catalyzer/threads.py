@@ -5,6 +5,10 @@ This module is imported before any of these libraries, since they read their set
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from catalyzer.errors import integer
 
 _forked = False
 
@@ -17,6 +21,30 @@ def wait_passively() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Let the calling thread compute by at most so many threads meanwhile; None changes nothing.
+
+    Raises:
+        InvalidInput: not a number of at least 1.
+    """
+    if threads is None:
+        yield
+        return
+    import numba
+    import torch
+
+    threads = integer("threads", threads, 1)
+    before = numba.get_num_threads(), torch.get_num_threads()
+    try:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        torch.set_num_threads(threads)
+        yield
+    finally:
+        numba.set_num_threads(before[0])
+        torch.set_num_threads(before[1])
 
 
 def is_forked() -> bool:

@@ -19,7 +19,7 @@ import torch
 from catalyzer import CatalyzerIndex, Codec, InvalidInput, ProductQuantizer, SignQuantizer, knn, open_vectors, recall_at
 from catalyzer.errors import CatalyzerError
 from catalyzer.files.vectors import write_vecs
-from catalyzer.index import catalyzer_index
+from catalyzer.index import catalyzer_index, searching
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, write
 from catalyzer.index.metric import MetricName
@@ -51,7 +51,7 @@ def contents(index: CatalyzerIndex, folder: Path) -> Contents:
 def test_a_search_is_the_codecs(filled: CatalyzerIndex, tmp_path: Path, rerank: int | None) -> None:
     codec = contents(filled, tmp_path).codec
     distances, ids = filled.search(QUERIES, k=10, rerank=rerank)
-    expected = codec.search(QUERIES, codec.encode(BASE), 10, 500 if rerank is None else rerank)
+    expected = codec.for_search.search(QUERIES, codec.encode(BASE), 10, 500 if rerank is None else rerank)
     assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (30, 10))
     np.testing.assert_array_equal(distances, expected[0])
     np.testing.assert_array_equal(ids, expected[1])
@@ -318,7 +318,7 @@ def test_a_million_queries_in_bounded_memory(filled: CatalyzerIndex, tmp_path: P
 
 def test_blocks_of_queries_find_what_all_do(filled: CatalyzerIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = filled.search(BASE, 5, 20)
-    monkeypatch.setattr(catalyzer_index, "PAIRS", 20 * 64)
+    monkeypatch.setattr(searching, "PAIRS", 20 * 64)
     for a, b in zip(filled.search(BASE, 5, 20), whole, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

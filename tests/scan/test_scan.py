@@ -143,7 +143,6 @@ def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists
     probed = random.permuted(np.tile(np.arange(lists), (nq, 1)), axis=1)[:, :nprobe]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("catalyzer.scan.searching.BLOCK_CODES", data.draw(st.sampled_from([256, 512, 1 << 16])))
-        patch.setattr("catalyzer.scan.searching.FEW_CODES", data.draw(st.sampled_from([0, 1 << 15])))
         distances, ids = scan.search_lists(lattice, queries, codes, offsets, probed, k)
     assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (nq, k))
     for row in range(nq):

@@ -6,35 +6,34 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from catalyzer.codec import PAIRS, Codec
+from catalyzer.codec import Codec
 from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable, integer
 from catalyzer.files.atomic import locked
 from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
 from catalyzer.index.contents import Contents, Validation
-from catalyzer.index.ids import as_ids, check_new, distinct_ids, ids_for, rows_of
+from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
+from catalyzer.index.searching import Search, check_k
 from catalyzer.index.source import VectorSource, check_rows, open_queries, open_source, sample, valid_rows
 from catalyzer.index.training_folder import TrainingFolder
-from catalyzer.nn import embed
+from catalyzer.nn import Transform, embed
 from catalyzer.nn.storage import digest
 from catalyzer.outliers import without_outliers
 from catalyzer.parts import Trust, find_class
 from catalyzer.progress import progress
 from catalyzer.quantizers import Quantizer
+from catalyzer.threads import limited
 
-DEFAULT_RERANK = 500  # candidates
-DEFAULT_NPROBE = 16  # lists, of an index that has so many
-PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
-
-# One computation at a time in a process: networks are switched between training and evaluation.
+# One large computation at a time in a process. Searches for few queries run beside it.
 _COMPUTING = threading.Lock()
 _SAVING = threading.Lock()  # threads take turns; what other processes write is refused
 
@@ -55,7 +54,8 @@ if hasattr(os, "register_at_fork"):
 class CatalyzerIndex:
     """Vectors as codes of a trained transform and a quantizer, and the search in them.
 
-    Several threads may call its methods at once. Searches take turns, and see all of an addition or none of it.
+    Several threads may call its methods at once. Searches for a few queries run side by side, larger ones take turns; all see
+    all of an addition or none of it.
 
     Args:
         bits: of a code, at most; 64 make 8 bytes.
@@ -121,7 +121,7 @@ class CatalyzerIndex:
         """An empty index of a trained codec, such as that of a run.
 
         Args:
-            codec: trained; it is not copied.
+            codec: trained; it is not copied, and its networks are put into evaluation mode.
             metric: "l2", or "cosine" for a codec that was trained on vectors of norm 1.
 
         Raises:
@@ -240,7 +240,7 @@ class CatalyzerIndex:
 
         At most half a million of the vectors are used, spread evenly over `learn`; 5 to 20% of them are held out, and the
         epoch with the best recall on these is kept. Training seeds the random generators of torch, NumPy and Python, so the
-        same call gives the same networks on the same machine. Searches of other threads wait until it ends.
+        same call gives the same networks on the same machine. Searches for many queries wait in other threads until it ends.
 
         Args:
             learn: `(n, d)`, at least 500 of them, like those that will be added.
@@ -371,9 +371,17 @@ class CatalyzerIndex:
                 self._publish(replace(old, ids=all_ids, codes=all_codes, lists=lists))
 
     def search(
-        self, queries: VectorSource, k: int = 10, rerank: int | None = None, nprobe: int | None = None
+        self,
+        queries: VectorSource,
+        k: int = 10,
+        rerank: int | None = None,
+        nprobe: int | None = None,
+        *,
+        ids: IdSource | None = None,
+        exclude: IdSource | None = None,
+        threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k vectors nearest to each query, by their codes.
+        """The k vectors nearest to each query, by their codes. A query finds the same alone and among others.
 
         Args:
             queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
@@ -381,61 +389,80 @@ class CatalyzerIndex:
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
                 stage alone. By default 500, or 0 without a decoder.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
-                would.
+                would. Of some ids alone, so many lists are scanned by default that they hold as many of these.
+            ids: search only these: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file of
+                ids. Those that the index does not hold are ignored.
+            exclude: do not find these; as `ids`.
+            threads: at most so many; by default all that numba and torch may use.
 
         Returns:
-            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. Where the index or its lists hold fewer than k
-            vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf.
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. Where the index, its lists or the allowed ids hold
+            fewer than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf.
             For "l2", `D` are squared distances as `Codec.search` defines them. For "cosine" and "ip" they are similarities to
             the decoded vectors. With rerank=0 they compare points on the sphere, for "ip" by their cosine.
 
         Raises:
             InvalidInput: not trained, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
-                without lists or beyond their number, or an invalid query.
+                without lists or beyond their number, an invalid query, or what are no ids.
             Unavailable: the results do not fit into memory.
         """
         contents = self._trained()
         source, single = open_queries(queries, contents.d)
-        nprobe = _check_nprobe(nprobe, contents.lists)
-        if rerank is None:
-            rerank = DEFAULT_RERANK if contents.codec.decodes else 0
-        k, rerank = integer("k", k, 1), min(integer("rerank", rerank, 0), max(1, len(contents.ids)))
-        if rerank:
-            contents.codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
-        if k > max(PADDED_K, len(contents.ids)):
-            raise InvalidInput(
-                f"k = {k:,}, but the index holds {len(contents.ids):,} vectors; k of at most that many finds all"
-            )
-        found = min(k, len(contents.ids))
-        try:
-            scores = np.full((len(source), k), contents.metric.worst, np.float32)
-            ids = np.full((len(source), k), -1, np.int64)
-        except MemoryError:
-            raise Unavailable(
-                f"{k:,} results for each of {len(source):,} queries do not fit into memory; give fewer queries at a time"
-            ) from None
-        # Before the work, of which an invalid query would leave nothing; queries may be of any length.
-        check_rows(source, Metric(contents.metric.name))
-        size = min(BLOCK, max(1, PAIRS // max(k, rerank, nprobe)))
-        several = len(source) > size
-        with progress("queries" if several else None, len(source), "queries") as advance:
-            for first in range(0, len(source), size):
-                block, _ = valid_rows(source, first, size, contents.metric, skip=None)
-                if found:
-                    mapped = contents.metric.queries(block)
-                    with _COMPUTING:
-                        if contents.lists is None:
-                            distances, rows = contents.codec.search(mapped, contents.codes, found, rerank)
-                        else:
-                            distances, rows = contents.lists.search(
-                                contents.codec, mapped, contents.codes, found, rerank, nprobe
-                            )
-                    there = rows >= 0
-                    told = contents.metric.scores(np.where(there, distances, 0), block, on_sphere=not rerank)
-                    scores[first : first + size, :found] = np.where(there, told, contents.metric.worst)
-                    ids[first : first + size, :found] = np.where(there, contents.ids[rows], -1)
-                advance(len(block))
-        return (scores[0], ids[0]) if single else (scores, ids)
+        k = check_k(k, contents)
+        with limited(threads):
+            scores, found = Search.of(contents, rerank, nprobe, ids, exclude, _COMPUTING).nearest(source, k)
+        return (scores[0], found[0]) if single else (scores, found)
+
+    def range_search(
+        self,
+        queries: VectorSource,
+        radius: float | None = None,
+        *,
+        expected: float | None = None,
+        rerank: int | None = None,
+        nprobe: int | None = None,
+        ids: IdSource | None = None,
+        exclude: IdSource | None = None,
+        threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All vectors within a radius of each query.
+
+        With rerank=0 it compares distances on the sphere, and finds every code within the radius. Vectors are spread evenly
+        there, so one radius finds similarly many for all queries (appendix C of the paper). Otherwise it compares squared
+        distances to the decoded vectors, or similarities to them. Candidates are then decoded by their distance on the sphere,
+        ever more of them, until the farther half has none within the radius.
+
+        Args:
+            queries: as for `search`.
+            radius: results are nearer than this, D < radius; for "cosine" and "ip" more similar, D > radius.
+            expected: instead, the radius with which these queries find so many on average. `D.max()`, for similarities
+                `D.min()`, is the radius for others.
+            rerank: candidates to begin with, 500 by default; 0 compares on the sphere.
+            nprobe: as for `search`; nothing outside of these lists is found.
+            ids: as for `search`, like exclude and threads.
+
+        Returns:
+            As faiss: `lims` `(nq + 1,)` int64, `D` float32 and `I` int64; the results of query i are
+            `lims[i]` to `lims[i + 1]` of `D` and `I`, best first.
+
+        Raises:
+            InvalidInput: as `search`; or not exactly one of radius and expected.
+        """
+        contents = self._trained()
+        source, _ = open_queries(queries, contents.d)
+        if (radius is None) == (expected is None):
+            raise InvalidInput(f"give one of radius and expected; got radius = {radius} and expected = {expected}")
+        for name, value in (("radius", radius), ("expected", expected)):
+            if value is not None and not (isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)):
+                raise InvalidInput(f"{name} must be a finite number, got {value!r}")
+        with limited(threads):
+            search = Search.of(contents, rerank, nprobe, ids, exclude, _COMPUTING)
+            if expected is not None:
+                if expected < 0:
+                    raise InvalidInput(f"expected must be at least 0 results, got {expected}")
+                radius = search.radius_for(source, expected)
+            assert radius is not None
+            return search.within(source, radius)
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
         """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.
@@ -575,6 +602,9 @@ class CatalyzerIndex:
 
 
 def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None, validation: Validation | None = None) -> Contents:
+    for part in codec.parts.values():
+        if isinstance(part, Transform):
+            part.eval()  # so that searches need not switch them, which others would notice
     ids, codes = np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8)
     return Contents(codec, metric, ids, codes, lists=lists, validation=validation)
 
@@ -612,7 +642,7 @@ def _encode(
                 latent = embed(contents.codec.transform, base)
                 codes[rows] = contents.codec.encode_mapped(latent, base)
                 if contents.lists is not None:
-                    in_lists[rows] = contents.lists.nearest(latent)[:, 0]
+                    in_lists[rows] = contents.lists.nearest(latent)
             m += len(block)
             valid[first : first + len(invalid)] = ~invalid
             advance(len(invalid))
@@ -620,23 +650,10 @@ def _encode(
 
 
 def _without(contents: Contents, rows: np.ndarray) -> Contents:
-    """The contents without some rows, in arrays of their own, also where those before are mapped."""
+    """The contents without some rows."""
     kept = np.ones(len(contents.ids), bool)
     kept[rows] = False
-    lists = None if contents.lists is None else contents.lists.keep(kept)
-    return replace(contents, ids=np.array(contents.ids[kept]), codes=np.array(contents.codes[kept]), lists=lists)
-
-
-def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
-    if lists is None:
-        if nprobe is not None:
-            raise InvalidInput(
-                f"nprobe = {nprobe} is for an index with lists, and this one has none; fit one with ivf, or leave it out"
-            )
-        return 0
-    if nprobe is None:
-        return min(DEFAULT_NPROBE, len(lists))
-    return integer("nprobe", nprobe, 1, len(lists), "the number of lists")
+    return contents.only(np.flatnonzero(kept))
 
 
 def _centroids(contents: Contents) -> np.ndarray:

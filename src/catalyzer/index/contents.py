@@ -1,6 +1,7 @@
 """What an index holds at one moment, checked to fit together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -74,6 +75,25 @@ class Contents:
                     f"the {what} of the index does not fit the rest: {n:,} vectors of {d_in} dimensions, mapped to {dim}, "
                     f"in codes of {size} bytes"
                 )
+
+    @cached_property
+    def _by_id(self) -> np.ndarray | None:
+        """Rows in the order of their ids; None where that is their order already."""
+        ids = np.asarray(self.ids)
+        return None if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """The rows of `(m,)` int64 ids, -1 for those that are not there: `(m,)` int64."""
+        if not len(self.ids):
+            return np.full(len(ids), -1)
+        at = np.minimum(np.searchsorted(self.ids, ids, sorter=self._by_id), len(self.ids) - 1)
+        rows = at if self._by_id is None else self._by_id[at]
+        return np.where(self.ids[rows] == ids, rows, -1)
+
+    def only(self, rows: np.ndarray) -> "Contents":
+        """The contents of `(m,)` rows, ascending, in arrays of their own, also where all are mapped from a file."""
+        lists = None if self.lists is None else self.lists.only(rows)
+        return replace(self, ids=np.asarray(self.ids)[rows], codes=np.asarray(self.codes)[rows], lists=lists)
 
     @property
     def d(self) -> int:

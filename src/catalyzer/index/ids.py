@@ -1,5 +1,6 @@
 """The ids of an index: distinct int64, found and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from catalyzer.errors import InvalidInput
 from catalyzer.files.formats import open_rows
 from catalyzer.files.paths import expanded
 from catalyzer.index.contents import MAX_ID, Contents
+
+IdSource = np.ndarray | Sequence | range | str | Path
+"""`(n,)` integers, a range, a mask of ids, or a file of ids (`catalyzer.files.formats`)."""
 
 
 def as_ids(ids: Any) -> np.ndarray:
@@ -81,16 +85,66 @@ def check_new(ids: np.ndarray, contents: Contents) -> None:
         )
 
 
+def rows_allowed(contents: Contents, ids: Any, exclude: Any) -> np.ndarray | None:
+    """The rows that a search may find, `(m,)` int64, ascending; None for all of them.
+
+    Args:
+        contents: of the index.
+        ids: allowed ones, as `CatalyzerIndex.search` takes them; None for all.
+        exclude: those that are not, likewise; None for none.
+
+    Raises:
+        InvalidInput: neither ids nor a mask of them.
+    """
+    if ids is None and exclude is None:
+        return None
+    if exclude is None:
+        return _rows_among(contents, ids, "ids")
+    kept = np.ones(len(contents.ids), bool)
+    if ids is not None:
+        kept[:] = False
+        kept[_rows_among(contents, ids, "ids")] = True
+    kept[_rows_among(contents, exclude, "exclude")] = False
+    return np.flatnonzero(kept)
+
+
+def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
+    """Rows of those of the ids that are in the index, ascending."""
+    there = contents.ids
+    if isinstance(ids, range):
+        return np.flatnonzero(_in_range(there, ids))
+    if getattr(ids, "dtype", None) == np.dtype(bool) or (isinstance(ids, list) and ids and isinstance(ids[0], bool)):
+        mask = np.asarray(ids)
+        if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
+            ends = f"from {there.min():,} to {there.max():,}" if len(there) else "none"
+            raise InvalidInput(
+                f"{name}: element i of a mask says whether id i is among them; expected shape (n,) with n above all ids of the "
+                f"index, {ends}, got {mask.shape}; give the ids instead"
+            )
+        return np.flatnonzero(mask[there])
+    try:
+        rows = contents.find(np.unique(as_ids(ids)))
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error}") from None
+    return np.sort(rows[rows >= 0])
+
+
+def _in_range(ids: np.ndarray, wanted: range) -> np.ndarray:
+    if not wanted:
+        return np.zeros(len(ids), bool)
+    low, high = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+    inside = (ids >= low) & (ids <= high)
+    return inside if abs(wanted.step) == 1 else inside & ((ids - low) % abs(wanted.step) == 0)
+
+
 def rows_of(ids: np.ndarray, contents: Contents) -> np.ndarray:
     """`(n,)` int64 rows of `(n,)` ids.
 
     Raises:
         InvalidInput: one is not in the index.
     """
-    order = np.argsort(contents.ids, kind="stable")
-    at = np.searchsorted(contents.ids, ids, sorter=order)
-    rows = order[np.minimum(at, len(order) - 1)] if len(order) else np.full(len(ids), -1)
-    missing = np.ones(len(ids), bool) if not len(order) else contents.ids[rows] != ids
+    rows = contents.find(ids)
+    missing = rows < 0
     if missing.any():
         raise InvalidInput(
             f"{int(missing.sum()):,} of the ids are not in the index, the first of them {ids[np.argmax(missing)]}"

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from catalyzer import scan
 from catalyzer._faiss import faiss
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
@@ -35,7 +36,7 @@ class InvertedLists:
 
     >>> centroids = np.array([[1, 0], [0, 1]], np.float32)
     >>> lists = InvertedLists(centroids, offsets=np.zeros(3, np.int64))
-    >>> lists.nearest(np.array([[0.8, 0.6], [0.6, 0.8]], np.float32), nprobe=2).tolist()
+    >>> lists.probe(np.array([[0.8, 0.6], [0.6, 0.8]], np.float32), nprobe=2).tolist()
     [[0, 1], [1, 0]]
     """
 
@@ -83,9 +84,20 @@ class InvertedLists:
         index.add(self.centroids)
         return index
 
-    def nearest(self, points: np.ndarray, nprobe: int = 1) -> np.ndarray:
-        """The lists of the nprobe centroids nearest to `(n, dim)` float32 points, nearest first: `(n, nprobe)` int64."""
-        return self._index.search(points, nprobe)[1]
+    def nearest(self, points: np.ndarray) -> np.ndarray:
+        """The list that each of `(n, dim)` float32 points belongs to, that of the nearest centroid: `(n,)` int64."""
+        return self._index.search(points, 1)[1][:, 0]
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+        return scan.columns(self.centroids)
+
+    def probe(self, queries: np.ndarray, nprobe: int) -> np.ndarray:
+        """The lists of the nprobe centroids nearest to `(nq, dim)` float32 queries, nearest first: `(nq, nprobe)` int64.
+
+        A query alone probes the same as among others.
+        """
+        return scan.nearest_columns(*self._columns, queries, nprobe)
 
     def insert(
         self, ids: np.ndarray, codes: np.ndarray, added: np.ndarray, added_ids: np.ndarray, added_codes: np.ndarray
@@ -111,9 +123,9 @@ class InvertedLists:
             np.insert(codes, before, added_codes[order], axis=0),
         )
 
-    def keep(self, kept: np.ndarray) -> Self:
-        """The lists without the rows where `(n,)` bool is false."""
-        return replace(self, offsets=np.append(0, np.cumsum(kept))[self.offsets])
+    def only(self, rows: np.ndarray) -> Self:
+        """The lists of `(m,)` rows, ascending, and no others."""
+        return replace(self, offsets=np.searchsorted(rows, self.offsets))
 
     def search(
         self, codec: Codec, queries: np.ndarray, codes: np.ndarray, k: int, rerank: int, nprobe: int
@@ -135,7 +147,7 @@ class InvertedLists:
             return codec.search(queries, codes, k, rerank)
         candidates = min(max(k, rerank), len(codes))
         latent = codec.map_queries(queries)
-        probed = self.nearest(latent, nprobe)
+        probed = self.probe(latent, nprobe)
         distances, rows = codec.quantizer.search_lists(latent, codes, self.offsets, probed, candidates)
         return codec.rerank(queries, codes, distances, rows, k) if rerank else (distances, rows)
 

@@ -71,6 +71,10 @@ class Metric:
         """The score of what was not found: inf, or -inf where scores are similarities."""
         return np.inf if self.name == "l2" else -np.inf
 
+    def better(self, scores: np.ndarray, radius: float) -> np.ndarray:
+        """Which scores are strictly better than a radius: less, or more where scores are similarities."""
+        return scores < radius if self.name == "l2" else scores > radius
+
     def as_float32(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` vectors of any type as float32, for cosine divided by what float32 could not hold."""
         if self.name == "cosine" and x.dtype.kind == "f" and x.dtype.itemsize > 4:

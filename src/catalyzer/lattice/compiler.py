@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from numba import get_num_threads, njit, set_num_threads
+from numba import get_num_threads, njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.dispatcher import Dispatcher
 
@@ -57,8 +57,8 @@ _PARALLEL = threading.Lock()
 class ParallelKernel:
     """A loop whose tasks are shared out among numba's threads; it is called from Python only.
 
-    The calling thread does them all where they are few: waking others would take longer. So it does in a forked child, in which
-    the other threads do not exist.
+    The calling thread does them all where they are few: waking others would take longer, and other callers need not wait. So it
+    does in a forked child, in which the other threads do not exist.
 
     Args:
         function: the loop, over `numba.prange`.
@@ -70,20 +70,13 @@ class ParallelKernel:
         update_wrapper(self, function)
         self.shared_out = _compiled(function, _KernelCache, parallel=True, **options)
         self._several = several
-        self._on_one_thread = _compiled(function, _KernelCacheOfOneThread, **options)
+        self.on_one_thread = _compiled(function, _KernelCacheOfOneThread, **options)
 
     def __call__(self, *args: Any) -> Any:
-        if is_forked():
-            return self._on_one_thread(*args)
+        if is_forked() or get_num_threads() == 1 or not self._several(*args):
+            return self.on_one_thread(*args)
         with _PARALLEL:
-            threads = get_num_threads()
-            if threads == 1 or self._several(*args):
-                return self.shared_out(*args)
-            set_num_threads(1)
-            try:
-                return self.shared_out(*args)
-            finally:
-                set_num_threads(threads)
+            return self.shared_out(*args)
 
 
 def kernel(parallel: Callable[..., bool] | None = None, **options: Any) -> Callable[[Callable], Callable]:

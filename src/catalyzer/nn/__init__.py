@@ -3,6 +3,7 @@
 from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.collectives import rows_of_all_processes
 from catalyzer.nn.embedding import embed, multiplies_bfloat16
+from catalyzer.nn.inference import row_wise
 from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.storage import digest, load_part, save_part, tensors
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
 
-from catalyzer.files.vectors import BLOCK, Vectors, float_blocks
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32, float_blocks
+from catalyzer.nn.inference import RowWise
 from catalyzer.nn.transforms import Transform
 
 
@@ -44,6 +45,8 @@ def embed(transform: Transform, vectors: Vectors, description: str | None = None
     >>> embed(Identity(d_in=2), np.eye(2, dtype=np.uint8)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
+    if isinstance(transform, RowWise):
+        return transform.map(as_float32(vectors[:]))
     was_training = transform.training
     if was_training:  # asked first, since it takes longer than a single vector's way through the network
         transform.eval()

@@ -14,6 +14,8 @@ SCAN_TILE = 256  # codes whose coordinates stay in the first-level cache while m
 ONE_THREAD_CODES = 1 << 14  # that one thread scans for one query sooner than several
 ONE_QUERY_TASK = 4096  # codes of one parallel task of the scan for one query
 ONE_QUERY_TILE = 256  # codes that it splits together, leaf by leaf
+NEAREST_TASK = 16  # queries of a task of `nearest_columns`
+PAIR_TASK, PAIR_LANES = 1 << 10, 32  # pairs of a task of `pair_distances`, and sums that are kept beside each other
 
 
 @kernel(fastmath={"contract"})
@@ -279,6 +281,67 @@ def scan_one(codes, tables, products, rest, limit):
     return found[:kept].copy()
 
 
+@kernel(parallel=lambda *args: len(args[2]) > NEAREST_TASK)  # more queries than a task takes
+def nearest_columns(columns, halves, queries, distances, ids):
+    """Fill each query's heap with the nearest of few points; the same bits for a query alone and among others.
+
+    Args:
+        columns: `(dim padded to a multiple of 8, n padded to a multiple of SCAN_TILE)` float32, the points.
+        halves: `(n padded,)` float32, half of their squared norms, inf where there is none.
+        queries: `(nq, padded dim)` float32.
+        distances: `(nq, m)` float64 heaps of inf, the farthest first, for half of |point|² less the dot product.
+        ids: `(nq, m)` int64, theirs.
+    """
+    nq = len(queries)
+    for task in prange((nq + NEAREST_TASK - 1) // NEAREST_TASK):
+        scores = np.empty(SCAN_TILE, F)
+        for i in range(task * NEAREST_TASK, min(nq, (task + 1) * NEAREST_TASK)):
+            q = queries[i]
+            for first in range(U(0), U(columns.shape[1]), U(SCAN_TILE)):
+                for c in range(U(SCAN_TILE)):
+                    scores[c] = halves[first + c]
+                for k in range(U(0), U(len(columns)), U(4)):
+                    k1, k2, k3 = k + U(1), k + U(2), k + U(3)
+                    a0, a1, a2, a3 = q[k], q[k1], q[k2], q[k3]
+                    for c in range(U(SCAN_TILE)):
+                        x0, x1, x2, x3 = (
+                            columns[k, first + c],
+                            columns[k1, first + c],
+                            columns[k2, first + c],
+                            columns[k3, first + c],
+                        )
+                        scores[c] -= (a0 * x0 + a1 * x1) + (a2 * x2 + a3 * x3)
+                limit, hits = F(distances[i, 0]), 0
+                for c in range(U(SCAN_TILE)):
+                    hits += scores[c] < limit
+                if hits:
+                    for c in range(U(SCAN_TILE)):
+                        if scores[c] < distances[i, 0]:
+                            _replace_root(distances[i], ids[i], np.float64(scores[c]), np.int64(first + c))
+
+
+@kernel(parallel=lambda *args: len(args[2]) > PAIR_TASK)
+def pair_distances(queries, decoded, at, place, distances):
+    """Squared distances of queries `at` to decoded vectors `place`, pair by pair: `(pairs,)` float32."""
+    n, d = len(at), queries.shape[1]
+    for task in prange((n + PAIR_TASK - 1) // PAIR_TASK):
+        lanes = np.empty(PAIR_LANES, F)
+        for pair in range(task * PAIR_TASK, min(n, (task + 1) * PAIR_TASK)):
+            x, y = queries[at[pair]], decoded[place[pair]]
+            lanes[:] = F(0)
+            for first in range(U(0), U(d - d % PAIR_LANES), U(PAIR_LANES)):
+                for lane in range(U(PAIR_LANES)):
+                    difference = x[first + lane] - y[first + lane]
+                    lanes[lane] += difference * difference
+            total = F(0)
+            for i in range(d - d % PAIR_LANES, d):
+                difference = x[i] - y[i]
+                total += difference * difference
+            for lane in range(PAIR_LANES):
+                total += lanes[lane]
+            distances[pair] = total
+
+
 @kernel()
 def prepare_query(query, tables, scale, leaves, rest):
     """Split a query into leaves, `(leaves, 4)` float32 times `scale`, and bound what is behind each.
@@ -329,13 +392,14 @@ def _exact_distance_of_code(query, code, tables, points, square, r):
 
 
 @kernel(fastmath={"contract"})
-def scan_runs(codes, firsts, ends, tables, points, leaves, rest, query, last_code, square, slack, r, distances, ids):
+def scan_runs(codes, firsts, ends, names, tables, points, leaves, rest, query, last_code, square, slack, r, distances, ids):
     """Update the heap of one query with runs of codes of one word and at least two leaves, as `scan_one` does.
 
     Args:
         codes: `(n,)` uint64.
         firsts: `(runs,)` int64, where each run begins; the one that may hold the nearest should come first.
         ends: `(runs,)` int64.
+        names: `(runs,)` int64, id of each run's first code; the following codes have the following ids.
         tables: of the lattice.
         points: `(kinds · p, 4)` int8, its leaves.
         leaves: as `prepare_query` makes them, like `rest`.
@@ -382,7 +446,7 @@ def scan_runs(codes, firsts, ends, tables, points, leaves, rest, query, last_cod
                 leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
                 if dot[i] + _leaf_product(leaves, last, points, leaf) >= limit:
                     distance = _exact_distance_of_code(query, codes[row[i]], tables, points, square, r)
-                    name = np.int64(row[i])
+                    name = names[run] + np.int64(row[i]) - firsts[run]
                     if distance < distances[0] or (distance == distances[0] and name < ids[0]):
                         _replace_root(distances, ids, distance, name)
                         limit = F((square + 1.0 - distances[0]) / 2 - slack)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK_CODES = 1 << 16  # codes decoded at a time
 TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
-FEW_CODES = 1 << 14  # codes up to which a single query's lists are decoded, and not split leaf by leaf
+FEW_CODES = 1 << 15  # that one thread scans for one query without tables of products
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 
@@ -66,6 +66,8 @@ def search_part(
 
     if torch.cuda.is_available():
         distances, ids = _search_torch(lattice, queries, codes, k, torch.device("cuda"), description)
+    elif len(queries) == 1 and _splits(lattice) and len(codes) <= FEW_CODES:
+        distances, ids = _search_runs(lattice, queries, codes, np.array([0]), np.array([len(codes)]), k)
     elif len(queries) == 1 and _splits(lattice):
         distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
     else:
@@ -107,6 +109,9 @@ def search_lists(
     last = len(offsets) - 2
     if probed.ndim != 2 or len(probed) != len(queries) or probed.min(initial=0) < 0 or probed.max(initial=0) > last:
         raise InvalidInput(f"probed must be (nq, nprobe) lists from 0 to {last:,}, got shape {probed.shape} of {probed.dtype}")
+    if len(queries) == 1 and _splits(lattice):
+        distances, ids = _search_runs(lattice, queries, codes, offsets[probed[0]], offsets[probed[0] + 1], k)
+        return distances.astype(np.float32), ids
     starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
     queries_by_list(probed, starts, probing)
     # Each list that somebody probes is cut into tiles, the last of which is not full.
@@ -115,14 +120,6 @@ def search_lists(
     lists = np.repeat(lists, tiles_of)
     firsts = offsets[lists] + SCAN_TILE * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
-    if len(queries) == 1 and sizes.sum() > FEW_CODES and _splits(lattice):
-        among, _ = _gathered(lattice, codes, firsts, sizes)
-        near, rows = _search_one(lattice, queries[0], among, min(k, len(among)), None)
-        distances, ids = np.full((1, k), np.inf, np.float32), np.full((1, k), -1)
-        at = np.searchsorted(np.cumsum(sizes), rows, side="right")
-        distances[0, : len(near)] = near
-        ids[0, : len(near)] = firsts[at] + rows - (np.cumsum(sizes) - sizes)[at]
-        return distances, ids
 
     padded, distances, ids = _heaps(queries, k)
     squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
@@ -130,7 +127,7 @@ def search_lists(
     tiles = np.zeros((min(block, len(lists)), padded.shape[1], SCAN_TILE), np.float32)
     scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
     for part in (slice(first, first + block) for first in range(0, len(lists), block)):
-        _, (low, high) = _gathered(lattice, codes, firsts[part], sizes[part])
+        low, high = _gathered(lattice, codes, firsts[part], sizes[part])
         decode_tiles(low, high, np.append(0, np.cumsum(sizes[part])), lattice.tables, scale, tiles)
         scan_lists(
             *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
@@ -140,19 +137,84 @@ def search_lists(
     return distances.astype(np.float32), ids
 
 
+def _search_runs(
+    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`search_lists` for one query, `(1, dim)`, in rows `firsts` to `ends`: nothing is decoded that cannot be near."""
+    from catalyzer.scan.kernels import prepare_query, scan_runs
+
+    codes, last = np.asarray(codes), lattice.num_points - 1
+    in_place = codes.shape[1] == 8 and codes.flags.c_contiguous and codes.ctypes.data % 8 == 0
+    if in_place:
+        words, starts, stops = codes.view("<u8")[:, 0], firsts, ends
+    else:
+        words, _ = _gathered(lattice, codes, firsts, ends - firsts)
+        stops = np.cumsum(ends - firsts)
+        starts = stops - (ends - firsts)
+    tables, r = lattice.tables, lattice.radius_sq**0.5
+    leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, lattice.radius_sq + 1), np.float32)
+    prepare_query(query[0], tables, np.float32(1 / r), leaves, rest)
+    square, slack = float((query[0].astype(np.float64) ** 2).sum()), float(_rounding(query)[0])
+    distances, ids = np.full((1, k), np.inf), np.full((1, k), -1)
+    points = lattice.numbering.points.reshape(-1, 4)
+    refused = scan_runs(
+        *(words, starts, stops, firsts, tables, points, leaves, rest, query[0], np.uint64(last)),
+        *(square, slack, r, distances[0], ids[0]),
+    )
+    if refused >= 0:
+        lattice.words(codes[refused : refused + 1], refused)  # which raises
+    return _sorted(distances, ids)
+
+
 def _gathered(
     lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Several runs of codes, one behind the other, and their words, by which they are checked."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The words, low and high, of several runs of codes, one behind the other."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
     gathered = np.concatenate(runs)
     try:
-        return gathered, lattice.words(gathered)
+        return lattice.words(gathered)
     except InvalidInput:
         for first, run in zip(firsts.tolist(), runs, strict=True):
             lattice.words(run, first)  # which says the row where it stands
         raise
+
+
+def columns(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(n, dim)` points as `nearest_columns` takes them: their columns, and half of their squared norms; padded."""
+    from catalyzer.scan.kernels import SCAN_TILE
+
+    n, dim = points.shape
+    padded = np.zeros((-(-dim // 8) * 8, -(-n // SCAN_TILE) * SCAN_TILE), np.float32)
+    padded[:dim, :n] = points.T
+    halves = np.full(padded.shape[1], np.inf, np.float32)
+    halves[:n] = np.einsum("ij,ij->i", points, points, dtype=np.float64) / 2
+    return padded, halves
+
+
+def nearest_columns(columns: np.ndarray, halves: np.ndarray, queries: np.ndarray, m: int) -> np.ndarray:
+    """The m nearest of few points to each query, nearest first, ties by lower number: `(nq, m)` int64.
+
+    A query alone finds the same as among others.
+
+    Args:
+        columns: as `columns` makes them, like `halves`.
+        halves: half of the points' squared norms.
+        queries: `(nq, dim)` float32.
+        m: at most the number of points.
+
+    >>> points = np.array([[0, 0], [1, 0], [0, 2]], np.float32)
+    >>> nearest_columns(*columns(points), np.array([[0.9, 0.1]], np.float32), m=2).tolist()
+    [[1, 0]]
+    """
+    from catalyzer.scan import kernels
+
+    padded = np.zeros((len(queries), len(columns)), np.float32)
+    padded[:, : queries.shape[1]] = queries
+    distances, ids = np.full((len(queries), m), np.inf), np.full((len(queries), m), -1)
+    kernels.nearest_columns(columns, halves, padded, distances, ids)
+    return _sorted(distances, ids)[1]
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> int:
@@ -222,7 +284,8 @@ def _task_size(nq: int) -> int:
 
 def _sorted(distances: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.lexsort((ids, distances), axis=1)
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    rows = np.arange(len(ids))[:, None]
+    return distances[rows, order], ids[rows, order]
 
 
 def _search_one(

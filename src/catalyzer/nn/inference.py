@@ -1,10 +1,11 @@
-"""Networks in whole numbers: weights and activations of 8 bits, for searches, where one query waits.
+"""Transforms as searches use them: fast for one query, and with the same bits for a row alone and among others.
 
-Each weight is a whole number times a step of its output, each activation one times a step of its row (dynamic quantization).
-All sums of their products are below 2^24, which int32 and float32 hold exactly: so they are the same in any order, on any
-processor, of a row alone and of a row in a batch. Batch norm is part of the weights.
+A perceptron computes in whole numbers of 8 bits. Each weight is such a number times a step of its output, each activation one
+times a step of its row (dynamic quantization). All sums of their products are below 2^24, which int32 and float32 hold exactly:
+so they are the same in any order, on any processor and in any batch. Batch norm is part of the weights.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import NamedTuple
 
@@ -13,11 +14,12 @@ import torch
 from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 
-from catalyzer.nn.transforms import Catalyzer, Decoder, Transform
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, Transform
 
 MOST_LEVELS = 127  # of int8
 EXACT = 1 << 24  # whole numbers below it are exact in float32
 FEW_ROWS = 2  # that go through the network one by one
+BLOCK = 1 << 11  # rows that go through it together, which the processor's cache holds
 
 
 class _Layer(NamedTuple):
@@ -49,7 +51,7 @@ def _multiplies_int8() -> bool:
 
 
 def _layers(network: Catalyzer | Decoder) -> list[_Layer]:
-    from catalyzer.nn.int8_kernels import TILE
+    from catalyzer.nn.inference_kernels import TILE
 
     layers: list[_Layer] = []
     modules = list(network.layers)
@@ -68,23 +70,33 @@ def _layers(network: Catalyzer | Decoder) -> list[_Layer]:
         levels = min(MOST_LEVELS, int((EXACT / n) ** 0.5 - 1e-9))
         steps = weight.abs().amax(dim=1) / levels
         whole = (weight / torch.where(steps == 0, 1, steps)[:, None]).round().to(torch.int8)
-        tiles = np.zeros((-(-m // TILE), n, TILE), np.int8)
-        for j in range(m):
-            tiles[j // TILE, :, j % TILE] = whole[j].numpy()
+        padded = nn.functional.pad(whole, (0, 0, 0, -m % TILE))
+        tiles = np.ascontiguousarray(padded.reshape(-1, TILE, n).transpose(1, 2).numpy())
         of_batch = whole if _multiplies_int8() else whole.float()
         layers.append(_Layer(of_batch.T, tiles, steps.float().numpy(), bias.float().numpy(), np.float32(levels)))
     return layers
 
 
-class Int8(Transform):
-    """A trained perceptron in whole numbers, as it is now: what it maps differs from the network's by some percent of its noise.
+class RowWise(Transform, ABC):
+    """A transform as it was when this one was made of it; `map` is faster than `forward`, and gives each row the same bits."""
+
+    @abstractmethod
+    def map(self, x: np.ndarray) -> np.ndarray:
+        """Map `(n, d_in)` float32 to `(n, d_out)` float32, each row as if it were alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.map(np.ascontiguousarray(x.float().numpy())))
+
+
+class Int8Perceptron(RowWise):
+    """A trained perceptron in whole numbers, as it is now. What it makes of a vector is off by about 1%.
 
     Args:
         network: a `Catalyzer` or a `Decoder`, whose weights are copied.
 
     >>> f = Catalyzer(d_in=16, d_out=8, hidden=64).eval()
     >>> x = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
-    >>> whole = Int8(f)
+    >>> whole = Int8Perceptron(f)
     >>> bool(np.array_equal(whole.map(x)[7], whole.map(x[7:8])[0]))
     True
     """
@@ -102,14 +114,20 @@ class Int8(Transform):
         self._levels = tuple(layer.levels for layer in self._layers)
 
     def map(self, x: np.ndarray) -> np.ndarray:
-        """Map `(n, d_in)` float32 to `(n, d_out)` float32, each row as if it were alone."""
-        from catalyzer.nn.int8_kernels import map_row, quantize_hidden, quantize_inputs, write_outputs
+        from catalyzer.nn.inference_kernels import map_row
 
         out = np.empty((len(x), self.d_out), np.float32)
         if len(x) <= FEW_ROWS:
             for row in range(len(x)):
                 map_row(x[row], *self._inputs, self._levels, self._of_row, *self._outputs, out[row])
-            return out
+        else:
+            for first in range(0, len(x), BLOCK):
+                self._map_block(x[first : first + BLOCK], out[first : first + BLOCK])
+        return out
+
+    def _map_block(self, x: np.ndarray, out: np.ndarray) -> None:
+        from catalyzer.nn.inference_kernels import quantize_hidden, quantize_inputs, write_outputs
+
         steps, q = np.empty(len(x), np.float32), np.empty((len(x), self.d_in), np.int8)
         quantize_inputs(x, *self._inputs, self._levels[0], q, steps)
         for layer, following in zip(self._layers, self._layers[1:], strict=False):
@@ -118,10 +136,30 @@ class Int8(Transform):
             quantize_hidden(sums, steps, layer.steps, layer.bias, following.levels, q, steps)
         last = self._layers[-1]
         write_outputs(_product(q, last.weights), steps, last.steps, last.bias, *self._outputs, out)
+
+
+class _Affine(RowWise):
+    """PCA, or the way back."""
+
+    def __init__(self, pca: PCA | PCADecoder) -> None:
+        super().__init__(pca.d_in, pca.d_out)
+        offset = pca.bias if isinstance(pca, PCA) else pca.mean
+        self._matrix, self._offset = np.ascontiguousarray(pca.matrix.cpu().numpy().T), offset.cpu().numpy()
+        self._normalized = isinstance(pca, PCA)
+
+    def map(self, x: np.ndarray) -> np.ndarray:
+        from catalyzer.nn.inference_kernels import map_affine
+
+        out = np.empty((len(x), self.d_out), np.float32)
+        map_affine(x, self._matrix, self._offset, self._normalized, out)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.map(np.ascontiguousarray(x.float().numpy())))
+
+def row_wise(transform: Transform) -> Transform:
+    """The transform for searches: row by row for those of this package, and as it is for others."""
+    if type(transform) in (Catalyzer, Decoder):
+        return Int8Perceptron(transform)  # type: ignore[arg-type]
+    return _Affine(transform) if type(transform) in (PCA, PCADecoder) else transform  # type: ignore[arg-type]
 
 
 def _product(q: np.ndarray, weights: Tensor) -> np.ndarray:

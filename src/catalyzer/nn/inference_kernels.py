@@ -1,4 +1,4 @@
-"""The loops of networks in whole numbers, between and instead of matrix products.
+"""The loops of `catalyzer.nn.inference`: between matrix products of whole numbers, and instead of them.
 
 No two operations are contracted and no sum is reordered, so that a row alone and a row among others have the same bits.
 """
@@ -54,17 +54,22 @@ def _hidden(sums, step, layer_steps, bias, y):
 
 
 @kernel()
+def _normalize(y):
+    total = 0.0
+    for j in range(len(y)):
+        total += np.float64(y[j]) * np.float64(y[j])
+    inverse = F(1.0 / max(np.sqrt(total), 1e-12))
+    for j in range(U(len(y))):
+        y[j] = y[j] * inverse
+
+
+@kernel()
 def _outputs(sums, step, layer_steps, bias, scale, shift, normalized, out):
     """What the last layer makes of its sums: units and bias, then norm 1, or `scale` and `shift`."""
     for j in range(U(len(bias))):
         out[j] = F(sums[j]) * step * layer_steps[j] + bias[j]
     if normalized:
-        total = 0.0
-        for j in range(len(bias)):
-            total += np.float64(out[j]) * np.float64(out[j])
-        inverse = F(1.0 / max(np.sqrt(total), 1e-12))
-        for j in range(U(len(bias))):
-            out[j] = out[j] * inverse
+        _normalize(out)
     else:
         for j in range(U(len(bias))):
             out[j] = out[j] * scale + shift[j]
@@ -105,6 +110,21 @@ def write_outputs(sums, steps, layer_steps, bias, scale, shift, normalized, out)
     for task in prange((n + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
             _outputs(sums[row], steps[row], layer_steps, bias, scale, shift, normalized, out[row])
+
+
+@kernel(parallel=lambda x, *_: len(x) > ROWS)
+def map_affine(x, matrix, offset, normalized, out):
+    """`(n, d_out)` float32: x times `matrix`, `(d_in, d_out)`, plus `offset`, and of norm 1 if that is wanted."""
+    n, d = x.shape
+    for task in prange((n + ROWS - 1) // ROWS):
+        for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
+            y = out[row]
+            y[:] = offset
+            for i in range(U(d)):
+                for j in range(U(len(offset))):
+                    y[j] += x[row, i] * matrix[i, j]
+            if normalized:
+                _normalize(y)
 
 
 @kernel(fastmath={"contract"})

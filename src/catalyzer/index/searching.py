@@ -1,0 +1,193 @@
+"""The search in what an index holds: k nearest, or all within a radius; of all vectors, or of some ids."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from catalyzer.codec import PAIRS, Codec
+from catalyzer.errors import InvalidInput, Unavailable, integer
+from catalyzer.files.vectors import BLOCK, Vectors
+from catalyzer.index.contents import Contents
+from catalyzer.index.ids import rows_allowed
+from catalyzer.index.lists import InvertedLists
+from catalyzer.index.metric import Metric
+from catalyzer.index.source import check_rows, valid_rows
+from catalyzer.progress import progress
+
+DEFAULT_RERANK = 500  # candidates
+DEFAULT_NPROBE = 16  # lists, of an index that has so many
+PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
+FEW_QUERIES = 8  # that are searched beside other searches; of more, one search after the other
+FIRST_K = 128  # results per query that a range search asks for first
+GROWTH = 4  # times as many the next time
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search of one moment's contents, whose arguments have been checked.
+
+    Attributes:
+        contents: the vectors that may be found.
+        codec: what searches in them.
+        rerank: candidates, 0 without a second stage.
+        nprobe: lists, 0 without lists.
+        lock: held while many queries are searched.
+    """
+
+    contents: Contents
+    codec: Codec
+    rerank: int
+    nprobe: int
+    lock: Lock
+
+    @classmethod
+    def of(cls, contents: Contents, rerank: int | None, nprobe: int | None, ids: Any, exclude: Any, lock: Lock) -> "Search":
+        """Check the arguments that all searches have; see `CatalyzerIndex.search`."""
+        lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
+        probes = _check_nprobe(nprobe, lists)
+        if rerank is None:
+            rerank = DEFAULT_RERANK if codec.decodes else 0
+        rerank = min(integer("rerank", rerank, 0), max(1, n))
+        if rerank:
+            codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
+        rows = rows_allowed(contents, ids, exclude)
+        if rows is not None:
+            contents = contents.only(rows)
+            if lists is not None and nprobe is None:  # as many codes as without a filter
+                probes = min(len(lists), -(-probes * n // max(1, len(rows))))
+        return cls(contents, codec, rerank, probes, lock)
+
+    def nearest(self, source: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(nq, k)` scores and ids; what was not found is the metric's worst score and id -1.
+
+        Raises:
+            InvalidInput: an invalid query.
+            Unavailable: the results do not fit into memory.
+        """
+        contents, metric = self.contents, self.contents.metric
+        try:
+            scores = np.full((len(source), k), metric.worst, np.float32)
+            ids = np.full((len(source), k), -1, np.int64)
+        except MemoryError:
+            raise Unavailable(
+                f"{k:,} results for each of {len(source):,} queries do not fit into memory; give fewer queries at a time"
+            ) from None
+        found = min(k, len(contents.ids))
+        for first, block, mapped in self._blocks(source, k):
+            if not found:
+                continue
+            distances, rows = self._found(mapped, found, self.rerank)
+            there = rows >= 0
+            told = metric.scores(np.where(there, distances, 0), block, on_sphere=not self.rerank)
+            scores[first : first + len(block), :found] = np.where(there, told, metric.worst)
+            ids[first : first + len(block), :found] = np.where(there, contents.ids[rows], -1)
+        return scores, ids
+
+    def within(self, source: Vectors, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All that is nearer than a radius, a score of the metric: `lims`, `D` and `I`; see `CatalyzerIndex.range_search`."""
+        sizes, scores, ids = [0], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+        stage = self._decoded_within if self.rerank else self._on_sphere_within
+        for _, block, mapped in self._blocks(source, max(FIRST_K, self.rerank)):
+            for given, query in zip(block, mapped, strict=True):
+                distances, rows = stage(query[None], partial(self._is_within, given, radius))
+                sizes.append(len(rows))
+                scores.append(self._scores(given, distances))
+                ids.append(self.contents.ids[rows])
+        return np.cumsum(sizes, dtype=np.int64), np.concatenate(scores), np.concatenate(ids)
+
+    def _scores(self, query: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        return self.contents.metric.scores(distances[None], query[None], on_sphere=not self.rerank)[0]
+
+    def _is_within(self, query: np.ndarray, radius: float, distances: np.ndarray) -> np.ndarray:
+        return self.contents.metric.better(self._scores(query, distances), radius)
+
+    def radius_for(self, source: Vectors, expected: float) -> float:
+        """The largest score that `expected` results per query have on average, of all pairs of a query and a vector."""
+        n, worst = len(self.contents.ids), self.contents.metric.worst
+        wanted = min(round(expected * len(source)), n * len(source))
+        k = min(n, max(FIRST_K, int(GROWTH * expected)))
+        while wanted:
+            scores = replace(self, rerank=self.rerank and max(self.rerank, k)).nearest(source, k)[0]
+            order = np.sort(scores if worst > 0 else -scores, axis=None)
+            limit = order[wanted - 1]
+            if k == n or not ((scores[:, -1] if worst > 0 else -scores[:, -1]) < limit).any():
+                break
+            k = min(n, GROWTH * k)
+        else:
+            return -worst
+        limit = np.nextafter(limit, np.float32(np.inf))
+        return float(limit if worst > 0 else -limit)
+
+    def _blocks(self, source: Vectors, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Queries block by block, as they were given and as they are compared by L2, each with the number of its first."""
+        metric = self.contents.metric
+        size = min(BLOCK, max(1, PAIRS // max(k, self.rerank, self.nprobe)))
+        if len(source) > size:  # before the work, of which an invalid query would leave nothing; queries may be of any length
+            check_rows(source, Metric(metric.name))
+        with progress("queries" if len(source) > size else None, len(source), "queries") as advance:
+            for first in range(0, len(source), size):
+                block, _ = valid_rows(source, first, size, metric, skip=None)
+                yield first, block, metric.queries(block)
+                advance(len(block))
+
+    def _found(self, mapped: np.ndarray, k: int, rerank: int) -> tuple[np.ndarray, np.ndarray]:
+        contents = self.contents
+        with nullcontext() if len(mapped) <= FEW_QUERIES else self.lock:
+            if contents.lists is None:
+                return self.codec.search(mapped, contents.codes, k, rerank)
+            return contents.lists.search(self.codec, mapped, contents.codes, k, rerank, self.nprobe)
+
+    def _on_sphere_within(self, query: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        n, k = len(self.contents.ids), FIRST_K
+        while n:
+            (distances,), (rows,) = self._found(query, min(k, n), 0)
+            near = inside(distances) & (rows >= 0)
+            if k >= n or not near[-1]:
+                return distances[near], rows[near]
+            k *= GROWTH
+        return np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def _decoded_within(self, query: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates by distance on the sphere, ever more, until the farther half of them has none within the radius."""
+        contents, n, codec = self.contents, len(self.contents.ids), replace(self.codec, latent_share=0.0)
+        near_distances, near_rows = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+        seen, k = 0, max(1, self.rerank // 2)
+        while seen < n:
+            k = min(k, n)
+            on_sphere, rows = self._found(query, k, 0)
+            fresh = rows[:, seen:]
+            distances, rows = codec.rerank(query, contents.codes, on_sphere[:, seen:], fresh, fresh.shape[1])
+            near = inside(distances[0]) & (rows[0] >= 0)
+            near_distances.append(distances[0][near])
+            near_rows.append(rows[0][near])
+            if seen and not near.any():
+                break
+            seen, k = k, 2 * k
+        distances, rows = np.concatenate(near_distances), np.concatenate(near_rows)
+        order = np.lexsort((rows, distances))
+        return distances[order], rows[order]
+
+
+def check_k(k: int, contents: Contents) -> int:
+    """k as a Python integer; raises `InvalidInput` unless an index gives so many results."""
+    k, n = integer("k", k, 1), len(contents.ids)
+    if k > max(PADDED_K, n):
+        raise InvalidInput(f"k = {k:,}, but the index holds {n:,} vectors; k of at most that many finds all")
+    return k
+
+
+def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
+    if lists is None:
+        if nprobe is not None:
+            raise InvalidInput(
+                f"nprobe = {nprobe} is for an index with lists, and this one has none; fit one with ivf, or leave it out"
+            )
+        return 0
+    if nprobe is None:
+        return min(DEFAULT_NPROBE, len(lists))
+    return integer("nprobe", nprobe, 1, len(lists), "the number of lists")
