@@ -26,7 +26,7 @@ class _Layer(NamedTuple):
     """A layer of `n` inputs and `m` outputs.
 
     Attributes:
-        weights: `(n, m)` int8, or float32 where the hardware multiplies these.
+        weights: `(n, m)` int8, or float32 where the hardware multiplies these; both padded to multiples of TILE.
         tiles: `(ceil(m / TILE), n, TILE)` int8, the same for one row.
         steps: `(m,)` float32, unit of each output's weights.
         bias: `(m,)` float32.
@@ -70,10 +70,11 @@ def _layers(network: Catalyzer | Decoder) -> list[_Layer]:
         levels = min(MOST_LEVELS, int((EXACT / n) ** 0.5 - 1e-9))
         steps = weight.abs().amax(dim=1) / levels
         whole = (weight / torch.where(steps == 0, 1, steps)[:, None]).round().to(torch.int8)
-        padded = nn.functional.pad(whole, (0, 0, 0, -m % TILE))
-        tiles = np.ascontiguousarray(padded.reshape(-1, TILE, n).transpose(1, 2).numpy())
-        of_batch = whole if _multiplies_int8() else whole.float()
-        layers.append(_Layer(of_batch.T, tiles, steps.float().numpy(), bias.float().numpy(), np.float32(levels)))
+        rows = nn.functional.pad(whole, (0, 0, 0, -m % TILE))
+        tiles = np.ascontiguousarray(rows.reshape(-1, TILE, n).transpose(1, 2).numpy())
+        padded = nn.functional.pad(rows, (0, -n % TILE)).T  # torch's product of int8 is wrong for some other shapes
+        weights = padded if _multiplies_int8() else padded.float()
+        layers.append(_Layer(weights, tiles, steps.float().numpy(), bias.float().numpy(), np.float32(levels)))
     return layers
 
 
@@ -128,11 +129,11 @@ class Int8Perceptron(RowWise):
     def _map_block(self, x: np.ndarray, out: np.ndarray) -> None:
         from catalyzer.nn.inference_kernels import quantize_hidden, quantize_inputs, write_outputs
 
-        steps, q = np.empty(len(x), np.float32), np.empty((len(x), self.d_in), np.int8)
+        steps, q = np.empty(len(x), np.float32), np.zeros((len(x), len(self._layers[0].weights)), np.int8)
         quantize_inputs(x, *self._inputs, self._levels[0], q, steps)
         for layer, following in zip(self._layers, self._layers[1:], strict=False):
             sums = _product(q, layer.weights)
-            q = np.empty(sums.shape, np.int8)
+            q = np.zeros(sums.shape, np.int8)
             quantize_hidden(sums, steps, layer.steps, layer.bias, following.levels, q, steps)
         last = self._layers[-1]
         write_outputs(_product(q, last.weights), steps, last.steps, last.bias, *self._outputs, out)
@@ -163,7 +164,7 @@ def row_wise(transform: Transform) -> Transform:
 
 
 def _product(q: np.ndarray, weights: Tensor) -> np.ndarray:
-    """The exact product of `(n, k)` int8 and `(k, m)` whole numbers, `(n, m)`."""
+    """The exact product of `(n, k)` int8 and `(k, m)` whole numbers, `(n, m)` int32 or float32."""
     rows = torch.from_numpy(q)
     with torch.inference_mode():
         return (torch._int_mm(rows, weights) if weights.dtype == torch.int8 else rows.float() @ weights).numpy()

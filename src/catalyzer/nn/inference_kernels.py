@@ -83,7 +83,7 @@ def _centred(x, mean, inverse_scale, y):
 
 @kernel(parallel=lambda x, *_: len(x) > ROWS)
 def quantize_inputs(x, mean, inverse_scale, levels, q, steps):
-    """Centre and scale `(n, d)` float32 rows, and write them as int8 with a step for each row."""
+    """Centre and scale `(n, d)` float32 rows, and write them into `(n, ≥ d)` int8 with a step for each row."""
     n, d = x.shape
     for task in prange((n + ROWS - 1) // ROWS):
         y = np.empty(d, F)
@@ -94,8 +94,8 @@ def quantize_inputs(x, mean, inverse_scale, levels, q, steps):
 
 @kernel(parallel=lambda sums, *_: len(sums) > ROWS)
 def quantize_hidden(sums, steps, layer_steps, bias, levels, q, new_steps):
-    """Inputs of the next layer, `(n, width)` int8 and `(n,)` steps, of `(n, width)` sums of a hidden one."""
-    n, width = sums.shape
+    """Inputs of the next layer, `(n, ≥ width)` int8 and `(n,)` steps, of `(n, ≥ width)` sums of a hidden one."""
+    n, width = len(sums), len(bias)
     for task in prange((n + ROWS - 1) // ROWS):
         y = np.empty(width, F)
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
@@ -105,7 +105,7 @@ def quantize_hidden(sums, steps, layer_steps, bias, levels, q, new_steps):
 
 @kernel(parallel=lambda sums, *_: len(sums) > ROWS)
 def write_outputs(sums, steps, layer_steps, bias, scale, shift, normalized, out):
-    """The network's outputs, `(n, d_out)` float32, of `(n, d_out)` sums of the last layer."""
+    """The network's outputs, `(n, d_out)` float32, of `(n, ≥ d_out)` sums of the last layer."""
     n = len(sums)
     for task in prange((n + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
