@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   catalyzer update photos.catalyzer new.fvecs --ids ids.npy  replace the vectors of these ids
   catalyzer remove photos.catalyzer 17 42                    remove vectors by id; or a file of ids
   catalyzer merge photos.catalyzer more.catalyzer            add the vectors of other indexes of the same training
+  catalyzer evaluate photos.catalyzer --queries q.fvecs --base base.fvecs --recall 0.9    recall and time of all settings
   catalyzer info photos.catalyzer                            what the index holds
   catalyzer verify photos.catalyzer                          compare everything with its checksums
   catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; also of a run's folder
@@ -158,6 +159,20 @@ def _parser() -> argparse.ArgumentParser:
     output = search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
+
+    evaluate = command("evaluate", _evaluate, "measure recall and time on queries of your own")
+    evaluate.add_argument("--queries", required=True, metavar="QUERIES", help="file of vectors, better 1,000 or more")
+    against = evaluate.add_mutually_exclusive_group(required=True)
+    against.add_argument("--base", help="file of the vectors that the index holds, which are searched exactly")
+    against.add_argument("--truth", help="file of the ids of each query's true neighbours instead, nearest first")
+    evaluate.add_argument("--ids", help="file of the ids of BASE, as for add")
+    evaluate.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
+    evaluate.add_argument("--rerank", type=int, nargs="+", help="numbers of candidates (default: 0 20 50 100 500)")
+    evaluate.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists (default: 2 4 8 ... 128)")
+    evaluate.add_argument("--recall", type=float, help="name the fastest settings that reach this R@k, such as 0.9")
+    evaluate.add_argument("--threads", type=int, help="at most so many (default: all)")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+    evaluate.add_argument("--figure", type=Path, metavar="FILE", help="draw recall against time, as .png, .svg or .pdf")
 
     info = command("info", _info, "say what an index holds")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -309,6 +324,35 @@ def _write_files(files: list[Path], distances: "np.ndarray", ids: "np.ndarray") 
     for file, rows in zip(files, (ids, distances), strict=True):
         write_vecs(file, [rows])
     sys.stdout.write(f"wrote {files[0]} and {files[1]}, {len(ids):,} rows of {ids.shape[1]:,}\n")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from catalyzer.index import CatalyzerIndex
+    from catalyzer.index.evaluation import figure_format
+
+    if options.recall is not None and not 0 < options.recall < 1:
+        raise InvalidInput(f"--recall must be a share between 0 and 1, such as 0.9; got {options.recall}")
+    if options.figure is not None:
+        figure_format(options.figure)
+    index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
+    grid = {"rerank": options.rerank, "nprobe": options.nprobe}
+    found = index.evaluate(
+        options.queries, options.base, truth=options.truth, ids=options.ids, k=options.k, threads=options.threads, **grid
+    )
+    if options.figure is not None:
+        found.draw(options.figure)
+    if options.json:
+        sys.stdout.write(json.dumps(found.as_json()) + "\n")
+    else:
+        Console(width=100).print(found.table())
+    if options.recall is not None:
+        for what, when in (("alone", "one query at a time"), ("together", "many at once")):
+            row = found.cheapest(options.recall, what)  # type: ignore[arg-type]
+            took = f"{row.recall_at_k:.1%}, {getattr(row, what):,.0f} µs per query"
+            out = sys.stderr if options.json else sys.stdout
+            out.write(f"fastest with R@{found.k} of {options.recall:.0%}, {when}: {row} ({took})\n")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
 from catalyzer.index.contents import Contents, Validation
+from catalyzer.index.evaluation import Evaluation, evaluate
 from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
@@ -463,6 +464,44 @@ class CatalyzerIndex:
                 radius = search.radius_for(source, expected)
             assert radius is not None
             return search.within(source, radius)
+
+    def evaluate(
+        self,
+        queries: VectorSource,
+        base: VectorSource | None = None,
+        *,
+        truth: VectorSource | None = None,
+        ids: IdSource | None = None,
+        k: int = 10,
+        rerank: Sequence[int] | None = None,
+        nprobe: Sequence[int] | None = None,
+        threads: int | None = None,
+    ) -> Evaluation:
+        """Measure recall against exact search, and time, over a grid of settings.
+
+        Args:
+            queries: `(nq, d)`, like those to come; 1,000 or more tell recalls apart.
+            base: the vectors that the index holds, all of them, which are searched exactly.
+            truth: instead, the `(nq, at least k)` ids of the true neighbours, nearest first.
+            ids: of the rows of `base`; by default 0 to n - 1, as `add` gives them.
+            k: neighbours per query.
+            rerank: numbers of candidates to try; by default 0, and with a decoder 20 to 500.
+            nprobe: numbers of lists to try; by default the powers of two to 256.
+            threads: as for `search`.
+
+        Returns:
+            An `Evaluation`, with `rows`, `table()`, `figure()` and `cheapest(recall)`.
+
+        Raises:
+            InvalidInput: other vectors than the index holds, not exactly one of base and truth, or what `search` refuses.
+        """
+        contents = self._trained()
+
+        def search(x: np.ndarray, rerank: int, nprobe: int | None) -> np.ndarray:
+            with limited(threads):
+                return Search.of(contents, rerank, nprobe, None, None, _COMPUTING).nearest(x, k)[1]
+
+        return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, rerank=rerank, nprobe=nprobe)
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
         """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.

@@ -1,0 +1,263 @@
+"""What an index finds of a user's own queries, and how long that takes, over a grid of settings."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput, integer
+from catalyzer.files.atomic import write_atomically
+from catalyzer.files.vectors import BLOCK
+from catalyzer.index.contents import Contents
+from catalyzer.index.ids import IdSource, distinct_ids
+from catalyzer.index.metric import Metric
+from catalyzer.index.source import VectorSource, name_of, open_queries, open_source, valid_rows
+from catalyzer.neighbors import knn_of_blocks
+from catalyzer.progress import progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+RERANKS = (0, 20, 50, 100, 500)  # candidates
+NPROBES = (2, 4, 8, 16, 32, 64, 128)  # lists
+ALONE = 100  # queries that are searched one by one
+ERRORS = 2  # standard errors by which a recall must be above what is wanted, so that it holds for other queries
+
+Time = Literal["alone", "together"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a search with one setting finds, shares from 0 to 1, and how long it takes, in µs per query.
+
+    Attributes:
+        rerank: candidates that were reranked.
+        nprobe: lists that were scanned; 0 of an index without lists.
+        recall_at_1: queries whose true nearest neighbour came first.
+        recall_at_k: queries whose true nearest neighbour was among the first k.
+        overlap: of the k true nearest neighbours, those among the k that were found ("k-recall@k").
+        alone: one query after the other; the median.
+        together: all queries in one call.
+    """
+
+    rerank: int
+    nprobe: int
+    recall_at_1: float
+    recall_at_k: float
+    overlap: float
+    alone: float
+    together: float
+
+    def __str__(self) -> str:
+        return f"rerank={self.rerank}" + (f", nprobe={self.nprobe}" if self.nprobe else "")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An index measured on some queries.
+
+    Attributes:
+        k: results per query.
+        queries: how many there were.
+        vectors: how many were searched.
+        code_size: bytes of a code; the index holds 8 more for each id.
+        rows: a search with each setting.
+    """
+
+    k: int
+    queries: int
+    vectors: int
+    code_size: int
+    rows: list[Measured]
+
+    def cheapest(self, recall: float, what: Time = "alone") -> Measured:
+        """The fastest setting whose R@k is above a wanted one by two standard errors, so that it holds for other queries.
+
+        Args:
+            recall: R@k, from 0 to 1.
+            what: the time that counts.
+
+        Raises:
+            InvalidInput: none is.
+        """
+        if not 0 < recall < 1:
+            raise InvalidInput(f"recall must be a share between 0 and 1, such as 0.9; got {recall}")
+        enough = [row for row in self.rows if row.recall_at_k - ERRORS * self._error(row.recall_at_k) >= recall]
+        if not enough:
+            best = max(self.rows, key=lambda row: row.recall_at_k)
+            raise InvalidInput(
+                f"no setting surely reaches R@{self.k} {recall:.1%} on {self.queries:,} queries; the best is {best} with "
+                f"{best.recall_at_k:.1%} ± {ERRORS * self._error(best.recall_at_k):.1%}; rerank more, probe more lists, give "
+                "more queries, or fit an index of more bits"
+            )
+        return min(enough, key=lambda row: getattr(row, what))
+
+    def _error(self, recall: float) -> float:
+        # Of a share, by Agresti and Coull, which is not 0 where all were found.
+        n = self.queries + 4
+        share = (recall * self.queries + 2) / n
+        return (share * (1 - share) / n) ** 0.5
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as numbers, lists and dicts."""
+        return asdict(self)
+
+    def table(self) -> "Table":
+        """For a terminal."""
+        from rich.table import Table
+
+        title = f"{self.vectors:,} vectors in {self.code_size} bytes each and 8 for an id, {self.queries:,} queries"
+        table = Table(title=title, title_justify="left")
+        lists = any(row.nprobe for row in self.rows)
+        settings = ["rerank", *(["nprobe"] if lists else [])]
+        for name in (*settings, "R@1", f"R@{self.k}", f"{self.k} of {self.k}", "alone, µs", "at once, µs"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.rows:
+            found = (f"{100 * share:.1f}" for share in (row.recall_at_1, row.recall_at_k, row.overlap))
+            times = (f"{row.alone:,.0f}", f"{row.together:,.0f}")
+            table.add_row(str(row.rerank), *([str(row.nprobe)] if lists else []), *found, *times)
+        return table
+
+    def figure(self) -> "Figure":
+        """R@k against time, a line for each number of candidates."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+        sides = figure.subplots(1, 2, sharey=True)
+        for side, what, title in zip(sides, ("alone", "together"), ("one query at a time", "all queries at once"), strict=True):
+            for rerank in dict.fromkeys(row.rerank for row in self.rows):
+                rows = [row for row in self.rows if row.rerank == rerank]
+                points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
+                side.plot(*zip(*points, strict=True), marker="o", ms=4, lw=1.4, label=f"rerank={rerank}")
+            side.set(xscale="log", xlabel="µs per query", title=title)
+            side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            side.xaxis.set_minor_formatter(NullFormatter())
+            side.grid(alpha=0.3, which="both")
+            side.spines[["top", "right"]].set_visible(False)
+        sides[0].set_ylabel(f"R@{self.k}, %")
+        handles, labels = sides[0].get_legend_handles_labels()
+        figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(labels))
+        figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries", fontsize=10)
+        return figure
+
+    def draw(self, path: Path) -> None:
+        """Write the figure, in the format that the file's extension names."""
+        kind = figure_format(path)
+        write_atomically(path, lambda file: self.figure().savefig(file, format=kind, dpi=130))
+
+
+def figure_format(path: Path) -> str:
+    """What matplotlib calls the format that a file's name asks for; raises `InvalidInput` for others."""
+    if (kind := path.suffix[1:].lower()) not in ("png", "svg", "pdf"):
+        raise InvalidInput(f"{path}: a figure is written as .png, .svg or .pdf; give such a name")
+    return kind
+
+
+Search = Callable[[np.ndarray, int, int | None], np.ndarray]
+"""`(nq, d)` queries, candidates to rerank and lists to probe, None without lists, to `(nq, k)` ids."""
+
+
+def evaluate(
+    contents: Contents,
+    search: Search,
+    queries: VectorSource,
+    base: VectorSource | None,
+    *,
+    truth: VectorSource | None,
+    ids: IdSource | None,
+    k: int,
+    rerank: Sequence[int] | None,
+    nprobe: Sequence[int] | None,
+) -> Evaluation:
+    """See `CatalyzerIndex.evaluate`.
+
+    Args:
+        contents: of the index.
+        search: in it, for k results.
+        queries: as the user gave them, like the rest.
+    """
+    source, _ = open_queries(queries, contents.d)
+    if (base is None) == (truth is None):
+        raise InvalidInput("give one of base, the vectors of the index, and truth, the ids of the true neighbours")
+    k = integer("k", k, 1, len(contents.ids), "the number of vectors")
+    x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
+    if not len(x):
+        raise InvalidInput("expected queries to measure with, got none")
+    if rerank is None:
+        rerank = sorted({min(n, len(contents.ids)) for n in (RERANKS if contents.codec.decodes else RERANKS[:1])})
+    settings: list[tuple[int, int | None]]
+    if contents.lists is None and nprobe is None:
+        settings = [(candidates, None) for candidates in rerank]
+    else:
+        most = 0 if contents.lists is None else len(contents.lists)
+        settings = [(candidates, n) for candidates in rerank for n in nprobe or [n for n in NPROBES if n <= most]]
+    for setting in settings:  # what cannot be searched is refused before the exact search
+        search(x[:1], *setting)
+    for setting in {settings[0], settings[-1]}:  # compiled loops are loaded
+        search(x, *setting)
+    return Evaluation(
+        k,
+        len(x),
+        len(contents.ids),
+        contents.codec.quantizer.code_size,
+        _measured(search, x, _true_neighbours(contents, base, truth, ids, x, k), settings),
+    )
+
+
+def _true_neighbours(
+    contents: Contents, base: VectorSource | None, truth: VectorSource | None, ids: IdSource | None, x: np.ndarray, k: int
+) -> np.ndarray:
+    """`(nq, k)` ids, nearest first: those that are given, or by exact search with the metric of the index."""
+    if base is None:
+        given = open_source(truth)[:]  # type: ignore[arg-type]
+        if len(given) != len(x) or given.shape[1] < k or given.dtype.kind not in "iu":
+            raise InvalidInput(
+                f"truth must be integers of shape ({len(x):,}, at least {k}), got {given.shape} of {given.dtype}"
+            )
+        return given[:, :k]
+    vectors, metric = open_source(base, contents.d), contents.metric
+    names = np.arange(len(vectors)) if ids is None else distinct_ids(len(vectors), ids)
+    if len(names) != len(contents.ids) or (contents.find(names) < 0).any():
+        raise InvalidInput(
+            f"{name_of(vectors)}expected just the vectors that the index holds, {_told(contents.ids)}; got {_told(names)}; give "
+            "the file that was added, and its ids, or truth"
+        )
+
+    def blocks() -> Iterator[np.ndarray]:
+        with progress("exact search", len(vectors), "vectors") as advance:
+            for first in range(0, len(vectors), BLOCK):
+                block, _ = valid_rows(vectors, first, BLOCK, metric, None)
+                yield metric.base(block)
+                advance(len(block))
+
+    return names[knn_of_blocks(metric.queries(x), blocks(), k)[1]]
+
+
+def _told(ids: np.ndarray) -> str:
+    return f"{len(ids):,} with ids from {ids.min():,} to {ids.max():,}" if len(ids) else "none"
+
+
+def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequence[tuple[int, int | None]]) -> list[Measured]:
+    rows = []
+    with progress("measuring", len(settings), "settings") as advance:
+        for rerank, nprobe in settings:
+            start = time.perf_counter()
+            ids = search(x, rerank, nprobe)
+            together = (time.perf_counter() - start) / len(x)
+            alone = []
+            for row in range(min(ALONE, len(x))):
+                start = time.perf_counter()
+                search(x[row : row + 1], rerank, nprobe)
+                alone.append(time.perf_counter() - start)
+            nearest = ids == truth[:, :1]
+            overlap = (ids[:, :, None] == truth[:, None]).any(axis=2).mean()
+            recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
+            rows.append(Measured(rerank, nprobe or 0, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
+            advance(1)
+    return rows
