@@ -225,8 +225,8 @@ def _true_neighbours(
     names = np.arange(len(vectors)) if ids is None else distinct_ids(len(vectors), ids)
     if len(names) != len(contents.ids) or (contents.find(names) < 0).any():
         raise InvalidInput(
-            f"{name_of(vectors)}expected just the vectors that the index holds, {_told(contents.ids)}; got {_told(names)}; give "
-            "the file that was added, and its ids, or truth"
+            f"{name_of(vectors)}expected just the vectors that the index holds, {_told(contents.ids)}; got {_told(names)}; "
+            "give the file that was added, and its ids, or truth"
         )
 
     def blocks() -> Iterator[np.ndarray]:
