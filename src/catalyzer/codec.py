@@ -142,16 +142,20 @@ class Codec:
         best = np.einsum("nkd,nkd->nk", decoded, decoded).argmin(axis=1)
         return points[np.arange(len(points)), best]
 
+    def check_decodes(self) -> None:
+        """Raise `InvalidInput` unless there is a way back to the original space."""
+        if not self.decodes:
+            raise InvalidInput(
+                "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"
+            )
+
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The vectors, `(n, d_in)` float32 in the original space, that `(n, code_size)` uint8 codes stand for.
 
         Raises:
             InvalidInput: other codes, or no decoder.
         """
-        if not self.decodes:
-            raise InvalidInput(
-                "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"
-            )
+        self.check_decodes()
         if codes.ndim != 2 or codes.shape[1] != self.quantizer.code_size or codes.dtype != np.uint8:
             raise InvalidInput(f"codes must be (n, {self.quantizer.code_size}) uint8, got {codes.shape} {codes.dtype}")
         latent = self.quantizer.decode(codes)
@@ -184,7 +188,7 @@ class Codec:
         latent = self.map_queries(original)
         if not rerank:
             return self.quantizer.search(latent, codes, k)
-        self.decode(codes[:0])  # refuses before the search and not after it
+        self.check_decodes()  # before the search and not after it
         on_sphere, candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))
         block = max(1, PAIRS // candidates.shape[1])
         parts = [

@@ -54,7 +54,7 @@ class Search:
             rerank = DEFAULT_RERANK if codec.decodes else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
-            codec.decode(contents.codes[:0])  # refuses without a decoder, also in an empty index
+            codec.check_decodes()
         rows = rows_allowed(contents, ids, exclude)
         if rows is not None:
             contents = contents.only(rows)

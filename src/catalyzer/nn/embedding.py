@@ -26,7 +26,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(features.get(name) for name in ("avx512bf16", "amx-bf16", "bf16"))
 
 
-@torch.inference_mode()
 def embed(transform: Transform, vectors: Vectors, description: str | None = None) -> np.ndarray:
     """Map all vectors through `transform` in evaluation mode, block by block, on the device its tensors are on.
 
@@ -47,6 +46,11 @@ def embed(transform: Transform, vectors: Vectors, description: str | None = None
     """
     if isinstance(transform, RowWise):
         return transform.map(as_float32(vectors[:]))
+    with torch.inference_mode():
+        return _embedded(transform, vectors, description)
+
+
+def _embedded(transform: Transform, vectors: Vectors, description: str | None) -> np.ndarray:
     was_training = transform.training
     if was_training:  # asked first, since it takes longer than a single vector's way through the network
         transform.eval()

@@ -166,5 +166,4 @@ def row_wise(transform: Transform) -> Transform:
 def _product(q: np.ndarray, weights: Tensor) -> np.ndarray:
     """The exact product of `(n, k)` int8 and `(k, m)` whole numbers, `(n, m)` int32 or float32."""
     rows = torch.from_numpy(q)
-    with torch.inference_mode():
-        return (torch._int_mm(rows, weights) if weights.dtype == torch.int8 else rows.float() @ weights).numpy()
+    return (torch._int_mm(rows, weights) if weights.dtype == torch.int8 else rows.float() @ weights).numpy()

@@ -91,6 +91,17 @@ def _replace_root(distances, ids, distance, name):
     distances[at], ids[at] = distance, name
 
 
+@kernel()
+def sort_heaps(distances, ids):
+    """Sort each row of heaps by distance, ties by id, the nearest first."""
+    for row in range(len(ids)):
+        near, names = distances[row], ids[row]
+        for end in range(len(names) - 1, 0, -1):
+            distance, name = near[end], names[end]
+            near[end], names[end] = near[0], names[0]
+            _replace_root(near[:end], names[:end], distance, name)
+
+
 @kernel(fastmath={"contract"})
 def _products(queries, i, j, tile, dots):
     """Dot products of queries i and j with the SCAN_TILE columns of `tile`, whose rows are a multiple of 8."""

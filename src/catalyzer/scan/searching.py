@@ -103,7 +103,7 @@ def search_lists(
     >>> D.round(3).tolist(), I.tolist()
     ([[0.0, inf]], [[2, -1]])
     """
-    from catalyzer.scan.kernels import SCAN_TILE, decode_tiles, queries_by_list, scan_lists
+    from catalyzer.scan.kernels import SCAN_TILE, decode_tiles, queries_by_list, scan_lists, sort_heaps
 
     queries, k = _checked(lattice, queries, codes, k)
     last = len(offsets) - 2
@@ -133,7 +133,7 @@ def search_lists(
             *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
             *(padded, squares, slacks, task_size, distances, ids),
         )
-    distances, ids = _sorted(distances, ids)
+    sort_heaps(distances, ids)
     return distances.astype(np.float32), ids
 
 
@@ -141,7 +141,7 @@ def _search_runs(
     lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search_lists` for one query, `(1, dim)`, in rows `firsts` to `ends`: nothing is decoded that cannot be near."""
-    from catalyzer.scan.kernels import prepare_query, scan_runs
+    from catalyzer.scan.kernels import prepare_query, scan_runs, sort_heaps
 
     codes, last = np.asarray(codes), lattice.num_points - 1
     in_place = codes.shape[1] == 8 and codes.flags.c_contiguous and codes.ctypes.data % 8 == 0
@@ -163,7 +163,8 @@ def _search_runs(
     )
     if refused >= 0:
         lattice.words(codes[refused : refused + 1], refused)  # which raises
-    return _sorted(distances, ids)
+    sort_heaps(distances, ids)
+    return distances, ids
 
 
 def _gathered(
@@ -214,7 +215,8 @@ def nearest_columns(columns: np.ndarray, halves: np.ndarray, queries: np.ndarray
     padded[:, : queries.shape[1]] = queries
     distances, ids = np.full((len(queries), m), np.inf), np.full((len(queries), m), -1)
     kernels.nearest_columns(columns, halves, padded, distances, ids)
-    return _sorted(distances, ids)[1]
+    kernels.sort_heaps(distances, ids)
+    return ids
 
 
 def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_size: int) -> int:
@@ -248,7 +250,7 @@ def _rounding(queries: np.ndarray) -> np.ndarray:
 def _search_many(
     lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many
+    from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many, sort_heaps
 
     padded, distances, ids = _heaps(queries, k)
     columns = np.zeros((padded.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
@@ -263,7 +265,8 @@ def _search_many(
                 *(padded, squares, _rounding(queries), task_size, distances, ids),
             )
             advance(len(low))
-    return _sorted(distances, ids)
+    sort_heaps(distances, ids)
+    return distances, ids
 
 
 def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -280,12 +283,6 @@ def _task_size(nq: int) -> int:
     from numba import get_num_threads
 
     return min(256, max(2, -(-nq // (4 * get_num_threads()) // 2) * 2))
-
-
-def _sorted(distances: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((ids, distances), axis=1)
-    rows = np.arange(len(ids))[:, None]
-    return distances[rows, order], ids[rows, order]
 
 
 def _search_one(
