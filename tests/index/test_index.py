@@ -51,7 +51,7 @@ def contents(index: CatalyzerIndex, folder: Path) -> Contents:
 def test_a_search_is_the_codecs(filled: CatalyzerIndex, tmp_path: Path, rerank: int | None) -> None:
     codec = contents(filled, tmp_path).codec
     distances, ids = filled.search(QUERIES, k=10, rerank=rerank)
-    expected = codec.for_search.search(QUERIES, codec.encode(BASE), 10, 500 if rerank is None else rerank)
+    expected = codec.for_search.search(QUERIES, codec.encode(BASE), 10, 100 if rerank is None else rerank)
     assert (distances.dtype, ids.dtype, distances.shape) == (np.float32, np.int64, (30, 10))
     np.testing.assert_array_equal(distances, expected[0])
     np.testing.assert_array_equal(ids, expected[1])

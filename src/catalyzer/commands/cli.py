@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     search = command("search", _search, "find the nearest vectors in an index")
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
     search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: 500, or 0 without a decoder)")
+    search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
     search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
     output = search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a line of JSON for each query")

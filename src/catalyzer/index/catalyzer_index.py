@@ -23,7 +23,7 @@ from catalyzer.index.evaluation import Evaluation, evaluate
 from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.metric import Metric, MetricName
-from catalyzer.index.searching import Search, check_k
+from catalyzer.index.searching import MOST_RERANKED, Search, check_k
 from catalyzer.index.source import VectorSource, check_rows, open_queries, open_source, sample, valid_rows
 from catalyzer.index.training_folder import TrainingFolder
 from catalyzer.nn import Transform, embed
@@ -388,7 +388,7 @@ class CatalyzerIndex:
             queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
             k: neighbours per query, at most 1,024 or as many as there are vectors.
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
-                stage alone. By default 500, or 0 without a decoder.
+                stage alone. By default ten times k, from 50 to 500; without a decoder 0.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
                 would. Of some ids alone, so many lists are scanned by default that they hold as many of these.
             ids: search only these: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file of
@@ -411,7 +411,7 @@ class CatalyzerIndex:
         source, single = open_queries(queries, contents.d)
         k = check_k(k, contents)
         with limited(threads):
-            scores, found = Search.of(contents, rerank, nprobe, ids, exclude, _COMPUTING).nearest(source, k)
+            scores, found = Search.of(contents, k, rerank, nprobe, ids, exclude, _COMPUTING).nearest(source, k)
         return (scores[0], found[0]) if single else (scores, found)
 
     def range_search(
@@ -457,7 +457,7 @@ class CatalyzerIndex:
             if value is not None and not (isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)):
                 raise InvalidInput(f"{name} must be a finite number, got {value!r}")
         with limited(threads):
-            search = Search.of(contents, rerank, nprobe, ids, exclude, _COMPUTING)
+            search = Search.of(contents, MOST_RERANKED, rerank, nprobe, ids, exclude, _COMPUTING)
             if expected is not None:
                 if expected < 0:
                     raise InvalidInput(f"expected must be at least 0 results, got {expected}")
@@ -499,7 +499,7 @@ class CatalyzerIndex:
 
         def search(x: np.ndarray, rerank: int, nprobe: int | None) -> np.ndarray:
             with limited(threads):
-                return Search.of(contents, rerank, nprobe, None, None, _COMPUTING).nearest(x, k)[1]
+                return Search.of(contents, k, rerank, nprobe, None, None, _COMPUTING).nearest(x, k)[1]
 
         return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, rerank=rerank, nprobe=nprobe)
 

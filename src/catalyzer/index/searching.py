@@ -19,7 +19,8 @@ from catalyzer.index.metric import Metric
 from catalyzer.index.source import check_rows, valid_rows
 from catalyzer.progress import progress
 
-DEFAULT_RERANK = 500  # candidates
+RERANKED = 10  # times as many candidates as results
+LEAST_RERANKED, MOST_RERANKED = 50, 500  # candidates; more find hardly anything more
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
 PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
 FEW_QUERIES = 8  # that are searched beside other searches; of more, one search after the other
@@ -46,12 +47,14 @@ class Search:
     lock: Lock
 
     @classmethod
-    def of(cls, contents: Contents, rerank: int | None, nprobe: int | None, ids: Any, exclude: Any, lock: Lock) -> "Search":
-        """Check the arguments that all searches have; see `CatalyzerIndex.search`."""
+    def of(
+        cls, contents: Contents, k: int, rerank: int | None, nprobe: int | None, ids: Any, exclude: Any, lock: Lock
+    ) -> "Search":
+        """Check the arguments that all searches have; see `CatalyzerIndex.search`. The default of rerank depends on k."""
         lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
         probes = _check_nprobe(nprobe, lists)
         if rerank is None:
-            rerank = DEFAULT_RERANK if codec.decodes else 0
+            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if codec.decodes else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
             codec.check_decodes()
