@@ -69,7 +69,8 @@ def test_a_search_is_the_codecs_in_the_nearest_lists(
     for found, found_ids, d, i in zip(distances, ids, *expected, strict=True):
         assert (found_ids[len(i) :] == -1).all()
         assert (found[len(i) :] == np.inf).all()
-        np.testing.assert_array_equal(found[: len(d)], d)
+        # A mean over candidates, by which both stages are weighed, is summed in another order where some are missing.
+        np.testing.assert_allclose(found[: len(d)], d, rtol=1e-6)
         np.testing.assert_array_equal(found_ids[: len(i)], i)
 
 
