@@ -1,8 +1,10 @@
 """What goes wrong, told apart by who can mend it. Each message is a sentence: what was expected, what came, what to do."""
 
+import math
 import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 
 
 class CatalyzerError(Exception):
@@ -68,6 +70,27 @@ def integer(name: str, value: object, least: int, most: int | None = None, most_
         raise InvalidInput(f"{name} must be an integer {limits}; got {value!r}")
     if number < least or (most is not None and number > most):
         raise InvalidInput(f"{name} must be an integer {limits}; got {number:,}")
+    return number
+
+
+def finite(name: str, value: object, least: float = -math.inf) -> float:
+    """A user's number as a finite Python float; raises `InvalidInput` if it is none, or below the least.
+
+    >>> finite("radius", 1)
+    1.0
+    >>> finite("radius", "far")
+    Traceback (most recent call last):
+    ...
+    catalyzer.errors.InvalidInput: radius must be a finite number; got 'far'
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < least:
+        raise InvalidInput(
+            f"{name} must be a finite number{'' if math.isinf(least) else f' of at least {least:g}'}; got {value!r}"
+        )
     return number
 
 

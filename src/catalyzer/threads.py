@@ -36,10 +36,10 @@ def limited(threads: int | None) -> Iterator[None]:
     import numba
     import torch
 
-    threads = integer("threads", threads, 1)
     before = numba.get_num_threads(), torch.get_num_threads()
+    threads = min(integer("threads", threads, 1), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
     try:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        numba.set_num_threads(threads)
         torch.set_num_threads(threads)
         yield
     finally:

@@ -54,8 +54,18 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
         file.attrs["distance"] = "hamming"
     with pytest.raises(InvalidInput, match="its metric is hamming; dataset=annbenchmarks reads euclidean and angular"):
         AnnBenchmarks(str(path)).load(ArrayCache())
+    for name, value, message in (
+        ("distances", np.ones(40), r"expected distances as numbers of shape \(40, k\), a row for each of test; got \(40,\)"),
+        ("neighbors", np.zeros((39, 100), int), r"expected neighbors as numbers of shape \(40, k\), .* got \(39, 100\)"),
+        ("test", np.ones((40, 15)), "train has dimension 16, test 15; they must agree"),
+    ):
+        with h5py.File(path, "a") as file:
+            file.attrs["distance"] = np.array([b"euclidean"])
+            del file[name]
+            file[name] = value
+        with pytest.raises(InvalidInput, match=message):
+            AnnBenchmarks(str(path)).load(ArrayCache())
     with h5py.File(path, "a") as file:
-        file.attrs["distance"] = "euclidean"
         del file["test"]
     with pytest.raises(InvalidInput, match=r"x.hdf5:test: there is no 'test'"):
         AnnBenchmarks(str(path)).load(ArrayCache())

@@ -20,8 +20,10 @@ from safetensors.numpy import save_file as save_safetensors
 from safetensors.torch import save_file as save_torch
 
 from catalyzer import CatalyzerIndex, Codec, InvalidInput
+from catalyzer.errors import Unavailable
 from catalyzer.files.formats import EXTENSIONS, files_of, open_rows
 from catalyzer.files.vectors import VectorFile
+from catalyzer.index.ids import as_ids
 from catalyzer.nn import Identity
 from catalyzer.quantizers import LatticeQuantizer
 from tests.helpers import DTYPES, write
@@ -225,3 +227,152 @@ def test_memory_is_that_of_a_block(tmp_path: Path) -> None:
         total, grown = ran.stdout.split()
         assert float(total) == x.size
         assert int(grown) < 120_000, path  # KiB
+
+
+def table(path: Path, columns: dict[str, pa.Array]) -> Path:
+    """Of Arrow columns, as Parquet, or as an Arrow file or stream."""
+    made = pa.table(columns)
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(made, path)
+    else:
+        with (pa.ipc.new_file if path.suffix == ".arrow" else pa.ipc.new_stream)(path, made.schema) as out:
+            out.write_table(made)
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow", "t.feather"])
+def test_columns_of_other_kinds(tmp_path: Path, name: str) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    lists = pa.FixedSizeListArray.from_arrays(x.ravel(), 3)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(x)
+    words = pa.array([5, 6]).dictionary_encode()
+    path = table(
+        tmp_path / name, {"v": lists, "word": words, "text": pa.array(["a", "b"]), "struct": pa.array([{"v": 1}, {"v": 2}])}
+    )
+    np.testing.assert_array_equal(VectorFile(path)[:], x)
+    np.testing.assert_array_equal(VectorFile(table(tmp_path / f"1{name}", {"v": tensors}))[:], x)
+    np.testing.assert_array_equal(
+        VectorFile(table(tmp_path / f"2{name}", {"v": lists.cast(pa.large_list(pa.float32()))}))[:], x
+    )
+    with pytest.raises(InvalidInput, match="there is no 'text'"):
+        VectorFile(f"{path}:text")
+    nested = table(tmp_path / f"3{name}", {"a": pa.array([{"b": 1.5}, {"b": 2.5}]), "a.b": lists, "c:d": lists})
+    np.testing.assert_array_equal(VectorFile(f"{nested}:a.b")[:], x)
+    np.testing.assert_array_equal(VectorFile(f"{nested}:c:d")[:], x)
+    with pytest.raises(InvalidInput, match="row 0 has no value"):
+        VectorFile(table(tmp_path / f"4{name}", {"v": pa.array([None, [1.0, 2.0]])}))
+    twice = pa.table([lists, lists], names=["v", "v"])
+    pa.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(InvalidInput, match="there is no 'v'"):
+        VectorFile(tmp_path / "twice.parquet:v")
+
+
+@pytest.mark.parametrize("name", ["t.arrow", "t.feather"])
+def test_offsets_behind_the_values(tmp_path: Path, name: str) -> None:
+    """Arrow itself would end the process."""
+    path = table(tmp_path / name, {"v": pa.array([[0.0, 1, 2], [3.0, 4, 5]], pa.list_(pa.float32()))})
+    content = path.read_bytes()
+    at = content.index(np.array([0, 3, 6], "<i4").tobytes())
+    path.write_bytes(content[:at] + np.array([1000, 1003, 1006], "<i4").tobytes() + content[at + 12 :])
+    code = f"""
+from catalyzer import open_vectors, InvalidInput
+try: open_vectors({str(path)!r})[:]
+except InvalidInput as error: print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "it is damaged" in ran.stdout
+
+
+def test_names_in_hdf5(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["deep/x"], file["a:b"] = np.eye(3), np.ones((2, 3))
+        file["soft"], file["hard"], file["far"] = h5py.SoftLink("/deep/x"), file["deep/x"], h5py.ExternalLink("y.h5", "/x")
+    for name in ("deep/x", "/deep/x", "soft", "hard"):
+        np.testing.assert_array_equal(VectorFile(f"{tmp_path}/x.h5:{name}")[:], np.eye(3))
+    assert VectorFile(f"{tmp_path}/x.h5:a:b").shape == (2, 3)
+    with pytest.raises(InvalidInput, match="there is no 'far'"):
+        VectorFile(f"{tmp_path}/x.h5:far")
+
+
+@pytest.mark.parametrize("extension", [".npy.gz", ".npz", ".parquet", ".arrow", ".hdf5", ".fvecs"])
+def test_children_of_a_fork_read_what_they_ask_for(tmp_path: Path, extension: str) -> None:
+    """They share the parent's place in the file, and a lock that one of its threads may hold."""
+    write(tmp_path / f"x{extension}", np.arange(60_000).reshape(20_000, 3) % 1000)
+    code = f"""
+import os, threading, numpy as np
+from catalyzer import open_vectors
+file, x = open_vectors("x{extension}"), np.arange(60_000).reshape(20_000, 3) % 1000
+stop = threading.Event()
+def read():
+    while not stop.is_set():
+        file[15_000:15_100]
+thread = threading.Thread(target=read)
+thread.start()
+children = []
+for seed in range(4):
+    child = os.fork()
+    if not child:
+        random = np.random.default_rng(seed)
+        starts = random.integers(0, 19_000, 15)
+        os._exit(0 if all(np.array_equal(file[a : a + 500], x[a : a + 500]) for a in starts) else 1)
+    children.append(child)
+codes = [os.waitpid(child, 0)[1] for child in children]
+stop.set()
+thread.join()
+print(codes, np.array_equal(file[:], x))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+    assert ran.stdout == "[0, 0, 0, 0] True\n", ran.stderr
+
+
+@pytest.mark.parametrize("extension", [".parquet", ".arrow", ".hdf5", ".safetensors", ".npy.gz", ".npz"])
+def test_a_file_that_is_shortened_while_it_is_read(tmp_path: Path, extension: str) -> None:
+    path = write(tmp_path / f"x{extension}", np.random.default_rng(0).integers(0, 100, (20_000, 6)))
+    code = f"""
+import os
+from catalyzer import open_vectors, InvalidInput
+file = open_vectors({str(path)!r})
+os.truncate({str(path)!r}, {path.stat().st_size // 3})
+try: file[19_000:19_010]
+except InvalidInput as error: print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, (ran.returncode, ran.stderr)
+    assert "while it was read" in ran.stdout
+
+
+@pytest.mark.parametrize("extension", [".npy.gz", ".npz", ".parquet", ".arrow"])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, extension: str) -> None:
+    path = write(tmp_path / f"x{extension}", np.random.default_rng(0).integers(0, 100, (20_000, 6)))
+    file = VectorFile(path)
+    _ = file[19_000:]
+    write(tmp_path / f"y{extension}", np.random.default_rng(1).integers(0, 100, (20_000, 6))).replace(path)
+    with pytest.raises(InvalidInput, match="was removed or replaced while it was read; open it again"):
+        _ = file[:10]
+
+
+def test_what_is_no_array_of_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    np.savez(tmp_path / "none.npz", x=np.empty((3, 0)))
+    with gzip.open(tmp_path / "struct.npy.gz", "wb") as file:
+        np.save(file, np.zeros(4, [("dim", "i4"), ("x", "f4", (3,))]))
+    for name in ("scalar.npy", "none.npz", "struct.npy.gz", "x" * 300 + ".npy"):
+        for work in (VectorFile, as_ids):
+            with pytest.raises((InvalidInput, Unavailable)):
+                work(tmp_path / name)
+
+
+def test_parts_that_would_be_left_out(tmp_path: Path) -> None:
+    for name in ("1.npy", "²3.npy", "10.npy"):
+        np.save(tmp_path / name, np.ones((2, 3)))
+    assert VectorFile(tmp_path).shape == (6, 3)
+    (tmp_path / "2.npy").symlink_to(tmp_path / "nowhere.npy")
+    with pytest.raises(InvalidInput, match=r"2.npy: no such file"):
+        VectorFile(tmp_path)
+    (tmp_path / "2.npy").unlink()
+    (tmp_path / "year=1").mkdir()
+    assert VectorFile(tmp_path).shape == (6, 3)
+    np.save(tmp_path / "year=1" / "a.npy", np.ones((2, 3)))
+    with pytest.raises(InvalidInput, match="has vector files in a folder below it, year=1"):
+        VectorFile(tmp_path)

@@ -74,6 +74,13 @@ def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> 
         ({"base": BASE, "nprobe": [17]}, "nprobe must be an integer between 1 and 16"),
         ({"base": BASE, "rerank": [-1]}, "rerank must be an integer"),
         ({"base": BASE, "k": 901}, "k must be an integer between 1 and 900"),
+        ({"base": BASE, "rerank": []}, r"rerank must be a list of at least one number, got \[\]"),
+        ({"base": BASE, "nprobe": 4}, "nprobe must be a list of at least one number, got 4"),
+        (
+            {"truth": np.full((60, 10), 10**9)},
+            "truth names 600 ids that the index does not hold, the first of them 1,0",
+        ),
+        ({"truth": np.zeros((60, 10), int), "ids": range(900)}, "ids are those of base, and truth is given"),
     ):
         with pytest.raises(InvalidInput, match=message):
             index.evaluate(QUERIES, **options)
@@ -95,6 +102,7 @@ def test_the_command(index: CatalyzerIndex, tmp_path: Path, capsys: pytest.Captu
         (["--recall", "0.999"], "no setting surely reaches R@10 99.9%"),
         (["--recall", "90"], "--recall must be a share between 0 and 1"),
         (["--figure", str(tmp_path / "f.txt")], "a figure is written as .png, .svg or .pdf"),
+        (["--figure", str(tmp_path / "none" / "f.png")], "expected a file in a folder that there is"),
     ):
         with pytest.raises(SystemExit) as end:
             main([*line, "--rerank", "0", "--nprobe", "1", *more])

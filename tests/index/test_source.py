@@ -156,7 +156,7 @@ def test_an_invalid_query_is_found_before_the_work(index: CatalyzerIndex, monkey
     codec = type(index._trained().codec)
     search = codec.search
     monkeypatch.setattr(codec, "search", lambda *args: searched.append(1) or search(*args))
-    monkeypatch.setattr("catalyzer.index.searching.PAIRS", 50_000)
+    monkeypatch.setattr("catalyzer.index.searching.PAIRS", 10_000)
     with pytest.raises(InvalidInput, match="row 2,999 holds NaN or infinity"):
         index.search(queries, 5)
     assert not searched

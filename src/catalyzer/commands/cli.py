@@ -341,12 +341,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     found = index.evaluate(
         options.queries, options.base, truth=options.truth, ids=options.ids, k=options.k, threads=options.threads, **grid
     )
-    if options.figure is not None:
-        found.draw(options.figure)
     if options.json:
         sys.stdout.write(json.dumps(found.as_json()) + "\n")
     else:
         Console(width=100).print(found.table())
+    if options.figure is not None:
+        found.draw(options.figure)
     if options.recall is not None:
         for what, when in (("alone", "one query at a time"), ("together", "many at once")):
             row = found.cheapest(options.recall, what)  # type: ignore[arg-type]

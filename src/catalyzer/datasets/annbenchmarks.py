@@ -47,12 +47,22 @@ class AnnBenchmarks(Dataset):
                 the file gives them.
         """
         path = expanded(self.path)
+        if path.is_dir():
+            raise InvalidInput(f"{path}: expected an HDF5 file of ann-benchmarks, got a folder; name the file")
         train, test = VectorFile(f"{path}:train"), VectorFile(f"{path}:test")
+        if test.shape[1] != train.shape[1]:
+            raise InvalidInput(f"{path}: train has dimension {train.shape[1]}, test {test.shape[1]}; they must agree")
         metric = _metric(path)
         base, queries = (_normalized(train), _normalized(test)) if metric == "angular" else (train, test)
         truth = None
         if self.base_size in (None, len(train)):
             neighbors, distances = (open_rows(Path(f"{path}:{name}")) for name in ("neighbors", "distances"))
+            for name, rows, kinds in (("neighbors", neighbors, "iu"), ("distances", distances, "fiu")):
+                if len(rows.shape) != 2 or len(rows) != len(queries) or not rows.shape[1] or rows.dtype.kind not in kinds:
+                    raise InvalidInput(
+                        f"{path}: expected {name} as numbers of shape ({len(queries):,}, k), a row for each of test; got "
+                        f"{rows.shape} of {rows.dtype}"
+                    )
             truth = neighbors.read(0, len(neighbors)).astype(np.int64)
             _check(path, metric, base, queries, truth, distances.read(0, min(CHECKED, len(distances))))
         return DatasetVectors(base, base, queries, truth)
@@ -62,7 +72,7 @@ def _metric(path: Path) -> str:
     import h5py
 
     with h5py.File(path, "r") as file:
-        metric = file.attrs.get("distance", "euclidean")
+        metric = np.ravel(file.attrs.get("distance", "euclidean"))[0]
     metric = metric.decode() if isinstance(metric, bytes) else str(metric)
     if metric not in METRICS:
         raise InvalidInput(f"{path}: its metric is {metric}; dataset=annbenchmarks reads {' and '.join(METRICS)}")

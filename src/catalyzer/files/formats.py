@@ -83,15 +83,15 @@ def open_rows(path: Path) -> Rows:
         MissingPackage: what reads the format is not installed.
         Unavailable: the file cannot be read.
     """
-    file, name = _split(path)
-    if file.is_dir():
-        return _Parts(path, file, name)
-    ending = _ending(file)
-    if ending not in EXTENSIONS:
-        raise InvalidInput(f"{path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
-    if not file.is_file():
-        raise InvalidInput(f"{path}: no such file")
     try:
+        file, name = _split(path)
+        if file.is_dir():
+            return _Parts(path, file, name)
+        ending = _ending(file)
+        if ending not in EXTENSIONS:
+            raise InvalidInput(f"{path}: expected a file ending in {', '.join(EXTENSIONS)}; rename or convert it")
+        if not file.is_file():
+            raise InvalidInput(f"{path}: no such file")
         if file.stat().st_size == 0:
             raise InvalidInput(f"{path}: the file is empty (0 bytes); expected vectors")
         if ending in _CONTAINERS:
@@ -119,10 +119,13 @@ def files_of(path: Path) -> list[Path]:
 
 def _split(path: Path) -> tuple[Path, str | None]:
     """A file or folder, and the name of the array in it if one is given."""
-    head, colon, name = str(path).rpartition(":")
-    if not colon or path.exists() or not (_ending(Path(head)) in EXTENSIONS or Path(head).is_dir()):
+    text = str(path)
+    heads = [] if path.exists() else [Path(text[: colon.start()]) for colon in re.finditer(":", text)]
+    fitting = [head for head in heads if _ending(head) in EXTENSIONS or head.is_dir()]
+    if not fitting:
         return path, None
-    return Path(head), name
+    head = next((head for head in fitting if head.exists()), fitting[-1])  # a name may have a colon too
+    return head, text[len(str(head)) + 1 :]
 
 
 def _ending(path: Path) -> str:
@@ -137,27 +140,48 @@ def _first_line(error: BaseException) -> str:
 # ---- files that are memory-mapped ---------------------------------------------------------------------------------
 
 
+class _Opened:
+    """A file that is held open, to see whether it is still what it was."""
+
+    def __init__(self, path: Path, file: Path) -> None:
+        self.path, self.file = path, file.open("rb")
+        self._at, self._there = file, os.fstat(self.file.fileno())
+        self.size = self._there.st_size
+
+    def check_size(self) -> None:
+        """Raise `InvalidInput` if it was shortened: reading behind the end of a mapped file would kill the process."""
+        if (size := os.fstat(self.file.fileno()).st_size) < self.size:
+            raise InvalidInput(
+                f"{self.path} was shortened while it was read, from {self.size:,} to {size:,} bytes; start again when it is "
+                "complete, and replace such files by a rename"
+            )
+
+    def check_place(self) -> None:
+        """Raise `InvalidInput` if there is another file at its place, before it is opened again."""
+        try:
+            now = self._at.stat()
+        except OSError:
+            now = None
+        names = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+        if now is None or any(getattr(now, name) != getattr(self._there, name) for name in names):
+            raise InvalidInput(f"{self.path} was removed or replaced while it was read; open it again")
+
+
 class _Mapped(Rows):
     """Rows that lie in a file as they are in memory.
 
     Args:
-        path: what an error names.
-        file: that is mapped.
+        opened: the file that is mapped.
         rows: the map, or a part of it.
         dimensions: `(n,)`, of a format that repeats the dimension with each row.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], rows: np.ndarray, dimensions: np.ndarray | None = None) -> None:
-        self.path, self.shape, self.dtype = path, rows.shape, _readable(rows.dtype)
-        self._file, self._rows, self._dimensions = file, rows, dimensions
-        self._size = os.fstat(file.fileno()).st_size
+    def __init__(self, opened: _Opened, rows: np.ndarray, dimensions: np.ndarray | None = None) -> None:
+        self.path, self.shape, self.dtype = opened.path, rows.shape, _readable(rows.dtype)
+        self._opened, self._rows, self._dimensions = opened, rows, dimensions
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        if (size := os.fstat(self._file.fileno()).st_size) < self._size:  # reading behind a mapped file's end kills the process
-            raise InvalidInput(
-                f"{self.path} was shortened while it was read, from {self._size:,} to {size:,} bytes; start again when it is "
-                "complete, and replace such files by a rename"
-            )
+        self._opened.check_size()
         if self._dimensions is not None:
             _check_dimensions(self.path, self._dimensions[start:stop], self.shape[1], start)
         return _read(np.array(self._rows[start:stop], order="C"))  # now, once, and independent of the file from here on
@@ -220,21 +244,21 @@ def _bin_header(path: Path, ending: str, head: bytes, size: int) -> tuple[int, t
 
 
 def _open_vecs(path: Path, file: Path) -> Rows:
-    opened = file.open("rb")
-    row = _vecs_row(path, _ending(file), opened.read(4), file.stat().st_size)
-    rows = np.memmap(opened, row, "r")
-    return _Mapped(path, opened, rows["x"], rows["dim"])
+    opened = _Opened(path, file)
+    row = _vecs_row(path, _ending(file), opened.file.read(4), opened.size)
+    rows = np.memmap(opened.file, row, "r")
+    return _Mapped(opened, rows["x"], rows["dim"])
 
 
 def _open_bin(path: Path, file: Path) -> Rows:
-    opened = file.open("rb")
-    offset, shape, dtype = _bin_header(path, _ending(file), opened.read(16), file.stat().st_size)
-    return _Mapped(path, opened, np.memmap(opened, dtype, "r", offset=offset, shape=shape))
+    opened = _Opened(path, file)
+    offset, shape, dtype = _bin_header(path, _ending(file), opened.file.read(16), opened.size)
+    return _Mapped(opened, np.memmap(opened.file, dtype, "r", offset=offset, shape=shape))
 
 
 def _open_npy(path: Path, file: Path) -> Rows:
-    opened = file.open("rb")
-    if (start := opened.read(len(_NPY))) != _NPY:
+    opened = _Opened(path, file)
+    if (start := opened.file.read(len(_NPY))) != _NPY:
         archive = start[:2] == b"PK"
         what = "an archive of several arrays, whose name ends in .npz" if archive else "not a .npy file, whatever its name"
         raise InvalidInput(f"{path}: {what}; save one array with numpy.save")
@@ -242,13 +266,14 @@ def _open_npy(path: Path, file: Path) -> Rows:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, TypeError, EOFError, OverflowError, MemoryError, *_UNPARSED) as error:
         raise _damaged_npy(path, error) from None
-    size = file.stat().st_size
-    if isinstance(rows, np.memmap) and rows.offset + rows.nbytes != size:
+    if rows.ndim == 0:
+        raise InvalidInput(f"{path}: expected rows of numbers, got one {rows.dtype}")
+    if isinstance(rows, np.memmap) and rows.offset + rows.nbytes != opened.size:
         raise InvalidInput(
             f"{path}: the header says {_rows(rows.shape)}, which end at byte {rows.offset + rows.nbytes:,}, but the file has "
-            f"{size:,}; save one array in a file"
+            f"{opened.size:,}; save one array in a file"
         )
-    return _Mapped(path, opened, rows)
+    return _Mapped(opened, rows)
 
 
 def _damaged_npy(path: Path, error: Exception) -> InvalidInput:
@@ -262,30 +287,55 @@ def _rows(shape: tuple[int, ...]) -> str:
 # ---- what is unpacked while it is read ----------------------------------------------------------------------------
 
 
-class _Unpacked(Rows):
+class _Forward(Rows):
+    """Rows that are read forward, by one reader at a time."""
+
+    _pid = -1
+    _lock: threading.Lock
+
+    def _turn(self) -> threading.Lock:
+        """The lock of this process: a fork shares the place in the file, and may copy a lock that nobody will release."""
+        if self._pid != os.getpid():
+            self._pid, self._lock = os.getpid(), threading.Lock()
+            self._rewind()
+        return self._lock
+
+    @abstractmethod
+    def _rewind(self) -> None:
+        """Begin again with the next rows."""
+
+
+class _Unpacked(_Forward):
     """Rows that lie one behind the other in what a stream of bytes unpacks to.
 
     It is unpacked from the beginning again where what is asked for lies before what was read last.
 
     Args:
-        path: what an error names.
-        opened: opens the stream at its beginning.
+        opened: the packed file.
+        stream: opens what it unpacks to at its beginning.
         offset: where the rows begin, in bytes.
         row: type of a row, of a vecs file with its dimension.
         shape: of all rows.
     """
 
-    def __init__(self, path: Path, opened: Callable[[], IO[bytes]], offset: int, row: np.dtype, shape: tuple[int, ...]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(
+        self, opened: _Opened, stream: Callable[[], IO[bytes]], offset: int, row: np.dtype, shape: tuple[int, ...]
+    ) -> None:
+        self.path, self.shape = opened.path, shape
         self.dtype = _readable((row["x"] if row.names else row).base)
-        self._open, self._offset, self._row = opened, offset, row
-        self._stream, self._lock = opened(), threading.Lock()
+        self._opened, self._open, self._offset, self._row = opened, stream, offset, row
+        self._stream: IO[bytes] | None = None
+
+    def _rewind(self) -> None:
+        self._stream = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        with self._lock, _unpacking(self.path):
+        with self._turn(), _unpacking(self.path):
             at = self._offset + start * self._row.itemsize
-            if self._stream.tell() > at:
+            if self._stream is None or self._stream.tell() > at:
+                self._opened.check_place()
                 self._stream = self._open()
+            self._opened.check_size()
             while (left := at - self._stream.tell()) > 0 and self._stream.read(min(left, _CHUNK)):
                 pass
             data = bytearray(self._stream.read((stop - start) * self._row.itemsize))
@@ -302,7 +352,7 @@ class _Unpacked(Rows):
 def _unpacking(path: Path) -> Iterator[None]:
     try:
         yield
-    except (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, OverflowError) as error:
         raise InvalidInput(f"{path}: it is damaged, or not packed as its name says ({_first_line(error)})") from None
 
 
@@ -310,7 +360,7 @@ def _open_gz(path: Path, file: Path) -> Rows:
     def opened() -> IO[bytes]:
         return gzip.open(file, "rb")  # type: ignore[return-value]
 
-    ending = Path(file.stem).suffix.lower()
+    ending, held = Path(file.stem).suffix.lower(), _Opened(path, file)
     with _unpacking(path), file.open("rb") as packed, gzip.open(packed) as unpacked:
         stream: IO[bytes] = unpacked  # type: ignore[assignment]
         if ending == ".npy":
@@ -331,7 +381,7 @@ def _open_gz(path: Path, file: Path) -> Rows:
         row = np.dtype((dtype, shape[1:]))
     elif size != offset + shape[0] * row.itemsize:
         raise InvalidInput(f"{path}: the header says {_rows(shape)}, but there are {size:,} bytes; save it again")
-    return _Unpacked(path, opened, offset, row, shape)
+    return _Unpacked(held, opened, offset, row, shape)
 
 
 def _npy_header(path: Path, stream: IO[bytes]) -> tuple[int, np.dtype, tuple[int, ...]]:
@@ -346,21 +396,20 @@ def _npy_header(path: Path, stream: IO[bytes]) -> tuple[int, np.dtype, tuple[int
         raise _damaged_npy(path, error) from None
     if by_columns and len(shape) > 1:
         raise InvalidInput(f"{path}: the array is stored column by column; save numpy.ascontiguousarray of it")
-    if dtype.hasobject or not shape:
+    if dtype.hasobject or dtype.names or not shape or 0 in shape[1:]:
         raise InvalidInput(f"{path}: expected numbers, got shape {shape} of {dtype}")
     return stream.tell(), np.dtype((dtype, shape[1:])), shape
 
 
 def _open_npz(path: Path, file: Path, name: str | None) -> Rows:
-    with _unpacking(path):
-        archive = zipfile.ZipFile(file)
-        members = [member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")]
-        headers = {}
-        for member in members:
-            with archive.open(f"{member}.npy") as stream:
-                headers[member] = _npy_header(path, stream)
+    held, headers = _Opened(path, file), {}
+    with _unpacking(path), zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+            if member.endswith(".npy"):
+                with archive.open(member) as stream:
+                    headers[member.removesuffix(".npy")] = _npy_header(path, stream)
     chosen = _chosen(path, name, {member: shape for member, (_, _, shape) in headers.items()})
-    return _Unpacked(path, lambda: archive.open(f"{chosen}.npy"), *headers[chosen])
+    return _Unpacked(held, lambda: zipfile.ZipFile(file).open(f"{chosen}.npy"), *headers[chosen])
 
 
 # ---- files of several arrays --------------------------------------------------------------------------------------
@@ -396,7 +445,7 @@ class _Sliced(Rows):
     """An array of a library that reads slices.
 
     Args:
-        path: what an error names.
+        opened: the file that they come from.
         slices: `slices[start:stop]` is something that `convert` makes an array of.
         shape: of all.
         dtype: of what `convert` makes.
@@ -404,12 +453,13 @@ class _Sliced(Rows):
     """
 
     def __init__(
-        self, path: Path, slices: Any, shape: tuple[int, ...], dtype: np.dtype, convert: Callable[[Any], np.ndarray]
+        self, opened: _Opened, slices: Any, shape: tuple[int, ...], dtype: np.dtype, convert: Callable[[Any], np.ndarray]
     ) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self._slices, self._convert = slices, convert
+        self.path, self.shape, self.dtype = opened.path, shape, dtype
+        self._opened, self._slices, self._convert = opened, slices, convert
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        self._opened.check_size()
         try:
             return np.array(self._convert(self._slices[start:stop]), self.dtype, order="C")
         except (OSError, RuntimeError, ValueError) as error:
@@ -418,25 +468,29 @@ class _Sliced(Rows):
 
 def _open_hdf5(path: Path, file: Path, name: str | None) -> Rows:
     h5py = _import("h5py", "h5py", "hdf5", path)
-    arrays: dict[str, Any] = {}
+    held, arrays = _Opened(path, file), {}
 
     def note(member: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim:
             arrays[member] = item
 
     try:
-        h5py.File(file, "r").visititems(note)
+        opened = h5py.File(file, "r")
+        opened.visititems(note)
+        if name and isinstance(opened.get(name, getlink=True), h5py.SoftLink | h5py.HardLink):  # one that was visited already
+            note(name.strip("/"), opened.get(name))
         shapes, dtypes = ({member: getattr(item, what) for member, item in arrays.items()} for what in ("shape", "dtype"))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise InvalidInput(f"{path}: it is damaged, or no HDF5 file ({_first_line(error)})") from None
     chosen = _chosen(path, name, shapes)
-    return _Sliced(path, arrays[chosen], shapes[chosen], dtypes[chosen].newbyteorder("="), np.asarray)
+    return _Sliced(held, arrays[chosen], shapes[chosen], dtypes[chosen].newbyteorder("="), np.asarray)
 
 
 def _open_safetensors(path: Path, file: Path, name: str | None) -> Rows:
     import torch
     from safetensors import SafetensorError, safe_open
 
+    held = _Opened(path, file)
     try:
         opened = safe_open(file, "pt")
         shapes = {member: tuple(opened.get_slice(member).get_shape()) for member in opened.keys()}  # noqa: SIM118 - no dict
@@ -449,36 +503,43 @@ def _open_safetensors(path: Path, file: Path, name: str | None) -> Rows:
         small = tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64)
         return (tensor.float() if small else tensor).numpy()  # NumPy does not know the others
 
-    return _Sliced(path, slices, shapes[chosen], convert(slices[:0]).dtype, convert)
+    return _Sliced(held, slices, shapes[chosen], convert(slices[:0]).dtype, convert)
 
 
 # ---- tables -------------------------------------------------------------------------------------------------------
 
 
-class _Column(Rows):
+class _Column(_Forward):
     """A column of an Arrow table, numbers or lists of them.
 
     It is read forward; where what is asked for lies before what was read last, from there again.
 
     Args:
-        path: what an error names.
+        opened: the file.
         n: number of rows.
         kind: Arrow's type of the column.
         batches: arrays of consecutive rows, the first of which begins at or before a row, and where that is.
     """
 
-    def __init__(self, path: Path, n: int, kind: Any, batches: Callable[[int], tuple[int, Iterator[Any]]]) -> None:
-        self.path, self._batches, self._lock = path, batches, threading.Lock()
-        self._first, self._rest = batches(0)
-        self._held: Any = next(self._rest, None)  # begins at row `_first`
-        self.shape = (n,)
-        if _is_list(kind):
-            self.shape = (n, 0 if self._held is None else len(self._held[0].as_py() or ()))
-        self.dtype = np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype())
+    def __init__(self, opened: _Opened, n: int, kind: Any, batches: Callable[[int], tuple[int, Iterator[Any]]]) -> None:
+        self.path, self._opened, self._batches, kind = opened.path, opened, batches, _storage(kind)
+        self._rewind()
+        self.dtype, self.shape = np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype()), (n,)
+        if _is_list(kind) and n:
+            first = next(batches(0)[1])[0].as_py()
+            if first is None:
+                raise self._null(0)
+            self.shape = (n, len(first))
+        elif _is_list(kind):
+            self.shape = (0, 0)
+
+    def _rewind(self) -> None:
+        self._first, self._rest, self._held = 0, iter(()), None  # an array that begins at row `_first`, and those behind it
 
     def read(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        with self._lock:
+        with self._turn():
+            self._opened.check_size()
             if start < self._first or self._held is None:
                 self._first, self._rest = self._batches(start)
                 self._held = next(self._rest, None)
@@ -499,66 +560,90 @@ class _Column(Rows):
         """What is in some rows, the first of them `first`."""
         from pyarrow import compute
 
+        part = getattr(part, "storage", part)
         is_list = _is_list(part.type)
         values = part.flatten() if is_list else part
         if part.null_count or values.null_count:
-            row = next(i for i, value in enumerate(part.to_pylist()) if value is None or (is_list and None in value))
-            raise InvalidInput(f"{self.path}: row {first + row:,} has no value (null); fill or remove such rows")
+            raise self._null(
+                first + next(i for i, value in enumerate(part.to_pylist()) if value is None or (is_list and None in value))
+            )
         if is_list:
             _check_dimensions(self.path, compute.list_value_length(part).to_numpy(), self.shape[1], first)
-        return values.to_numpy(zero_copy_only=False).reshape(-1, *self.shape[1:])
+        return values.to_numpy(zero_copy_only=False).reshape(len(part), *self.shape[1:])
+
+    def _null(self, row: int) -> InvalidInput:
+        return InvalidInput(f"{self.path}: row {row:,} has no value (null); fill or remove such rows")
+
+
+def _storage(kind: Any) -> Any:
+    return getattr(kind, "storage_type", kind)  # of what extends a type, as tensors of one shape do
 
 
 def _is_list(kind: Any) -> bool:
-    return hasattr(kind, "value_type")
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _columns(path: Path, name: str | None, schema: Any, n: int) -> str:
     """The name of the column that a user means."""
-    pa = _import("pyarrow", "pyarrow", "parquet", path)
+    from pyarrow import types
 
     def is_number(kind: Any) -> bool:
-        return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        return types.is_integer(kind) or types.is_floating(kind)
 
-    lists = {each.name for each in schema if _is_list(each.type) and is_number(each.type.value_type)}
-    numbers = {each.name for each in schema if is_number(each.type)}
+    kinds = {each.name: _storage(each.type) for each in schema if schema.names.count(each.name) == 1}
+    lists = {each for each, kind in kinds.items() if _is_list(kind) and is_number(kind.value_type)}
+    numbers = {each for each, kind in kinds.items() if is_number(kind)}
     # Without a name it is the only one of lists, as of other formats the only matrix.
     return _chosen(path, name, dict.fromkeys(lists, (n, 0)) | dict.fromkeys(numbers, (n,)), "columns of numbers")
 
 
 def _open_parquet(path: Path, file: Path, name: str | None) -> Rows:
-    parquet = _import("pyarrow.parquet", "pyarrow", "parquet", path)
-    opened = _parsed(path, lambda: parquet.ParquetFile(file, memory_map=True))
+    parquet, held = _import("pyarrow.parquet", "pyarrow", "parquet", path), _Opened(path, file)
+    opened = _parsed(path, lambda: parquet.ParquetFile(file))
     meta = opened.metadata
     column = _columns(path, name, opened.schema_arrow, meta.num_rows)
     starts = list(accumulate((meta.row_group(group).num_rows for group in range(meta.num_row_groups)), initial=0))
 
     def batches(row: int) -> tuple[int, Iterator[Any]]:
+        held.check_place()
         group = max(0, int(np.searchsorted(starts[:-1], row, side="right")) - 1)
-        found = opened.iter_batches(_BATCH, row_groups=range(group, meta.num_row_groups), columns=[column], use_threads=False)
-        return starts[group], _each(path, (batch.column(0) for batch in found if len(batch)))
+        again = parquet.ParquetFile(file)  # a fork shares the other's place in the file
+        found = again.iter_batches(_BATCH, row_groups=range(group, meta.num_row_groups), columns=[column], use_threads=False)
+        return starts[group], _each(path, (batch.column(column) for batch in found if len(batch)))
 
-    return _Column(path, meta.num_rows, opened.schema_arrow.field(column).type, batches)
+    return _Column(held, meta.num_rows, opened.schema_arrow.field(column).type, batches)
 
 
 def _open_arrow(path: Path, file: Path, name: str | None) -> Rows:
-    pa = _import("pyarrow", "pyarrow", "parquet", path)
-    with file.open("rb") as head:
-        is_file = head.read(6) == b"ARROW1"
-    opened = _parsed(path, lambda: (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.memory_map(str(file))))
-    if is_file:
-        sizes = _parsed(path, lambda: [opened.get_batch(i).num_rows for i in range(opened.num_record_batches)])
-    else:
-        stream = _parsed(path, lambda: list(opened))  # of what is not compressed these are views of the map
-        sizes = [batch.num_rows for batch in stream]
-    column, starts = _columns(path, name, opened.schema, sum(sizes)), list(accumulate(sizes, initial=0))
+    ipc, held = _import("pyarrow.ipc", "pyarrow", "parquet", path), _Opened(path, file)
+    opens = ipc.open_file if held.file.read(6) == b"ARROW1" else ipc.open_stream
 
-    def batches(row: int) -> tuple[int, Iterator[Any]]:
-        first = max(0, int(np.searchsorted(starts[:-1], row, side="right")) - 1)
-        numbers = (i for i in range(first, len(sizes)) if sizes[i])
-        return starts[first], _each(path, ((opened.get_batch(i) if is_file else stream[i]).column(column) for i in numbers))
+    def all_batches() -> Iterator[Any]:
+        with file.open("rb") as source:
+            reader = _parsed(path, lambda: opens(source))
+            numbers = range(reader.num_record_batches) if opens is ipc.open_file else None
+            yield from _each(path, iter(reader) if numbers is None else (reader.get_batch(i) for i in numbers))
 
-    return _Column(path, sum(sizes), opened.schema.field(column).type, batches)
+    n, schema = 0, None
+    for batch in all_batches():
+        n, schema = n + len(batch), batch.schema
+    if schema is None:
+        raise InvalidInput(f"{path}: it holds no rows; expected vectors")
+    column = _columns(path, name, schema, n)
+
+    def arrays(_: int) -> tuple[int, Iterator[Any]]:
+        held.check_place()
+        return 0, (_valid(path, batch.column(column)) for batch in all_batches() if len(batch))
+
+    return _Column(held, n, schema.field(column).type, arrays)
+
+
+def _valid(path: Path, array: Any) -> Any:
+    """The array, of which the offsets of lists are within its values: Arrow would end the process."""
+    _parsed(path, lambda: array.validate(full=True))
+    return array
 
 
 def _parsed(path: Path, read: Callable[[], Any]) -> Any:
@@ -566,20 +651,20 @@ def _parsed(path: Path, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:
         raise InvalidInput(f"{path}: it is damaged, or not the format of its name ({_first_line(error)})") from None
 
 
-def _each(path: Path, arrays: Iterator[Any]) -> Iterator[Any]:
+def _each(path: Path, items: Iterator[Any]) -> Iterator[Any]:
     end = object()
-    while (array := _parsed(path, lambda: next(arrays, end))) is not end:
-        yield array
+    while (item := _parsed(path, lambda: next(items, end))) is not end:
+        yield item
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------
 
 
-class _Parts(Rows):
+class _Parts(_Forward):
     """The rows of all files in a folder, one behind the other; one file at a time is open."""
 
     def __init__(self, path: Path, folder: Path, name: str | None) -> None:
@@ -603,7 +688,11 @@ class _Parts(Rows):
         row, self.dtype = kinds[0] if kinds else ((0,), np.dtype(np.float32))
         self._starts = list(accumulate(sizes, initial=0))
         self.shape = (self._starts[-1], *row)
-        self._lock, self._number, self._part = threading.Lock(), len(self._files) - 1, rows
+        self._part = rows
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._number = -1  # no part is open
 
     def _opened(self, number: int) -> Rows:
         file = self._files[number]
@@ -611,7 +700,7 @@ class _Parts(Rows):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        with self._lock:
+        with self._turn():
             for number, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
                 low, high = max(start, first), min(stop, end)
                 if low >= high:
@@ -625,9 +714,17 @@ class _Parts(Rows):
 
 
 def _parts_of(folder: Path) -> list[Path]:
-    """The vector files in a folder, in natural order, without those that Spark and others hide by a dot or an underscore."""
-    files = [file for file in folder.iterdir() if file.name[0] not in "._" and file.is_file() and _ending(file) in EXTENSIONS]
-    return sorted(files, key=lambda file: [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", file.name)])
+    """The vector files in a folder, in natural order, without those that Spark and others hide by a dot or an underscore.
+
+    Raises:
+        InvalidInput: there are some in folders below it, which would be left out.
+    """
+    there = [file for file in folder.iterdir() if file.name[0] not in "._"]
+    for each in there:
+        if each.is_dir() and any(_ending(file) in EXTENSIONS for file in each.iterdir()):
+            raise InvalidInput(f"{folder} has vector files in a folder below it, {each.name}; give a folder without such")
+    files = [file for file in there if not file.is_dir() and _ending(file) in EXTENSIONS]
+    return sorted(files, key=lambda file: [int(text) if text.isdecimal() else text for text in re.split("([0-9]+)", file.name)])
 
 
 _PLAIN: dict[str, Callable[[Path, Path], Rows]] = {

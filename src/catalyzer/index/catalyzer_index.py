@@ -6,14 +6,13 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from catalyzer.codec import Codec
-from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable, integer
+from catalyzer.errors import CatalyzerError, Conflict, InvalidInput, Unavailable, finite, integer
 from catalyzer.files.atomic import locked
 from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, Vectors
@@ -435,7 +434,8 @@ class CatalyzerIndex:
 
         Args:
             queries: as for `search`.
-            radius: results are nearer than this, D < radius; for "cosine" and "ip" more similar, D > radius.
+            radius: results are nearer than this, D < radius, by the distance alone, without the share that the distance on the
+                sphere has in `search`; for "cosine" and "ip" more similar, D > radius.
             expected: instead, the radius with which these queries find so many on average. `D.max()`, for similarities
                 `D.min()`, is the radius for others.
             rerank: candidates to begin with, 500 by default; 0 compares on the sphere.
@@ -453,14 +453,11 @@ class CatalyzerIndex:
         source, _ = open_queries(queries, contents.d)
         if (radius is None) == (expected is None):
             raise InvalidInput(f"give one of radius and expected; got radius = {radius} and expected = {expected}")
-        for name, value in (("radius", radius), ("expected", expected)):
-            if value is not None and not (isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)):
-                raise InvalidInput(f"{name} must be a finite number, got {value!r}")
+        radius = None if radius is None else finite("radius", radius)
+        expected = None if expected is None else finite("expected", expected, 0)
         with limited(threads):
             search = Search.of(contents, MOST_RERANKED, rerank, nprobe, ids, exclude, _COMPUTING)
             if expected is not None:
-                if expected < 0:
-                    raise InvalidInput(f"expected must be at least 0 results, got {expected}")
                 radius = search.radius_for(source, expected)
             assert radius is not None
             return search.within(source, radius)

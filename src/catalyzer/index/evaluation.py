@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput, integer
+from catalyzer.errors import InvalidInput, finite, integer
 from catalyzer.files.atomic import write_atomically
+from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK
 from catalyzer.index.contents import Contents
 from catalyzer.index.ids import IdSource, distinct_ids
@@ -84,8 +85,10 @@ class Evaluation:
         Raises:
             InvalidInput: none is.
         """
-        if not 0 < recall < 1:
+        if not 0 < finite("recall", recall) < 1:
             raise InvalidInput(f"recall must be a share between 0 and 1, such as 0.9; got {recall}")
+        if what not in get_args(Time):
+            raise InvalidInput(f"what must be one of {', '.join(get_args(Time))}; got {what!r}")
         enough = [row for row in self.rows if row.recall_at_k - ERRORS * self._error(row.recall_at_k) >= recall]
         if not enough:
             best = max(self.rows, key=lambda row: row.recall_at_k)
@@ -146,16 +149,18 @@ class Evaluation:
         figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries", fontsize=10)
         return figure
 
-    def draw(self, path: Path) -> None:
+    def draw(self, path: str | Path) -> None:
         """Write the figure, in the format that the file's extension names."""
-        kind = figure_format(path)
+        kind = figure_format(path := expanded(path))
         write_atomically(path, lambda file: self.figure().savefig(file, format=kind, dpi=130))
 
 
 def figure_format(path: Path) -> str:
-    """What matplotlib calls the format that a file's name asks for; raises `InvalidInput` for others."""
+    """What matplotlib calls the format that a file's name asks for; raises `InvalidInput` where none can be written."""
     if (kind := path.suffix[1:].lower()) not in ("png", "svg", "pdf"):
         raise InvalidInput(f"{path}: a figure is written as .png, .svg or .pdf; give such a name")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InvalidInput(f"{path}: expected a file in a folder that there is; give another name")
     return kind
 
 
@@ -185,7 +190,14 @@ def evaluate(
     source, _ = open_queries(queries, contents.d)
     if (base is None) == (truth is None):
         raise InvalidInput("give one of base, the vectors of the index, and truth, the ids of the true neighbours")
+    if ids is not None and base is None:
+        raise InvalidInput("ids are those of base, and truth is given; leave one of them out")
+    if not len(contents.ids):
+        raise InvalidInput("the index holds no vectors to find; add some first")
     k = integer("k", k, 1, len(contents.ids), "the number of vectors")
+    for name, grid in (("rerank", rerank), ("nprobe", nprobe)):
+        if grid is not None and (not isinstance(grid, Sequence | np.ndarray) or not len(grid)):
+            raise InvalidInput(f"{name} must be a list of at least one number, got {grid!r}")
     x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
     if not len(x):
         raise InvalidInput("expected queries to measure with, got none")
@@ -219,6 +231,12 @@ def _true_neighbours(
         if len(given) != len(x) or given.shape[1] < k or given.dtype.kind not in "iu":
             raise InvalidInput(
                 f"truth must be integers of shape ({len(x):,}, at least {k}), got {given.shape} of {given.dtype}"
+            )
+        missing = contents.find(given[:, :k].astype(np.int64).ravel()) < 0
+        if missing.any():
+            raise InvalidInput(
+                f"truth names {int(missing.sum()):,} ids that the index does not hold, the first of them "
+                f"{given[:, :k].ravel()[np.argmax(missing)]:,}; give the truth of its vectors"
             )
         return given[:, :k]
     vectors, metric = open_source(base, contents.d), contents.metric
@@ -256,7 +274,7 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
                 search(x[row : row + 1], rerank, nprobe)
                 alone.append(time.perf_counter() - start)
             nearest = ids == truth[:, :1]
-            overlap = (ids[:, :, None] == truth[:, None]).any(axis=2).mean()
+            overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
             rows.append(Measured(rerank, nprobe or 0, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
             advance(1)

@@ -65,7 +65,8 @@ def distinct_ids(n: int, ids: Any) -> np.ndarray:
     Raises:
         InvalidInput: they are not.
     """
-    ids = as_ids(ids)
+    if not isinstance(ids, range) or len(ids) == n:  # a range may be longer than memory
+        ids = as_ids(ids)
     if len(ids) != n:
         raise InvalidInput(f"expected an id for each of {n:,} vectors, got {len(ids):,}")
     distinct, first = np.unique(ids, return_index=True)
@@ -110,31 +111,38 @@ def rows_allowed(contents: Contents, ids: Any, exclude: Any) -> np.ndarray | Non
 
 def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
     """Rows of those of the ids that are in the index, ascending."""
-    there = contents.ids
+    there = np.asarray(contents.ids)
     if isinstance(ids, range):
         return np.flatnonzero(_in_range(there, ids))
-    if getattr(ids, "dtype", None) == np.dtype(bool) or (isinstance(ids, list) and ids and isinstance(ids[0], bool)):
-        mask = np.asarray(ids)
-        if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
-            ends = f"from {there.min():,} to {there.max():,}" if len(there) else "none"
-            raise InvalidInput(
-                f"{name}: element i of a mask says whether id i is among them; expected shape (n,) with n above all ids of the "
-                f"index, {ends}, got {mask.shape}; give the ids instead"
-            )
-        return np.flatnonzero(mask[there])
     try:
-        rows = contents.find(np.unique(as_ids(ids)))
-    except InvalidInput as error:
+        mask = None if isinstance(ids, str | Path) else np.asarray(ids)
+        if mask is None or mask.dtype != bool or not mask.size:
+            rows = contents.find(np.unique(as_ids(ids)))
+            return np.sort(rows[rows >= 0])
+    except (InvalidInput, ValueError, TypeError, RuntimeError) as error:
         raise InvalidInput(f"{name}: {error}") from None
-    return np.sort(rows[rows >= 0])
+    if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
+        ends = f"from {there.min():,} to {there.max():,}" if len(there) else "none"
+        raise InvalidInput(
+            f"{name}: element i of a mask says whether id i is among them; expected shape (n,) with n above all ids of the "
+            f"index, {ends}, got {mask.shape}; give the ids instead"
+        )
+    return np.flatnonzero(mask[there])
 
 
 def _in_range(ids: np.ndarray, wanted: range) -> np.ndarray:
-    if not wanted:
+    ascending = wanted if wanted.step > 0 else wanted[::-1]
+    first = -(MAX_ID + 1)
+    if ascending.start < first:  # the next ones that int64 holds
+        ascending = ascending[-((ascending.start - first) // ascending.step) :]
+    if not ascending or ascending[0] > MAX_ID:
         return np.zeros(len(ids), bool)
-    low, high = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+    low, high = ascending[0], min(ascending[-1], MAX_ID)
     inside = (ids >= low) & (ids <= high)
-    return inside if abs(wanted.step) == 1 else inside & ((ids - low) % abs(wanted.step) == 0)
+    if ascending.step == 1 or low == high:
+        return inside
+    # Modulo 2^64, by which differences beyond int64 are right.
+    return inside & ((ids.astype(np.uint64) - np.uint64(low % (1 << 64))) % np.uint64(min(ascending.step, (1 << 64) - 1)) == 0)
 
 
 def rows_of(ids: np.ndarray, contents: Contents) -> np.ndarray:

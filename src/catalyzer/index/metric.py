@@ -73,7 +73,8 @@ class Metric:
 
     def better(self, scores: np.ndarray, radius: float) -> np.ndarray:
         """Which scores are strictly better than a radius: less, or more where scores are similarities."""
-        return scores < radius if self.name == "l2" else scores > radius
+        limit = np.float64(radius)  # which float32 may not hold
+        return scores < limit if self.name == "l2" else scores > limit
 
     def as_float32(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` vectors of any type as float32, for cosine divided by what float32 could not hold."""

@@ -114,8 +114,9 @@ class Search:
         n, worst = len(self.contents.ids), self.contents.metric.worst
         wanted = min(round(expected * len(source)), n * len(source))
         k = min(n, max(FIRST_K, int(GROWTH * expected)))
+        plain = replace(self, codec=replace(self.codec, latent_share=0.0))  # as `within` compares
         while wanted:
-            scores = replace(self, rerank=self.rerank and max(self.rerank, k)).nearest(source, k)[0]
+            scores = replace(plain, rerank=self.rerank and max(self.rerank, k)).nearest(source, k)[0]
             order = np.sort(scores if worst > 0 else -scores, axis=None)
             limit = order[wanted - 1]
             if k == n or not ((scores[:, -1] if worst > 0 else -scores[:, -1]) < limit).any():
