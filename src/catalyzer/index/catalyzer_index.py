@@ -458,7 +458,7 @@ class CatalyzerIndex:
         with limited(threads):
             search = Search.of(contents, MOST_RERANKED, rerank, nprobe, ids, exclude, _COMPUTING)
             if expected is not None:
-                radius = search.radius_for(source, expected)
+                return search.expected(source, expected)
             assert radius is not None
             return search.within(source, radius)
 

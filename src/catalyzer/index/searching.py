@@ -109,23 +109,30 @@ class Search:
     def _is_within(self, query: np.ndarray, radius: float, distances: np.ndarray) -> np.ndarray:
         return self.contents.metric.better(self._scores(query, distances), radius)
 
-    def radius_for(self, source: Vectors, expected: float) -> float:
-        """The largest score that `expected` results per query have on average, of all pairs of a query and a vector."""
-        n, worst = len(self.contents.ids), self.contents.metric.worst
+    def expected(self, source: Vectors, expected: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`within` the radius that has `expected` results per query on average."""
+        metric, n = self.contents.metric, len(self.contents.ids)
         wanted = min(round(expected * len(source)), n * len(source))
+        if not wanted:
+            return self.within(source, -metric.worst)  # nothing is nearer
         k = min(n, max(FIRST_K, int(GROWTH * expected)))
         plain = replace(self, codec=replace(self.codec, latent_share=0.0))  # as `within` compares
-        while wanted:
+        while True:
             scores = replace(plain, rerank=self.rerank and max(self.rerank, k)).nearest(source, k)[0]
-            order = np.sort(scores if worst > 0 else -scores, axis=None)
-            limit = order[wanted - 1]
-            if k == n or not ((scores[:, -1] if worst > 0 else -scores[:, -1]) < limit).any():
+            radius = self._next_best(scores, wanted)
+            if k == n or not metric.better(scores[:, -1], radius).any():
                 break
             k = min(n, GROWTH * k)
-        else:
-            return -worst
-        limit = np.nextafter(limit, np.float32(np.inf))
-        return float(limit if worst > 0 else -limit)
+        lims, scores, ids = self.within(source, radius)
+        if len(ids) > wanted:  # it has looked at more candidates
+            kept = metric.better(scores, self._next_best(scores, wanted))
+            lims, scores, ids = np.append(0, np.cumsum(kept))[lims], scores[kept], ids[kept]
+        return lims, scores, ids
+
+    def _next_best(self, scores: np.ndarray, wanted: int) -> float:
+        """The radius within which so many of the scores are, and those that are equal to the last of them."""
+        sign = 1 if self.contents.metric.worst > 0 else -1
+        return sign * float(np.nextafter(np.sort(sign * scores, axis=None)[wanted - 1], np.float32(np.inf)))
 
     def _blocks(self, source: Vectors, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Queries block by block, as they were given and as they are compared by L2, each with the number of its first."""
