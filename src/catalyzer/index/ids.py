@@ -11,6 +11,9 @@ from catalyzer.files.formats import open_rows
 from catalyzer.files.paths import expanded
 from catalyzer.index.contents import MAX_ID, Contents
 
+MASKED = 8  # binary logarithm of the share of all ids from which on they are marked in a mask
+DENSE = 8  # times the number of vectors that the largest id may be for that
+
 IdSource = np.ndarray | Sequence | range | str | Path
 """`(n,)` integers, a range, a mask of ids, or a file of ids (`catalyzer.files.formats`)."""
 
@@ -117,8 +120,7 @@ def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
     try:
         mask = None if isinstance(ids, str | Path) else np.asarray(ids)
         if mask is None or mask.dtype != bool or not mask.size:
-            rows = contents.find(np.unique(as_ids(ids)))
-            return np.sort(rows[rows >= 0])
+            return _rows_of_some(contents, as_ids(ids))
     except (InvalidInput, ValueError, TypeError, RuntimeError) as error:
         raise InvalidInput(f"{name}: {error}") from None
     if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
@@ -128,6 +130,16 @@ def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
             f"index, {ends}, got {mask.shape}; give the ids instead"
         )
     return np.flatnonzero(mask[there])
+
+
+def _rows_of_some(contents: Contents, wanted: np.ndarray) -> np.ndarray:
+    there = np.asarray(contents.ids)
+    if len(there) and len(wanted) > len(there) >> MASKED and there.min() >= 0 and there.max() < DENSE * len(there):
+        mask = np.zeros(there.max() + 1, bool)  # many of ids with few gaps: faster than to sort them
+        mask[wanted[(wanted >= 0) & (wanted < len(mask))]] = True
+        return np.flatnonzero(mask[there])
+    rows = contents.find(np.unique(wanted))
+    return np.sort(rows[rows >= 0])
 
 
 def _in_range(ids: np.ndarray, wanted: range) -> np.ndarray:
