@@ -85,7 +85,8 @@ def test_hundreds_of_parts_need_no_file_each(tmp_path: Path) -> None:
 
 def test_one_array_of_several_is_named(tmp_path: Path) -> None:
     x, ids = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([7, 5, 3, 1])
-    np.savez(tmp_path / "x.npz", vectors=x, other=x + 1, ids=ids)
+    others = {"texts": np.array(["a", None], object), "columns": np.asfortranarray(x), "scalar": np.float32(1)}
+    np.savez(tmp_path / "x.npz", vectors=x, other=x + 1, ids=ids, **others)
     np.savez_compressed(tmp_path / "packed.npz", vectors=x, other=x + 1, ids=ids)
     save_safetensors({"vectors": x, "other": x + 1, "ids": ids}, tmp_path / "x.safetensors")
     with h5py.File(tmp_path / "x.hdf5", "w") as file:

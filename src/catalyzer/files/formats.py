@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -364,7 +364,8 @@ def _open_gz(path: Path, file: Path) -> Rows:
     with _unpacking(path), file.open("rb") as packed, gzip.open(packed) as unpacked:
         stream: IO[bytes] = unpacked  # type: ignore[assignment]
         if ending == ".npy":
-            offset, row, shape = _npy_header(path, stream)
+            header = _npy_header(path, stream)
+            offset, row, shape = header.offset, header.row(path), header.shape
         else:
             head = stream.read(16)
         with progress(f"unpacking {file.name}", file.stat().st_size, "bytes") as advance:
@@ -384,21 +385,32 @@ def _open_gz(path: Path, file: Path) -> Rows:
     return _Unpacked(held, opened, offset, row, shape)
 
 
-def _npy_header(path: Path, stream: IO[bytes]) -> tuple[int, np.dtype, tuple[int, ...]]:
-    """Where the rows of a .npy file begin, the type of a row, and their shape."""
+class _NpyHeader(NamedTuple):
+    """What a .npy file says of its array, which begins at a byte."""
+
+    offset: int
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype
+
+    def row(self, path: Path) -> np.dtype:
+        """The type of a row; raises `InvalidInput` unless rows are numbers, one behind the other."""
+        if self.by_columns and len(self.shape) > 1:
+            raise InvalidInput(f"{path}: the array is stored column by column; save numpy.ascontiguousarray of it")
+        if self.dtype.hasobject or self.dtype.names or not self.shape or 0 in self.shape[1:]:
+            raise InvalidInput(f"{path}: expected numbers, got shape {self.shape} of {self.dtype}")
+        return np.dtype((self.dtype, self.shape[1:]))
+
+
+def _npy_header(path: Path, stream: IO[bytes]) -> _NpyHeader:
     try:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version}")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(stream)
+        return _NpyHeader(-1, *read(stream))._replace(offset=stream.tell())
     except (ValueError, TypeError, OverflowError, *_UNPARSED) as error:
         raise _damaged_npy(path, error) from None
-    if by_columns and len(shape) > 1:
-        raise InvalidInput(f"{path}: the array is stored column by column; save numpy.ascontiguousarray of it")
-    if dtype.hasobject or dtype.names or not shape or 0 in shape[1:]:
-        raise InvalidInput(f"{path}: expected numbers, got shape {shape} of {dtype}")
-    return stream.tell(), np.dtype((dtype, shape[1:])), shape
 
 
 def _open_npz(path: Path, file: Path, name: str | None) -> Rows:
@@ -408,8 +420,9 @@ def _open_npz(path: Path, file: Path, name: str | None) -> Rows:
             if member.endswith(".npy"):
                 with archive.open(member) as stream:
                     headers[member.removesuffix(".npy")] = _npy_header(path, stream)
-    chosen = _chosen(path, name, {member: shape for member, (_, _, shape) in headers.items()})
-    return _Unpacked(held, lambda: zipfile.ZipFile(file).open(f"{chosen}.npy"), *headers[chosen])
+    chosen = _chosen(path, name, {member: header.shape for member, header in headers.items() if header.shape})
+    header = headers[chosen]
+    return _Unpacked(held, lambda: zipfile.ZipFile(file).open(f"{chosen}.npy"), header.offset, header.row(path), header.shape)
 
 
 # ---- files of several arrays --------------------------------------------------------------------------------------

@@ -381,7 +381,9 @@ class CatalyzerIndex:
         exclude: IdSource | None = None,
         threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k vectors nearest to each query, by their codes. A query finds the same alone and among others.
+        """The k vectors nearest to each query, by their codes.
+
+        With the lattice and the networks of this package, a query finds the same alone and among others.
 
         Args:
             queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
