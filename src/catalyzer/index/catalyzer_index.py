@@ -391,7 +391,8 @@ class CatalyzerIndex:
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
                 stage alone. By default ten times k, from 50 to 500; without a decoder 0.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
-                would. Of some ids alone, so many lists are scanned by default that they hold as many of these.
+                would. Of some ids alone, so many lists are scanned by default that they hold as many of these, and all where
+                less than an eighth of the vectors is allowed.
             ids: search only these: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file of
                 ids. Those that the index does not hold are ignored.
             exclude: do not find these; as `ids`.

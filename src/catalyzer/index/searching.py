@@ -24,6 +24,7 @@ LEAST_RERANKED, MOST_RERANKED = 50, 500  # candidates; more find hardly anything
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
 PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
 FEW_QUERIES = 8  # that are searched beside other searches; of more, one search after the other
+FEW_ALLOWED = 8  # a filter that leaves less than such a part leaves lists so short that all codes are scanned sooner
 FIRST_K = 128  # results per query that a range search asks for first
 GROWTH = 4  # times as many the next time
 
@@ -61,8 +62,11 @@ class Search:
         rows = rows_allowed(contents, ids, exclude)
         if rows is not None:
             contents = contents.only(rows)
-            if lists is not None and nprobe is None:  # as many codes as without a filter
-                probes = min(len(lists), -(-probes * n // max(1, len(rows))))
+            if lists is not None and nprobe is None:
+                if FEW_ALLOWED * len(rows) <= n:
+                    contents, probes = replace(contents, lists=None), 0
+                else:  # as many codes as without a filter
+                    probes = min(len(lists), -(-probes * n // len(rows)))
         return cls(contents, codec, rerank, probes, lock)
 
     def nearest(self, source: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
