@@ -162,6 +162,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first query (default: 0)")
     parser.add_argument("--count", type=int, default=1000, help="queries (default: 1000)")
     parser.add_argument("--alone", type=int, default=200, help="queries searched one by one (default: 200)")
+    parts = ("alone", "filtered", "range")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what is measured (default: all)")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"), help="folder for queries.json")
     args = parser.parse_args()
     codec = load_codec(args.trained)
@@ -175,15 +177,17 @@ def main() -> None:
         flat.add(base)
         bytes_ = codec.quantizer.code_size
         theirs = {name: faiss_index(name, learn, base) for name in (f"PQ{bytes_}", f"IVF{ivf},PQ{bytes_}")}
-        for threads in args.threads:
+        vectors, half = as_float32(base[:]), queries[: len(queries) // 2]
+        for threads in args.threads if "alone" in args.parts else ():
             with_threads(threads)
             alone_rows += single_queries(flat, lists, theirs, queries, truth, args.alone)
+        with_threads(args.threads[0])
+        if "filtered" in args.parts:
+            filter_rows += filtered(flat, lists, theirs, queries, vectors, args.alone)
+        if "range" in args.parts:
+            range_rows += within_radius(flat, theirs, half, queries[len(half) :], vectors, args.alone)
         show([row for row in alone_rows if row.size == size], "one query at a time")
-        vectors = as_float32(base[:])
-        filter_rows += filtered(flat, lists, theirs, queries, vectors, args.alone)
         show([row for row in filter_rows if row.size == size], "within a share of the ids", "at once, µs")
-        half = queries[: len(queries) // 2]
-        range_rows += within_radius(flat, theirs, half, queries[len(half) :], vectors, args.alone)
         show([row for row in range_rows if row.size == size], "within a radius", "of what is found")
     args.out.mkdir(parents=True, exist_ok=True)
     report = {"alone": alone_rows, "filtered": filter_rows, "range": range_rows}
