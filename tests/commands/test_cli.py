@@ -500,3 +500,14 @@ def test_ctrl_c_after_the_save_says_that_it_has_been_written(run: Run, tmp_path:
         assert done.returncode == 130, done.stderr
         assert said in done.stderr
     assert "300 vectors" in run("verify a.catalyzer")
+
+
+def test_searching_some_ids(run: Run) -> None:
+    run("add a.catalyzer base.fvecs")
+    np.save("allowed.npy", np.arange(0, 300, 7))
+    np.save("not.npy", np.arange(0, 150))
+    run("search a.catalyzer queries.fvecs --ids allowed.npy --exclude not.npy --threads 1 -k 3 --output found")
+    ids = open_vectors("found.ivecs")[:]
+    assert (ids % 7 == 0).all()
+    assert ids.min() >= 150
+    assert "allowed.txt: expected a file ending in" in run("search a.catalyzer queries.fvecs --ids allowed.txt", expect=2)

@@ -45,6 +45,8 @@ def test_neighbours_in_a_part_of_the_base_are_computed(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"x.hdf5: expected an HDF5 file of ann-benchmarks, there is no such file"):
+        AnnBenchmarks(str(tmp_path / "x.hdf5")).load(ArrayCache())
     path = ann_file(tmp_path / "x.hdf5")
     with h5py.File(path, "a") as file:
         file["train"][:] = np.roll(file["train"][:], 1, axis=0)

@@ -97,9 +97,16 @@ def test_the_command(index: CatalyzerIndex, tmp_path: Path, capsys: pytest.Captu
     assert "fastest with R@10 of 20%, one query at a time: rerank=" in out
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
     main([*line, *grid, "--json", "--threads", "1"])
-    assert [row["nprobe"] for row in json.loads(capsys.readouterr().out)["rows"]] == [4, 16, 4, 16]
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["nprobe"] for row in printed["rows"]] == [4, 16, 4, 16]
+    assert printed["fastest"]["alone"] in printed["rows"]
+    with pytest.raises(SystemExit) as end:
+        main([*line, "--rerank", "0", "--nprobe", "1", "--json", "--recall", "0.999"])
+    assert end.value.code == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["fastest"] == {}
+    assert "no setting surely reaches R@10 99.9%" in captured.err
     for more, sentence in (
-        (["--recall", "0.999"], "no setting surely reaches R@10 99.9%"),
         (["--recall", "90"], "--recall must be a share between 0 and 1"),
         (["--figure", str(tmp_path / "f.txt")], "a figure is written as .png, .svg or .pdf"),
         (["--figure", str(tmp_path / "none" / "f.png")], "expected a file in a folder that there is"),

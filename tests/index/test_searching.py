@@ -142,8 +142,9 @@ def test_what_is_no_filter(indexes: dict[tuple[str, int], CatalyzerIndex], tmp_p
     index = indexes["l2", 0]
     for ids, message in (
         (np.ones(900, bool), r"ids: element i of a mask says whether id i is among them; expected shape \(n,\) with n above"),
-        ([0.5], "ids: ids must be int64"),
-        ("missing.npy", r"ids: missing.npy: no such file"),
+        ({1, 2}, "ids must be int64 of shape .*, got a set"),
+        ([0.5], "ids must be int64"),
+        ("missing.npy", r"missing.npy: no such file"),
     ):
         with pytest.raises(InvalidInput, match=message):
             index.search(QUERIES, ids=ids)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import catalyzer
 from catalyzer.errors import InvalidInput
@@ -156,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
     search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
+    search.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search these alone")
+    search.add_argument("--exclude", metavar="IDS", help="file of ids: do not find these")
+    search.add_argument("--threads", type=int, help="at most so many (default: all)")
     output = search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
@@ -296,7 +299,8 @@ def _search(options: argparse.Namespace) -> None:
         if path.resolve() in (Path(options.queries).resolve(), options.index.resolve()):
             raise InvalidInput(f"--output {options.output} would replace {path}, which is read; give another name")
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
-    distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe)
+    among = {"ids": options.ids, "exclude": options.exclude, "threads": options.threads}
+    distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe, **among)
     if outputs:
         _write_files(outputs, distances, ids)
         return
@@ -330,7 +334,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index.evaluation import figure_format
+    from catalyzer.index.evaluation import Time, figure_format
 
     if options.recall is not None and not 0 < options.recall < 1:
         raise InvalidInput(f"--recall must be a share between 0 and 1, such as 0.9; got {options.recall}")
@@ -341,18 +345,27 @@ def _evaluate(options: argparse.Namespace) -> None:
     found = index.evaluate(
         options.queries, options.base, truth=options.truth, ids=options.ids, k=options.k, threads=options.threads, **grid
     )
+    fastest, unreached = {}, None
+    if options.recall is not None:
+        try:
+            fastest = {what: asdict(found.cheapest(options.recall, what)) for what in get_args(Time)}
+        except InvalidInput as error:
+            unreached = str(error)
     if options.json:
-        sys.stdout.write(json.dumps(found.as_json()) + "\n")
+        sys.stdout.write(json.dumps(found.as_json() | ({"fastest": fastest} if options.recall else {})) + "\n")
     else:
         Console(width=100).print(found.table())
     if options.figure is not None:
         found.draw(options.figure)
-    if options.recall is not None:
+    if unreached is not None:
+        sys.stdout.flush()
+        sys.stderr.write(f"{unreached}\n")
+        sys.exit(1)
+    if options.recall is not None and not options.json:
         for what, when in (("alone", "one query at a time"), ("together", "many at once")):
             row = found.cheapest(options.recall, what)  # type: ignore[arg-type]
             took = f"{row.recall_at_k:.1%}, {getattr(row, what):,.0f} µs per query"
-            out = sys.stderr if options.json else sys.stdout
-            out.write(f"fastest with R@{found.k} of {options.recall:.0%}, {when}: {row} ({took})\n")
+            sys.stdout.write(f"fastest with R@{found.k} of {options.recall:.0%}, {when}: {row} ({took})\n")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -47,8 +47,9 @@ class AnnBenchmarks(Dataset):
                 the file gives them.
         """
         path = expanded(self.path)
-        if path.is_dir():
-            raise InvalidInput(f"{path}: expected an HDF5 file of ann-benchmarks, got a folder; name the file")
+        if not path.is_file():
+            there = "a folder" if path.is_dir() else "no such file"
+            raise InvalidInput(f"{path}: expected an HDF5 file of ann-benchmarks, there is {there}")
         train, test = VectorFile(f"{path}:train"), VectorFile(f"{path}:test")
         if test.shape[1] != train.shape[1]:
             raise InvalidInput(f"{path}: train has dimension {train.shape[1]}, test {test.shape[1]}; they must agree")
@@ -99,5 +100,5 @@ def _check(path: Path, metric: str, base: Vectors, queries: Vectors, truth: np.n
         if not np.isclose(found, there[0], rtol=1e-3, atol=1e-4):
             raise InvalidInput(
                 f"{path}: query {row} is at distance {found:.6g} of its first neighbour, and the file says {there[0]:.6g}; "
-                "neighbors and train are of different files, or of another metric"
+                f"neighbors and train are of different files, or of another metric than {metric} (attribute distance)"
             )

@@ -428,7 +428,7 @@ def _open_npz(path: Path, file: Path, name: str | None) -> Rows:
 # ---- files of several arrays --------------------------------------------------------------------------------------
 
 
-def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[int, ...]], what: str = "arrays") -> str:
+def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[Any, ...]], what: str = "arrays") -> str:
     """The name of the array that a user means: the one that is named, or the only one, or the only one of two dimensions."""
     if name is not None:
         for each in (name, name.strip("/")):
@@ -437,7 +437,7 @@ def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[int, ...]], wh
     matrices = [each for each, shape in shapes.items() if len(shape) == 2]
     if name is None and len(matrices if len(shapes) > 1 else shapes) == 1:
         return next(iter(matrices or shapes))
-    there = ", ".join(f"{each} {shape}" for each, shape in shapes.items()) or "none"
+    there = ", ".join(f"{each} ({', '.join(map(str, shape))})" for each, shape in shapes.items()) or "none"
     if name is None:
         raise InvalidInput(f"{path}: name one of its {what} behind a colon, {path}:NAME; there are {there}")
     raise InvalidInput(f"{path}: there is no {name!r}{did_you_mean(name, shapes)}; its {what} are {there}")
@@ -609,7 +609,8 @@ def _columns(path: Path, name: str | None, schema: Any, n: int) -> str:
     lists = {each for each, kind in kinds.items() if _is_list(kind) and is_number(kind.value_type)}
     numbers = {each for each, kind in kinds.items() if is_number(kind)}
     # Without a name it is the only one of lists, as of other formats the only matrix.
-    return _chosen(path, name, dict.fromkeys(lists, (n, 0)) | dict.fromkeys(numbers, (n,)), "columns of numbers")
+    shapes: dict[str, tuple[Any, ...]] = {each: (n, getattr(kinds[each], "list_size", "d")) for each in lists}
+    return _chosen(path, name, shapes | dict.fromkeys(numbers, (n,)), "columns of numbers")
 
 
 def _open_parquet(path: Path, file: Path, name: str | None) -> Rows:

@@ -94,8 +94,8 @@ class Evaluation:
             best = max(self.rows, key=lambda row: row.recall_at_k)
             raise InvalidInput(
                 f"no setting surely reaches R@{self.k} {recall:.1%} on {self.queries:,} queries; the best is {best} with "
-                f"{best.recall_at_k:.1%} ± {ERRORS * self._error(best.recall_at_k):.1%}; rerank more, probe more lists, give "
-                "more queries, or fit an index of more bits"
+                f"{best.recall_at_k:.1%} ± {ERRORS * self._error(best.recall_at_k):.1%}; try other settings, give more "
+                "queries, or fit an index of more bits"
             )
         return min(enough, key=lambda row: getattr(row, what))
 
@@ -117,12 +117,13 @@ class Evaluation:
         table = Table(title=title, title_justify="left")
         lists = any(row.nprobe for row in self.rows)
         settings = ["rerank", *(["nprobe"] if lists else [])]
-        for name in (*settings, "R@1", f"R@{self.k}", f"{self.k} of {self.k}", "alone, µs", "at once, µs"):
+        found = ["R@1", *([f"R@{self.k}", f"{self.k} of {self.k}"] if self.k > 1 else [])]
+        for name in (*settings, *found, "alone, µs", "at once, µs"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            found = (f"{100 * share:.1f}" for share in (row.recall_at_1, row.recall_at_k, row.overlap))
+            shares = [f"{100 * share:.1f}" for share in (row.recall_at_1, row.recall_at_k, row.overlap)]
             times = (f"{row.alone:,.0f}", f"{row.together:,.0f}")
-            table.add_row(str(row.rerank), *([str(row.nprobe)] if lists else []), *found, *times)
+            table.add_row(str(row.rerank), *([str(row.nprobe)] if lists else []), *shares[: len(found)], *times)
         return table
 
     def figure(self) -> "Figure":
@@ -141,6 +142,7 @@ class Evaluation:
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             side.xaxis.set_minor_formatter(NullFormatter())
+            side.set_ylim(top=min(side.get_ylim()[1], 100.5))
             side.grid(alpha=0.3, which="both")
             side.spines[["top", "right"]].set_visible(False)
         sides[0].set_ylabel(f"R@{self.k}, %")
@@ -244,7 +246,7 @@ def _true_neighbours(
     if len(names) != len(contents.ids) or (contents.find(names) < 0).any():
         raise InvalidInput(
             f"{name_of(vectors)}expected just the vectors that the index holds, {_told(contents.ids)}; got {_told(names)}; "
-            "give the file that was added, and its ids, or truth"
+            "give the file that was added, and its ids (--ids), or truth"
         )
 
     def blocks() -> Iterator[np.ndarray]:

@@ -41,7 +41,9 @@ def as_ids(ids: Any) -> np.ndarray:
     if array.size == 0:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
-        raise InvalidInput(f"{where}ids must be int64 of shape (n,), got shape {array.shape} of {array.dtype}")
+        got = f"a {type(ids).__name__}" if array.dtype == object else f"shape {array.shape} of {array.dtype}"
+        way = f"; name their column, {where[:-2]}:NAME" if where and array.ndim == 2 and ":" not in where[:-2] else ""
+        raise InvalidInput(f"{where}ids must be int64 of shape (n,), got {got}{way}")
     return array.astype(np.int64)
 
 
@@ -122,7 +124,7 @@ def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
         if mask is None or mask.dtype != bool or not mask.size:
             return _rows_of_some(contents, as_ids(ids))
     except (InvalidInput, ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInput(f"{name}: {error}") from None
+        raise InvalidInput(str(error) if name == "ids" else f"{name}: {error}") from None
     if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
         ends = f"from {there.min():,} to {there.max():,}" if len(there) else "none"
         raise InvalidInput(
