@@ -33,7 +33,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from catalyzer.errors import InvalidInput, MissingPackage, Unavailable, did_you_mean
+from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage, Unavailable, did_you_mean
 from catalyzer.progress import progress
 
 _VECS = {".fvecs": np.float32, ".bvecs": np.uint8, ".ivecs": np.int32}
@@ -95,7 +95,7 @@ def open_rows(path: Path) -> Rows:
         if file.stat().st_size == 0:
             raise InvalidInput(f"{path}: the file is empty (0 bytes); expected vectors")
         if ending in _CONTAINERS:
-            return _CONTAINERS[ending](path, file, name)
+            return _container(ending, path, file, name)
         if name is not None:
             raise InvalidInput(f"{path}: a {ending} file holds one array, without a name; leave :{name} out")
         return _PLAIN[ending](path, file)
@@ -105,6 +105,15 @@ def open_rows(path: Path) -> Rows:
         if error.strerror is None:  # of a library: what it could not make sense of
             raise InvalidInput(f"{path}: it is damaged, or no {ending} file ({_first_line(error)})") from None
         raise Unavailable(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _container(ending: str, path: Path, file: Path, name: str | None) -> Rows:
+    try:
+        return _CONTAINERS[ending](path, file, name)
+    except (CatalyzerError, OSError):
+        raise
+    except Exception as error:  # libraries raise errors of any kind where bytes are not what they expect
+        raise InvalidInput(f"{path}: it is damaged, or no {ending} file ({_first_line(error)})") from None
 
 
 def files_of(path: Path) -> list[Path]:
@@ -475,7 +484,7 @@ class _Sliced(Rows):
         self._opened.check_size()
         try:
             return np.array(self._convert(self._slices[start:stop]), self.dtype, order="C")
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
             raise InvalidInput(f"{self.path}: rows from {start:,} on cannot be read ({_first_line(error)})") from None
 
 
@@ -665,7 +674,7 @@ def _parsed(path: Path, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, TypeError, MemoryError, OverflowError) as error:
         raise InvalidInput(f"{path}: it is damaged, or not the format of its name ({_first_line(error)})") from None
 
 

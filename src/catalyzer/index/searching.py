@@ -89,10 +89,12 @@ class Search:
             if not found:
                 continue
             distances, rows = self._found(mapped, found, self.rerank)
-            there = rows >= 0
-            told = metric.scores(np.where(there, distances, 0), block, on_sphere=not self.rerank)
-            scores[first : first + len(block), :found] = np.where(there, told, metric.worst)
-            ids[first : first + len(block), :found] = np.where(there, contents.ids[rows], -1)
+            missing = rows < 0
+            distances[missing] = 0
+            at = slice(first, first + len(block))
+            scores[at, :found] = metric.scores(distances, block, on_sphere=not self.rerank)
+            ids[at, :found] = contents.ids[rows]
+            scores[at, :found][missing], ids[at, :found][missing] = metric.worst, -1
         return scores, ids
 
     def within(self, source: Vectors, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

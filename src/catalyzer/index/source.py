@@ -64,6 +64,8 @@ def open_queries(source: VectorSource, d: int) -> tuple[Vectors, bool]:
 
 
 def _as_array(source: Any) -> Any:
+    if type(source) is np.ndarray and source.dtype.kind in "fiu":
+        return source
     if isinstance(source, VectorFile):
         return source.unchecked()
     if isinstance(source, str | Path):

@@ -354,6 +354,17 @@ def pair_distances(queries, decoded, at, place, distances):
 
 
 @kernel()
+def measure_queries(queries, squares, slacks):
+    """Squared norms of queries, `(nq,)` float64, and what single precision may be off by in their dot products with points."""
+    for i in range(len(queries)):
+        total = 0.0
+        for x in queries[i]:
+            total += np.float64(x) * np.float64(x)
+        squares[i] = total
+        slacks[i] = (queries.shape[1] + 16) * 2.0**-23 * (np.sqrt(total) + 1)
+
+
+@kernel()
 def prepare_query(query, tables, scale, leaves, rest):
     """Split a query into leaves, `(leaves, 4)` float32 times `scale`, and bound what is behind each.
 

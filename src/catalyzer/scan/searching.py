@@ -122,7 +122,7 @@ def search_lists(
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
 
     padded, distances, ids = _heaps(queries, k)
-    squares, slacks = (queries.astype(np.float64) ** 2).sum(axis=1), _rounding(queries)
+    squares, slacks = _measured(queries)
     block = BLOCK_CODES // SCAN_TILE
     tiles = np.zeros((min(block, len(lists)), padded.shape[1], SCAN_TILE), np.float32)
     scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
@@ -144,9 +144,9 @@ def _search_runs(
     from catalyzer.scan.kernels import prepare_query, scan_runs, sort_heaps
 
     codes, last = np.asarray(codes), lattice.num_points - 1
-    in_place = codes.shape[1] == 8 and codes.flags.c_contiguous and codes.ctypes.data % 8 == 0
-    if in_place:
-        words, starts, stops = codes.view("<u8")[:, 0], firsts, ends
+    words = codes.view("<u8")[:, 0] if codes.shape[1] == 8 and codes.flags.c_contiguous else codes[:, 0]
+    if words.dtype == np.uint64 and words.flags.aligned:
+        starts, stops = firsts, ends
     else:
         words, _ = _gathered(lattice, codes, firsts, ends - firsts)
         stops = np.cumsum(ends - firsts)
@@ -154,7 +154,7 @@ def _search_runs(
     tables, r = lattice.tables, lattice.radius_sq**0.5
     leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, lattice.radius_sq + 1), np.float32)
     prepare_query(query[0], tables, np.float32(1 / r), leaves, rest)
-    square, slack = float((query[0].astype(np.float64) ** 2).sum()), float(_rounding(query)[0])
+    (square,), (slack,) = _measured(query)
     distances, ids = np.full((1, k), np.inf), np.full((1, k), -1)
     points = lattice.numbering.points.reshape(-1, 4)
     refused = scan_runs(
@@ -242,9 +242,13 @@ def _splits(lattice: SphericalLattice) -> bool:
     return len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
 
 
-def _rounding(queries: np.ndarray) -> np.ndarray:
-    """What single precision may be off by in the dot product of each query with a point of norm 1; float64."""
-    return (queries.shape[1] + 16) * 2.0**-23 * (np.linalg.norm(queries.astype(np.float64), axis=1) + 1)
+def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared norms of the queries, and what single precision may be off by in their dot products with points; float64."""
+    from catalyzer.scan.kernels import measure_queries
+
+    squares, slacks = np.empty(len(queries)), np.empty(len(queries))
+    measure_queries(queries, squares, slacks)
+    return squares, slacks
 
 
 def _search_many(
@@ -254,7 +258,7 @@ def _search_many(
 
     padded, distances, ids = _heaps(queries, k)
     columns = np.zeros((padded.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
-    squares = (queries.astype(np.float64) ** 2).sum(axis=1)
+    squares, slacks = _measured(queries)
     task_size = _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
@@ -262,7 +266,7 @@ def _search_many(
             decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
             scan_many(
                 *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
-                *(padded, squares, _rounding(queries), task_size, distances, ids),
+                *(padded, squares, slacks, task_size, distances, ids),
             )
             advance(len(low))
     sort_heaps(distances, ids)
@@ -302,7 +306,7 @@ def _search_one(
     products = np.empty((len(leaves), len(points)), np.float32)
     leaf_products(leaves * scale, points, products)
     rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
-    square, slack = float((query.astype(np.float64) ** 2).sum()), float(_rounding(query[None])[0])
+    (square,), (slack,) = _measured(query[None])
 
     distances, ids = np.full(k, np.inf), np.full(k, -1)
     first, size = 0, max(FIRST_ROUND_CODES, k)
