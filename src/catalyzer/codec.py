@@ -143,7 +143,7 @@ class Codec:
         return points[np.arange(len(points)), best]
 
     def check_decodes(self) -> None:
-        """Raise `InvalidInput` unless there is a way back to the original space."""
+        """Raise `InvalidInput` unless codes can be decoded to the original space."""
         if not self.decodes:
             raise InvalidInput(
                 "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"

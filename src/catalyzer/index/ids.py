@@ -97,7 +97,7 @@ def rows_allowed(contents: Contents, ids: Any, exclude: Any) -> np.ndarray | Non
     Args:
         contents: of the index.
         ids: allowed ones, as `CatalyzerIndex.search` takes them; None for all.
-        exclude: those that are not, likewise; None for none.
+        exclude: ids that may not be found, in the same forms; None for none.
 
     Raises:
         InvalidInput: neither ids nor a mask of them.

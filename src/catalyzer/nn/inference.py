@@ -140,7 +140,7 @@ class Int8Perceptron(RowWise):
 
 
 class _Affine(RowWise):
-    """PCA, or the way back."""
+    """PCA, or its decoder."""
 
     def __init__(self, pca: PCA | PCADecoder) -> None:
         super().__init__(pca.d_in, pca.d_out)
