@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InvalidInput": "catalyzer.errors",
+    "ProductLattice": "catalyzer.lattice",
     "SphericalLattice": "catalyzer.lattice",
     "Catalyzer": "catalyzer.nn",
     "CatalyzerIndex": "catalyzer.index",

@@ -14,7 +14,7 @@ from catalyzer import SphericalLattice
 from catalyzer.scan.kernels import decode_columns
 
 lattice, columns = SphericalLattice(2, 1), np.zeros((2, 4), np.float32)
-decode_columns(np.arange(4, dtype=np.uint64), np.zeros(0, np.uint64), lattice.tables, np.float32(1), columns)
+decode_columns(np.arange(4, dtype=np.uint64), np.zeros(0, np.uint64), lattice.tables, columns, 0)
 print(columns.tolist(), sum(decode_columns.on_one_thread.stats.cache_hits.values()))
 """
 

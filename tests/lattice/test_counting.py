@@ -66,7 +66,7 @@ def test_refusals(dim: int, radius_sq: int, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("dim", "bits", "message"),
-    [(3, 8, "give radius_sq"), (24, 5, "5 bits are too few for 24 dimensions"), (6, 64, "use more dimensions or fewer bits")],
+    [(24, 5, "5 bits are too few for 24 dimensions"), (6, 64, "use more dimensions or fewer bits")],
 )
 def test_no_radius_fits(dim: int, bits: int, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):

@@ -8,16 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalyzer import InvalidInput, SphericalLattice, scan
+from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.scan.searching import _search_torch
 
-CASES = [(24, 79), (24, 10), (5, 7), (2, 25), (24, 200), (128, 20), (16, 200)]
+Lattice = SphericalLattice | ProductLattice
+
+SPHERES = [(24, 79), (24, 10), (5, 7), (2, 25), (24, 200), (128, 20), (16, 200)]
+LATTICES: list[Lattice] = [SphericalLattice(*each) for each in SPHERES]
+PRODUCTS = [[(32, 36)] * 4, [(5, 7), (8, 10)], [(24, 79), (3, 6), (24, 200)], [(2, 1)] * 20]
+LATTICES += [ProductLattice(each) for each in PRODUCTS]
 
 
-def brute_force(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    points = np.rint(lattice.decode(codes).astype(float) * lattice.radius_sq**0.5)
-    dots = queries.astype(float) @ points.T / lattice.radius_sq**0.5
+def brute_force(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    radii = np.repeat(lattice.radii, [sphere.dim for sphere in lattice.spheres])
+    points = np.rint(lattice.decode(codes) * radii)
+    dots = queries.astype(float) @ (points / radii).T
     distances = (queries.astype(float) ** 2).sum(1)[:, None] + 1 - 2 * dots
     # Products are summed in another order there; what differs by less than that is a tie.
     ids = np.argsort(distances.round(9), axis=1, kind="stable")[:, :k]
@@ -29,11 +35,10 @@ def sphere(random: np.random.Generator, n: int, dim: int) -> np.ndarray:
     return y / np.linalg.norm(y, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("dim", "radius_sq"), CASES)
+@pytest.mark.parametrize("lattice", LATTICES, ids=repr)
 @pytest.mark.parametrize("nq", [1, 2, 3, 40])
-def test_the_k_nearest(dim: int, radius_sq: int, nq: int, random: np.random.Generator) -> None:
-    lattice = SphericalLattice(dim, radius_sq)
-    codes, queries = lattice.encode(sphere(random, 9_000, dim)), sphere(random, nq, dim)
+def test_the_k_nearest(lattice: Lattice, nq: int, random: np.random.Generator) -> None:
+    codes, queries = lattice.encode(sphere(random, 9_000, lattice.dim)), sphere(random, nq, lattice.dim)
     distances, ids = scan.search(lattice, queries, codes, 30)
     expected, expected_ids = brute_force(lattice, queries, codes, 30)
     assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
@@ -41,22 +46,24 @@ def test_the_k_nearest(dim: int, radius_sq: int, nq: int, random: np.random.Gene
     np.testing.assert_array_equal(ids, expected_ids)
 
 
+@pytest.mark.parametrize("lattice", [LATTICES[0], LATTICES[-4]], ids=repr)
 @pytest.mark.parametrize("nq", [1, 5])
-def test_over_several_blocks_and_rounds(nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_several_blocks_and_rounds(
+    lattice: Lattice, nq: int, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
     monkeypatch.setattr("catalyzer.scan.searching.FIRST_ROUND_CODES", 64)
     monkeypatch.setattr("catalyzer.scan.searching.LAST_ROUND_CODES", 1500)
-    lattice = SphericalLattice(24, 79)
-    codes, queries = lattice.encode(sphere(random, 10_001, 24)), sphere(random, nq, 24)
+    codes, queries = lattice.encode(sphere(random, 10_001, lattice.dim)), sphere(random, nq, lattice.dim)
     np.testing.assert_array_equal(scan.search(lattice, queries, codes, 100)[1], brute_force(lattice, queries, codes, 100)[1])
 
 
+@pytest.mark.parametrize("lattice", [LATTICES[0], LATTICES[-4]], ids=repr)
 @pytest.mark.parametrize("nq", [1, 4])
-def test_ties_go_to_the_lower_row(nq: int, random: np.random.Generator) -> None:
-    lattice = SphericalLattice(24, 79)
-    few = lattice.encode(sphere(random, 5, 24))
+def test_ties_go_to_the_lower_row(lattice: Lattice, nq: int, random: np.random.Generator) -> None:
+    few = lattice.encode(sphere(random, 5, lattice.dim))
     codes = few[random.integers(0, 5, 6_000)]
-    queries = sphere(random, nq, 24)
+    queries = sphere(random, nq, lattice.dim)
     queries[0] = 0  # equally far from everything
     ids = scan.search(lattice, queries, codes, 2_000)[1]
     assert ids[0].tolist() == list(range(2_000))
@@ -68,9 +75,9 @@ def test_ties_go_to_the_lower_row(nq: int, random: np.random.Generator) -> None:
 def test_any_number_of_codes_queries_and_neighbours(n: int, nq: int, data: st.DataObject) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 1000)))
     k = data.draw(st.integers(1, n))
-    lattice = SphericalLattice(8, 10)
-    codes = lattice.encode(sphere(random, n, 8))
-    queries = random.normal(size=(nq, 8)).astype(np.float32) * data.draw(st.sampled_from([1e-3, 1, 1e3]))
+    lattice = data.draw(st.sampled_from([SphericalLattice(8, 10), ProductLattice([(8, 10), (5, 7), (24, 79)])]))
+    codes = lattice.encode(sphere(random, n, lattice.dim))
+    queries = random.normal(size=(nq, lattice.dim)).astype(np.float32) * data.draw(st.sampled_from([1e-3, 1, 1e3]))
     distances, ids = scan.search(lattice, queries, codes, k)
     expected, _ = brute_force(lattice, queries, codes, k)
     np.testing.assert_allclose(distances, expected, rtol=1e-6, atol=1e-6)
@@ -79,11 +86,12 @@ def test_any_number_of_codes_queries_and_neighbours(n: int, nq: int, data: st.Da
         np.testing.assert_allclose(brute_force(lattice, queries[row : row + 1], codes[found], k)[0], expected[row : row + 1])
 
 
-def test_the_way_through_torch_agrees(random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lattice", [LATTICES[1], LATTICES[-2]], ids=repr)
+def test_the_way_through_torch_agrees(lattice: Lattice, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
     monkeypatch.setattr("catalyzer.scan.searching.TORCH_QUERIES", 7)
-    lattice = SphericalLattice(24, 10)
-    codes, queries = lattice.encode(sphere(random, 300, 24))[random.integers(0, 300, 4_100)], sphere(random, 30, 24)
+    codes = lattice.encode(sphere(random, 300, lattice.dim))[random.integers(0, 300, 4_100)]
+    queries = sphere(random, 30, lattice.dim)
     distances, ids = _search_torch(lattice, queries, codes, 50, torch.device("cpu"))
     expected, expected_ids = scan.search(lattice, queries, codes, 50)
     np.testing.assert_allclose(distances, expected, atol=1e-6)
@@ -135,7 +143,7 @@ def in_lists(random: np.random.Generator, n: int, lists: int) -> np.ndarray:
 @given(n=st.integers(1, 2_000), nq=st.integers(0, 5), lists=st.integers(1, 30), seed=st.integers(0, 1000), data=st.data())
 def test_lists_are_searched_as_their_codes_would_be_alone(n: int, nq: int, lists: int, seed: int, data: st.DataObject) -> None:
     random = np.random.default_rng(seed)
-    lattice = SphericalLattice(*data.draw(st.sampled_from([(8, 10), (24, 79), (5, 7), (24, 200)])))
+    lattice = data.draw(st.sampled_from([*LATTICES[:3], LATTICES[4], *LATTICES[-3:]]))
     few = lattice.encode(sphere(random, data.draw(st.sampled_from([5, n])), lattice.dim))
     codes, queries = few[random.integers(0, len(few), n)], sphere(random, nq, lattice.dim)  # many ties, or hardly any
     k, nprobe = data.draw(st.integers(1, n)), data.draw(st.integers(1, lists))

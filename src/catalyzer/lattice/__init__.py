@@ -1,4 +1,4 @@
-"""The integer points of a sphere, a quantizer without a codebook: count, nearest point, code, decode (Appendix B)."""
+"""The integer points of a sphere and products of spheres, a quantizer without a codebook: count, nearest point, code, decode (Appendix B)."""
 
 import os
 import sys
@@ -9,4 +9,5 @@ if "numba" not in sys.modules and os.environ.get("OMP_NUM_THREADS", "").isdigit(
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 from catalyzer.lattice.counting import best_radius_sq, enumerate_atoms, num_atoms, num_points
+from catalyzer.lattice.product import ProductLattice
 from catalyzer.lattice.spherical import SphericalLattice

@@ -31,6 +31,13 @@ def _theta_series(dim: int, radius_sq: int) -> tuple[int, int]:
     return product, width
 
 
+def _counts(dim: int, limit: int) -> Iterator[int]:
+    """The numbers of points for r² from 1 to `limit`."""
+    series, width = _theta_series(dim, limit)
+    for radius_sq in range(1, limit + 1):
+        yield series >> width * radius_sq & (1 << width) - 1
+
+
 def num_points(dim: int, radius_sq: int) -> int:
     """The exact number of z in Z^dim with |z|² = radius_sq; 0 where there is none.
 
@@ -47,26 +54,23 @@ def num_points(dim: int, radius_sq: int) -> int:
 def best_radius_sq(dim: int, bits: int) -> int:
     """The largest r² whose sphere's points have codes of at most `bits` bits.
 
-    Raises:
-        InvalidInput: fewer than 5 dimensions (the number of points does not grow steadily there), bits that no
-            radius within `MAX_RADIUS_SQ` fills, or too few bits for even r² = 1.
+    In fewer than 5 dimensions the number of points does not grow steadily with r²; there it is the r² with the most points.
 
-    >>> best_radius_sq(24, 64), best_radius_sq(32, 64), best_radius_sq(24, 32)
-    (79, 36, 10)
+    Raises:
+        InvalidInput: bits that no radius within `MAX_RADIUS_SQ` fills, or too few bits for even r² = 1.
+
+    >>> best_radius_sq(24, 64), best_radius_sq(32, 64), best_radius_sq(24, 32), best_radius_sq(2, 4)
+    (79, 36, 10, 65)
     """
     check_sphere(dim, 1)
-    if dim < 5:
-        raise InvalidInput(f"in {dim} dimensions the number of points does not grow with r²; give radius_sq yourself")
     if 2 * dim > 1 << bits:
         raise InvalidInput(f"{bits} bits are too few for {dim} dimensions: even r² = 1 has {2 * dim} points; use more bits")
+    if dim < 5:
+        counts = [0, *(count if count <= 1 << bits else 0 for count in _counts(dim, MAX_RADIUS_SQ))]
+        return max(range(len(counts)), key=counts.__getitem__)
     limit = 64
     while limit <= MAX_RADIUS_SQ:
-        series, width = _theta_series(dim, limit)
-        fits = 0
-        for radius_sq in range(1, limit + 1):
-            count = series >> width * radius_sq & (1 << width) - 1
-            if 0 < count <= 1 << bits:
-                fits = radius_sq
+        fits = max(radius_sq for radius_sq, count in enumerate(_counts(dim, limit), 1) if 0 < count <= 1 << bits)
         # The counts grow, in few dimensions unsteadily; none that fits for long enough means that none does beyond.
         if fits * (3 if dim < 9 else 1.25) <= limit:
             return fits

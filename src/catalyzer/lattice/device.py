@@ -86,7 +86,7 @@ class DeviceLattice:
             code = code + product + (self.before[self._row(t, norm) * (tables.radius_sq + 2) + norms[t]] ^ SIGN_BIT)
         return code[:, None].contiguous().view(torch.uint8)[:, : self.code_size].contiguous()
 
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, norm: float = 1.0) -> Tensor:
         """See `SphericalLattice.decode`."""
         tables, size = self.tables, self.code_size
         if codes.ndim != 2 or codes.shape[1] != size or codes.dtype != torch.uint8:
@@ -98,18 +98,18 @@ class DeviceLattice:
             row = int(beyond.int().argmax())
             value = int.from_bytes(bytes(codes[row].tolist()), "little")
             raise InvalidInput(f"row {row:,} holds the code {value}, but codes of this lattice are below {self.num_points}")
-        norm = torch.full_like(code, tables.radius_sq)
+        left = torch.full_like(code, tables.radius_sq)
         columns = []
         for t in range(tables.leaves - 1):
-            first = self._row(t, norm) * (tables.radius_sq + 2)
-            s, above = torch.zeros_like(norm), norm + 1  # the sums before s are at most the code; those before `above` more
+            first = self._row(t, left) * (tables.radius_sq + 2)
+            s, above = torch.zeros_like(left), left + 1  # the sums before s are at most the code; those before `above` more
             for _ in range((tables.radius_sq + 1).bit_length()):
                 middle = (s + above) // 2
                 fits = self.before[first + middle] <= (code ^ SIGN_BIT)
                 s, above = torch.where(fits, middle, s), torch.where(fits, above, middle)
             code = code - (self.before[first + s] ^ SIGN_BIT)
-            norm = norm - s
-            after = self._row(t + 1, norm)
+            left = left - s
+            after = self._row(t + 1, left)
             count = self.ways[after]
             size_of_code = code.double() + (code < 0) * 2.0**64
             rank = (size_of_code * self.inverse[after]).long()
@@ -117,9 +117,9 @@ class DeviceLattice:
             short = (code ^ SIGN_BIT) >= (count ^ SIGN_BIT)
             rank, code = rank + short.long(), torch.where(short, code - count, code)
             columns.append(self.points[self.start[s] + rank, : tables.width])
-        last_leaf = self.start[tables.last_kind * (tables.radius_sq + 2) + norm] + code
+        last_leaf = self.start[tables.last_kind * (tables.radius_sq + 2) + left] + code
         columns.append(self.points[tables.last_kind * tables.kind_size + last_leaf, : tables.last_width])
-        return torch.cat(columns, dim=1).float() * float(np.float32(tables.radius_sq**-0.5))
+        return torch.cat(columns, dim=1).float() * float(np.float32(norm * tables.radius_sq**-0.5))
 
     def _row(self, t: int, norm: Tensor) -> Tensor:
         return 1 + (t - 1) * (self.tables.radius_sq + 1) + norm if t else torch.zeros_like(norm)

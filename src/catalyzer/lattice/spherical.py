@@ -41,6 +41,8 @@ class SphericalLattice:
         code_size: bytes of a code, `ceil(bits / 8)`.
         format: version of the numbering; codes of one format mean the same points in every version and on every device.
         atoms: `(num_atoms, dim)` int16, the points that are non-negative and decreasing (Appendix B).
+        spheres: the lattice itself, as a `ProductLattice` of one block.
+        radii: `(1,)` float64, r.
 
     Raises:
         InvalidInput: no integer point has this norm, a code takes more than 128 bits, or there are too many atoms or
@@ -75,6 +77,7 @@ class SphericalLattice:
             )
         self.atoms = enumerate_atoms(dim, radius_sq)
         self.numbering = number(self.dim, self.radius_sq)
+        self.radii = np.array([self.radius_sq**0.5])
         self._devices: dict[torch.device, DeviceLattice] = {}
 
     @classmethod
@@ -92,6 +95,10 @@ class SphericalLattice:
 
     def __reduce__(self) -> tuple[type[SphericalLattice], tuple[int, int]]:
         return type(self), (self.dim, self.radius_sq)  # all else is computed from these, and compiled code does not travel
+
+    @property
+    def spheres(self) -> tuple[SphericalLattice, ...]:
+        return (self,)
 
     def quantize(self, y: Array, out: Array | None = None) -> Array:
         """The integer point nearest to r·y/|y|: argmax of the dot product, equation 5.
@@ -113,7 +120,7 @@ class SphericalLattice:
 
         vectors = self._checked(_as_numpy(y))
         result = _result(out, vectors.shape, np.dtype(np.int16))
-        self._refuse_row(kernels.nearest(vectors, self._atoms, result))
+        refuse_row(kernels.nearest(vectors, self._atoms, result))
         return _like(result, y) if out is None else out
 
     def nearest(self, y: np.ndarray, k: int) -> np.ndarray:
@@ -143,7 +150,7 @@ class SphericalLattice:
         except (MemoryError, ValueError):  # more than NumPy can count
             raise Unavailable(f"{k:,} points for each of {len(vectors):,} vectors do not fit into memory; lower k") from None
         weights = np.random.default_rng(0).integers(1 << 64, size=self.dim, dtype=np.uint64)
-        self._refuse_row(nearest_many(vectors, self.atoms, weights, k, points))
+        refuse_row(nearest_many(vectors, self.atoms, weights, k, points))
         return points
 
     def encode(self, y: Array) -> Array:
@@ -167,18 +174,23 @@ class SphericalLattice:
         vectors = self._checked(_as_numpy(y))
         low = np.empty(len(vectors), "<u8")
         high = np.empty(len(vectors) if self.bits > 64 else 0, "<u8")
-        self._refuse_row(kernels.encode(vectors, self._atoms, self.tables, low, high))
+        refuse_row(kernels.encode(vectors, self._atoms, self.tables, low, high))
         bytes_ = low.view(np.uint8).reshape(-1, 8)
         if self.bits > 64:
             bytes_ = np.concatenate([bytes_, high.view(np.uint8).reshape(-1, 8)], axis=1)
         return _like(np.ascontiguousarray(bytes_[:, : self.code_size]), y)
 
-    def decode(self, codes: Array, out: Array | None = None) -> Array:
+    def vectors(self, z: Array) -> Array:
+        """Integer points `(n, dim)` divided by r: `(n, dim)` float32, rows of norm 1."""
+        return z.astype(np.float32) / np.float32(self.radii[0]) if isinstance(z, np.ndarray) else z.float() / float(self.radii[0])
+
+    def decode(self, codes: Array, out: Array | None = None, norm: float = 1.0) -> Array:
         """The points of the codes, divided by r.
 
         Args:
             codes: `(n, code_size)` uint8.
             out: where to write, in place of a new array: fresh memory takes longer to get than to fill.
+            norm: of the vectors, where it is not 1.
 
         Returns:
             `(n, dim)` float32, rows of norm 1.
@@ -187,14 +199,26 @@ class SphericalLattice:
             InvalidInput: another shape or type, a code that is not below `num_points`, or an `out` that does not fit.
         """
         if not isinstance(codes, np.ndarray) and codes.device.type != "cpu":
-            vectors = self.decode(codes.cpu()).to(codes.device) if self.bits > 64 else self._on(codes.device).decode(codes)
+            if self.bits > 64:
+                vectors = self.decode(codes.cpu(), norm=norm).to(codes.device)
+            else:
+                vectors = self._on(codes.device).decode(codes, norm)
             return vectors if out is None else out.copy_(vectors)
         from catalyzer.lattice import kernels
 
         low, high = self.words(_as_numpy(codes))
         result = _result(out, (len(low), self.dim), np.dtype(np.float32))
-        kernels.decode(low, high, self.tables, np.float32(self.radius_sq**-0.5), result)
+        kernels.decode(low, high, self.tables, np.float32(norm * self.radius_sq**-0.5), result)
         return _like(result, codes) if out is None else out
+
+    def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
+        """Raise `InvalidInput`, with the row's number, if one of `(n, code_size)` uint8 is no code.
+
+        Args:
+            codes: read from somewhere.
+            first_row: what the first one's row is called in an error.
+        """
+        self.words(codes, first_row)
 
     def words(self, codes: np.ndarray, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Codes as `(n,)` uint64 low and high words; there are no high words (size 0) where 64 bits are enough.
@@ -241,11 +265,6 @@ class SphericalLattice:
         if device not in self._devices:
             self._devices[device] = DeviceLattice(self.atoms, self.tables, self.num_points, device)
         return self._devices[device]
-
-    @staticmethod
-    def _refuse_row(row: int) -> None:
-        if row >= 0:
-            raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
 
     @cached_property
     def _atoms(self) -> Atoms:
@@ -309,6 +328,12 @@ class SphericalLattice:
             root_norm=(self.radius_sq - root_norm).astype(np.uint16),
             root_shift=root_shift,
         )
+
+
+def refuse_row(row: int) -> None:
+    """Raise `InvalidInput` for a row that has no nearest point; -1 is none."""
+    if row >= 0:
+        raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
 
 
 def _sorting_network(n: int) -> np.ndarray:

@@ -5,9 +5,14 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from catalyzer.lattice import SphericalLattice
+from catalyzer.lattice import ProductLattice, SphericalLattice
 
-_lattice = cache(SphericalLattice)
+
+@cache
+def _lattice(*numbers: int) -> SphericalLattice | ProductLattice:
+    """The lattice of dimensions and squared radii, one after the other."""
+    blocks = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return ProductLattice(blocks) if len(blocks) > 1 else SphericalLattice(*blocks[0])
 
 
 class StraightThrough(nn.Module):
@@ -16,7 +21,7 @@ class StraightThrough(nn.Module):
     Works under autocast, in the dtype that it is given, and inside `torch.compile` without a graph break.
 
     Args:
-        lattice: whose points divided by r are the output.
+        lattice: whose points, divided by their radii, are the output.
 
     Shape:
         `(n, lattice.dim)` to the same.
@@ -29,23 +34,25 @@ class StraightThrough(nn.Module):
     ([[0.0, 1.0]], [[1.0, 1.0]])
     """
 
-    def __init__(self, lattice: SphericalLattice) -> None:
+    def __init__(self, lattice: SphericalLattice | ProductLattice) -> None:
         super().__init__()
         self.lattice = lattice
+        self._numbers = [number for sphere in lattice.spheres for number in (sphere.dim, sphere.radius_sq)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _nearest(x, self.lattice.dim, self.lattice.radius_sq)
+        return _nearest(x, self._numbers)
 
 
 # An operator of its own, so that torch.compile takes it as one step instead of looking inside. Operators take numbers
-# and tensors only, hence the dimensions instead of the lattice.
+# and tensors only, hence the dimensions and squared radii instead of the lattice.
 @torch.library.custom_op("catalyzer::nearest", mutates_args=())
-def _nearest(x: Tensor, dim: int, radius_sq: int) -> Tensor:
-    return _lattice(dim, radius_sq).quantize(x).to(x.dtype) / radius_sq**0.5
+def _nearest(x: Tensor, numbers: list[int]) -> Tensor:
+    lattice = _lattice(*numbers)
+    return lattice.vectors(lattice.quantize(x)).to(x.dtype)
 
 
 _nearest.register_fake(lambda x, *_: torch.empty_like(x))
-_nearest.register_autograd(lambda _, gradient: (gradient, None, None))
+_nearest.register_autograd(lambda _, gradient: (gradient, None))
 
 
 class StraightThroughSign(nn.Module):

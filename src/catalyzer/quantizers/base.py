@@ -60,6 +60,11 @@ class Quantizer(Part, ABC):
     def code_size(self) -> int:
         return -(-self.bits // 8)
 
+    @property
+    def spheres(self) -> tuple[int, ...]:
+        """Dimensions of the blocks that are each coded by their direction; one, unless the quantizer is a product of such."""
+        return (self.dim,)
+
     @classmethod
     def can(cls, method: str) -> bool:
         """Whether the class defines one of the optional methods.

@@ -1,10 +1,14 @@
-"""The spherical lattice quantizer of section 4.2: no codebook, nothing to fit."""
+"""The spherical lattice quantizer of section 4.2, and products of such: no codebook, nothing to fit."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from catalyzer import scan
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import SphericalLattice
+from catalyzer.lattice import ProductLattice, SphericalLattice
+from catalyzer.lattice.counting import MAX_DIM
+from catalyzer.lattice.product import BLOCK_BITS
 from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
 
@@ -16,31 +20,45 @@ MOST_BITS = {24: 86, 28: 98, 32: 108, 40: 128}
 
 
 class LatticeQuantizer(Quantizer):
-    """Codes a vector's direction as the nearest integer point of a sphere.
+    """Codes a vector's direction as the nearest integer point of a sphere; of more than 64 bits, block by block.
 
     Args:
         dim: dimension of the vectors.
         bits: upper limit for the bits of a code.
-        radius_sq: squared radius r²; None takes the largest whose codes fit in `bits`.
+        radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
+        blocks: how many spheres the vectors are cut for, or the dimension and squared radius of each; None takes one up to
+            64 bits and 128 dimensions, or if `radius_sq` is given, and beyond that as few as `ProductLattice.for_bits`.
 
     Raises:
-        InvalidInput: no point has this norm, or its codes take more than `bits` bits.
+        InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
 
     >>> quantizer = LatticeQuantizer(dim=24, bits=64)
     >>> quantizer.lattice, quantizer.code_size
     (SphericalLattice(dim=24, radius_sq=79), 8)
+    >>> LatticeQuantizer(dim=128, bits=256).lattice
+    ProductLattice(4 x (32, 36))
     """
 
     label = "lattice"
 
-    def __init__(self, dim: int, bits: int = 64, radius_sq: int | None = None) -> None:
+    def __init__(
+        self, dim: int, bits: int = 64, radius_sq: int | None = None, blocks: int | Sequence[Sequence[int]] | None = None
+    ) -> None:
         integer("bits", bits, 1)
-        self.lattice = SphericalLattice.for_bits(dim, bits) if radius_sq is None else SphericalLattice(dim, radius_sq)
-        self.dim, self.bits, self.radius_sq = dim, self.lattice.bits, self.lattice.radius_sq
+        if radius_sq is not None and blocks is not None:
+            raise InvalidInput(f"radius_sq = {radius_sq} is of one sphere, and blocks = {blocks} of several; give one of them")
+        self.lattice = _lattice(dim, bits, radius_sq, blocks)
+        self.dim, self.bits = dim, self.lattice.bits
+        # What is kept in files says which lattice it is, also where a later version would choose another.
+        single = isinstance(self.lattice, SphericalLattice)
+        self.radius_sq = self.lattice.radius_sq if isinstance(self.lattice, SphericalLattice) else None
+        self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in self.lattice.spheres]
+        if self.lattice.dim != dim:
+            raise InvalidInput(f"the blocks {blocks} have {self.lattice.dim} dimensions together, and the vectors {dim}")
         if self.bits > bits:
             raise InvalidInput(
-                f"the lattice of dim {dim}, r² {radius_sq} needs {self.bits} bits, which do not fit in bits = {bits}; "
-                f"raise bits, or leave radius_sq null for the largest r² that fits"
+                f"{self.lattice!r} needs {self.bits} bits, which do not fit in bits = {bits}; "
+                f"raise bits, or leave radius_sq and blocks null for what fits"
             )
 
     @classmethod
@@ -52,11 +70,16 @@ class LatticeQuantizer(Quantizer):
         """
         return next((dim for dim, most in MOST_BITS.items() if bits <= most), 40)
 
+    @property
+    def spheres(self) -> tuple[int, ...]:
+        return tuple(sphere.dim for sphere in self.lattice.spheres)
+
     def straight_through(self) -> StraightThrough:
         return StraightThrough(self.lattice)
 
     def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
-        return self.lattice.nearest(x, k).astype(np.float32) / np.float32(self.lattice.radius_sq**0.5)
+        near = self.lattice.nearest(x, k)
+        return self.lattice.vectors(near.reshape(-1, self.dim)).reshape(near.shape)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self.lattice.encode(x)
@@ -76,4 +99,21 @@ class LatticeQuantizer(Quantizer):
         return scan.search_lists(self.lattice, queries, codes, offsets, probed, k)
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
-        self.lattice.words(codes, first_row)
+        self.lattice.check_codes(codes, first_row)
+
+
+def _lattice(
+    dim: int, bits: int, radius_sq: int | None, blocks: int | Sequence[Sequence[int]] | None
+) -> SphericalLattice | ProductLattice:
+    if radius_sq is not None:
+        return SphericalLattice(dim, radius_sq)
+    if blocks is None:
+        product = bits > BLOCK_BITS or dim > MAX_DIM
+        return ProductLattice.for_bits(dim, bits) if product else SphericalLattice.for_bits(dim, bits)
+    if isinstance(blocks, int):
+        lattice = ProductLattice.for_bits(dim, bits, blocks)
+    else:
+        if any(len(block) != 2 for block in blocks):
+            raise InvalidInput(f"blocks must be a number, or pairs of a dimension and a squared radius; got {blocks!r}")
+        lattice = ProductLattice([(width, squared) for width, squared in blocks])
+    return lattice if len(lattice.spheres) > 1 else lattice.spheres[0]

@@ -1,7 +1,8 @@
 """The loops of the scan: k nearest codes by asymmetric distance, for many queries and for one.
 
-Distances are |q|² + 1 - 2 q·z / r in double precision, with z the integer point: exact but for the last rounding. Single
-precision only decides which codes are worth that, with room for its own rounding.
+Distances are |q|² + 1 - 2 q·z / r in double precision, with z the integer point: exact but for the last rounding. For a
+product of spheres, each block has an r. Single precision only decides which codes are worth that, with room for its own
+rounding.
 """
 
 import numpy as np
@@ -19,36 +20,44 @@ PAIR_TASK, PAIR_LANES = 1 << 10, 32  # pairs of a task of `pair_distances`, and 
 
 
 @kernel(fastmath={"contract"})
-def exact_distance(query, point, stride, dim, square, r):
-    """Squared distance of a query of squared norm `square` to the `point`, a decoded vector with elements `stride` apart."""
-    dot = 0.0
-    for i in range(dim):
-        dot += np.float64(query[i]) * np.rint(np.float64(point[i * stride]) * r)
-    return max(0.0, square + 1.0 - 2.0 * dot / r)
+def exact_distance(query, point, stride, ends, radii, square):
+    """Squared distance of a query of squared norm `square` to a lattice point, whose integers stand `stride` apart.
+
+    Block b is the coordinates up to `ends[b]`, int64, which `radii[b]`, float64, divides.
+    """
+    distance = square + 1.0
+    i = U(0)
+    for block in range(len(ends)):
+        dot = 0.0
+        while i < U(ends[block]):
+            dot += np.float64(query[i]) * np.float64(point[i * stride])
+            i += U(1)
+        distance -= 2.0 * dot / radii[block]
+    return max(0.0, distance)
 
 
 @kernel()
-def exact_distances(query, vectors, square, r):
-    """`exact_distance` to each row of `vectors`, float64."""
-    distances = np.empty(len(vectors))
-    for row in range(len(vectors)):
-        distances[row] = exact_distance(query, vectors[row], U(1), U(len(query)), square, r)
+def exact_distances(query, points, ends, radii, square):
+    """`exact_distance` to each row of `points`, float64."""
+    distances = np.empty(len(points))
+    for row in range(len(points)):
+        distances[row] = exact_distance(query, points[row], U(1), ends, radii, square)
     return distances
 
 
 @kernel()
-def _to_columns(coordinates, rows, tables, scale, columns, at):
-    """Write decoded `coordinates`, `(at least rows, 4 · leaves)` int8, into the columns from `at` on."""
+def _to_columns(coordinates, rows, tables, columns, first, at):
+    """Write decoded `coordinates`, `(at least rows, 4 · leaves)` int8, into the columns from `at` on, rows `first` and more."""
     for leaf in range(U(tables.leaves)):
         width = U(tables.width if leaf < U(tables.leaves - 1) else tables.last_width)
         for j in range(width):
             for row in range(rows):
-                columns[leaf * U(tables.width) + j, at + row] = F(coordinates[row, U(4) * leaf + j]) * scale
+                columns[first + leaf * U(tables.width) + j, at + row] = F(coordinates[row, U(4) * leaf + j])
 
 
 @kernel(parallel=lambda codes, *_: len(codes) > TASK_ROWS)
-def decode_columns(codes, codes_high, tables, scale, columns):
-    """`catalyzer.lattice.kernels.decode`, but into the columns of `columns`, `(at least dim, at least n)` float32."""
+def decode_columns(codes, codes_high, tables, columns, first_row):
+    """The integer points of codes, in the columns of `columns`, `(at least first_row + dim, at least n)` float32."""
     n = len(codes)
     for task in prange((n + TASK_ROWS - 1) // TASK_ROWS):
         scratch, packed = np.empty((3, DECODE_TILE), np.uint64), np.empty((DECODE_TILE, tables.leaves), np.uint32)
@@ -56,19 +65,19 @@ def decode_columns(codes, codes_high, tables, scale, columns):
         for first in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS), DECODE_TILE):
             rows = U(min(DECODE_TILE, n - first))
             decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
-            _to_columns(coordinates, rows, tables, scale, columns, U(first))
+            _to_columns(coordinates, rows, tables, columns, U(first_row), U(first))
 
 
 @kernel(parallel=lambda codes, *_: len(codes) > TASK_ROWS)
-def decode_tiles(codes, codes_high, starts, tables, scale, tiles):
-    """Decode codes `starts[t]` to `starts[t + 1]`, at most SCAN_TILE, to the columns of `tiles[t]`, `(≥ dim, SCAN_TILE)`."""
+def decode_tiles(codes, codes_high, starts, tables, tiles, first_row):
+    """`decode_columns` of codes `starts[t]` to `starts[t + 1]`, at most SCAN_TILE, for each `tiles[t]`."""
     for t in prange(len(starts) - 1):
         scratch, packed = np.empty((3, DECODE_TILE), np.uint64), np.empty((DECODE_TILE, tables.leaves), np.uint32)
         coordinates = packed.view(np.int8)
         for first in range(starts[t], starts[t + 1], DECODE_TILE):
             rows = U(min(DECODE_TILE, starts[t + 1] - first))
             decode_tile(codes, codes_high, U(first), rows, tables, scratch, packed)
-            _to_columns(coordinates, rows, tables, scale, tiles[t], U(first - starts[t]))
+            _to_columns(coordinates, rows, tables, tiles[t], U(first_row), U(first - starts[t]))
 
 
 @kernel()
@@ -124,7 +133,7 @@ def _products(queries, i, j, tile, dots):
 
 # Inlined by numba itself: as a call it would make the scan an eighth slower.
 @kernel(inline="always")
-def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, r):
+def _update(heap, heap_ids, dots, n, first_id, query, tile, ends, radii, square, slack):
     """Put those of the first n columns of `tile` into a query's heap that are nearer than its root, by their dot products."""
     limit = F((square + 1.0 - heap[0]) / 2 - slack)
     hits = 0
@@ -133,23 +142,24 @@ def _update(heap, heap_ids, dots, n, first_id, query, tile, dim, square, slack, 
     if hits:
         for c in range(U(n)):
             if dots[c] >= limit:
-                distance = exact_distance(query, tile.ravel()[c:], U(tile.shape[1]), U(dim), square, r)
+                distance = exact_distance(query, tile.ravel()[c:], U(tile.shape[1]), ends, radii, square)
                 if distance < heap[0]:
                     _replace_root(heap, heap_ids, distance, np.int64(first_id) + np.int64(c))
                     limit = F((square + 1.0 - heap[0]) / 2 - slack)
 
 
-@kernel(parallel=lambda *args: len(args[6]) > args[8])  # more queries than a task takes
-def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size, distances, ids):
+@kernel(parallel=lambda *args: len(args[7]) > args[9])  # more queries than a task takes
+def scan_many(columns, n, first_id, ends, radii, queries, scaled, squares, slacks, task_size, distances, ids):
     """Update the heaps of the k best of each query with n decoded codes.
 
     Args:
-        columns: `(dim padded to a multiple of 8, n padded to a multiple of SCAN_TILE)` float32.
+        columns: `(dim padded to a multiple of 8, n padded to a multiple of SCAN_TILE)` float32, integer points.
         n: codes in `columns`.
         first_id: id of the first.
-        dim: dimension.
-        r: the points' norm.
-        queries: `(nq padded to even, padded dim)` float32.
+        ends: see `exact_distance`, like `radii`.
+        radii: of the blocks.
+        queries: `(nq, dim)` float32.
+        scaled: `(nq padded to even, padded dim)` float32, each block of them divided by its radius.
         squares: `(nq,)` float64 squared norms of the queries.
         slacks: `(nq,)` float64 bounds for the error of single precision.
         task_size: queries of one parallel task, even.
@@ -164,12 +174,12 @@ def scan_many(columns, n, first_id, dim, r, queries, squares, slacks, task_size,
                 for c in range(U(SCAN_TILE)):
                     tile[k, c] = columns[k, first + c]
             for i in range(U(task * task_size), U(min(nq, (task + 1) * task_size)), U(2)):
-                _products(queries, i, i + U(1), tile, dots)
+                _products(scaled, i, i + U(1), tile, dots)
                 for j in range(U(2)):
                     if i + j < U(nq):
                         left, name = min(SCAN_TILE, n - np.int64(first)), first_id + np.int64(first)
                         q, square, slack = queries[i + j], squares[i + j], slacks[i + j]
-                        _update(distances[i + j], ids[i + j], dots[j], left, name, q, tile, dim, square, slack, r)
+                        _update(distances[i + j], ids[i + j], dots[j], left, name, q, tile, ends, radii, square, slack)
 
 
 @kernel()
@@ -192,19 +202,22 @@ def queries_by_list(probed, starts, queries):
             at[place] += 1
 
 
-@kernel(parallel=lambda *args: len(args[9]) > args[11])  # more queries than a task takes
-def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, squares, slacks, task_size, distances, ids):
+@kernel(parallel=lambda *args: len(args[10]) > args[12])  # more queries than a task takes
+def scan_lists(
+    tiles, firsts, sizes, lists, starts, probing, ends, radii, queries, scaled, squares, slacks, task_size, distances, ids
+):
     """Update the heaps of the k best of each query with the tiles of the lists that it probes.
 
     Args:
-        tiles: `(at least t, dim padded to a multiple of 8, SCAN_TILE)` float32, decoded codes of one list each.
+        tiles: `(at least t, dim padded to a multiple of 8, SCAN_TILE)` float32, integer points of one list each.
         firsts: `(t,)` int64, id of the first code of each, ascending.
         sizes: `(t,)` int64, codes of each.
         lists: `(t,)` int64, whose codes these are.
         starts: as `queries_by_list` makes them; `probing` are its queries.
-        dim: dimension.
-        r: the points' norm.
-        queries: `(nq, padded dim)` float32.
+        ends: see `exact_distance`, like `radii`.
+        radii: of the blocks.
+        queries: `(nq, dim)` float32.
+        scaled: as for `scan_many`.
         squares: `(nq,)` float64 squared norms of the queries.
         slacks: `(nq,)` float64 bounds for the error of single precision.
         task_size: queries of one parallel task.
@@ -220,11 +233,11 @@ def scan_lists(tiles, firsts, sizes, lists, starts, probing, dim, r, queries, sq
             last = np.searchsorted(among, min(nq, (task + 1) * task_size))
             for at in range(np.searchsorted(among, task * task_size), last, 2):
                 # The last one goes together with itself where there is no other.
-                _products(queries, U(among[at]), U(among[min(at + 1, last - 1)]), tile, dots)
+                _products(scaled, U(among[at]), U(among[min(at + 1, last - 1)]), tile, dots)
                 for j in range(min(2, last - at)):
                     i = among[at + j]
                     q, square, slack = queries[i], squares[i], slacks[i]
-                    _update(distances[i], ids[i], dots[j], sizes[t], firsts[t], q, tile, dim, square, slack, r)
+                    _update(distances[i], ids[i], dots[j], sizes[t], firsts[t], q, tile, ends, radii, square, slack)
 
 
 @kernel()

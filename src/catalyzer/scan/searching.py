@@ -6,12 +6,13 @@ codes are split leaf by leaf and given up as soon as they cannot be among the be
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import SphericalLattice
+from catalyzer.lattice import ProductLattice, SphericalLattice
 from catalyzer.progress import progress
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ FEW_CODES = 1 << 15  # that one thread scans for one query without tables of pro
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 
-def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+Lattice = SphericalLattice | ProductLattice
+
+
+def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
 
     Args:
@@ -50,7 +54,7 @@ def search(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k:
 
 
 def search_part(
-    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
+    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search` with the distances as they are compared, float64: what parts of the codes have found is merged by these.
 
@@ -76,7 +80,7 @@ def search_part(
 
 
 def search_lists(
-    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search` in some lists of codes for each query: exact in these, and the others are not read.
 
@@ -121,24 +125,25 @@ def search_lists(
     firsts = offsets[lists] + SCAN_TILE * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
 
-    padded, distances, ids = _heaps(queries, k)
+    scaled, distances, ids = _scaled(lattice, queries), *_heaps(queries, k)
     squares, slacks = _measured(queries)
     block = BLOCK_CODES // SCAN_TILE
-    tiles = np.zeros((min(block, len(lists)), padded.shape[1], SCAN_TILE), np.float32)
-    scale, task_size = np.float32(lattice.radius_sq**-0.5), _task_size(len(queries))
+    tiles = np.zeros((min(block, len(lists)), scaled.shape[1], SCAN_TILE), np.float32)
+    task_size = _task_size(len(queries))
     for part in (slice(first, first + block) for first in range(0, len(lists), block)):
-        low, high = _gathered(lattice, codes, firsts[part], sizes[part])
-        decode_tiles(low, high, np.append(0, np.cumsum(sizes[part])), lattice.tables, scale, tiles)
+        words, each = _gathered(lattice, codes, firsts[part], sizes[part]), np.append(0, np.cumsum(sizes[part]))
+        for (low, high), (sphere, row, _) in zip(words, _blocks(lattice), strict=True):
+            decode_tiles(low, high, each, sphere.tables, tiles, row)
         scan_lists(
-            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, lattice.dim, lattice.radius_sq**0.5),
-            *(padded, squares, slacks, task_size, distances, ids),
+            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, _ends(lattice), lattice.radii),
+            *(queries, scaled, squares, slacks, task_size, distances, ids),
         )
     sort_heaps(distances, ids)
     return distances.astype(np.float32), ids
 
 
 def _search_runs(
-    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
+    lattice: Lattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search_lists` for one query, `(1, dim)`, in rows `firsts` to `ends`: nothing is decoded that cannot be near."""
     from catalyzer.scan.kernels import prepare_query, scan_runs, sort_heaps
@@ -148,7 +153,7 @@ def _search_runs(
     if words.dtype == np.uint64 and words.flags.aligned:
         starts, stops = firsts, ends
     else:
-        words, _ = _gathered(lattice, codes, firsts, ends - firsts)
+        ((words, _),) = _gathered(lattice, codes, firsts, ends - firsts)
         stops = np.cumsum(ends - firsts)
         starts = stops - (ends - firsts)
     tables, r = lattice.tables, lattice.radius_sq**0.5
@@ -168,18 +173,30 @@ def _search_runs(
 
 
 def _gathered(
-    lattice: SphericalLattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The words, low and high, of several runs of codes, one behind the other."""
+    lattice: Lattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The words, low and high, of each block of several runs of codes, one behind the other."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
     gathered = np.concatenate(runs)
     try:
-        return lattice.words(gathered)
+        return [sphere.words(gathered[:, part]) for sphere, _, part in _blocks(lattice)]
     except InvalidInput:
         for first, run in zip(firsts.tolist(), runs, strict=True):
-            lattice.words(run, first)  # which says the row where it stands
+            lattice.check_codes(run, first)  # which says the row where it stands
         raise
+
+
+def _blocks(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
+    """The sphere of each block, its first coordinate, and the columns of its codes."""
+    row = byte = 0
+    for sphere in lattice.spheres:
+        yield sphere, row, slice(byte, byte + sphere.code_size)
+        row, byte = row + sphere.dim, byte + sphere.code_size
+
+
+def _ends(lattice: Lattice) -> np.ndarray:
+    return np.cumsum([sphere.dim for sphere in lattice.spheres])
 
 
 def columns(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +245,7 @@ def check_search(queries: np.ndarray, codes: np.ndarray, k: int, dim: int, code_
     return integer("k", k, 1, len(codes), "the number of codes")
 
 
-def _checked(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, int]:
+def _checked(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, int]:
     k = check_search(queries, codes, k, lattice.dim, lattice.code_size)
     queries = np.ascontiguousarray(queries, np.float32)
     refused = ~np.isfinite(queries).all(axis=1)
@@ -237,9 +254,9 @@ def _checked(lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, 
     return queries, k
 
 
-def _splits(lattice: SphericalLattice) -> bool:
+def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
     """Whether codes of this lattice can be split leaf by leaf for one query."""
-    return len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
+    return isinstance(lattice, SphericalLattice) and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,33 +269,39 @@ def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _search_many(
-    lattice: SphericalLattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
+    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many, sort_heaps
 
-    padded, distances, ids = _heaps(queries, k)
-    columns = np.zeros((padded.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
+    scaled, distances, ids = _scaled(lattice, queries), *_heaps(queries, k)
+    columns = np.zeros((scaled.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
     squares, slacks = _measured(queries)
-    task_size = _task_size(len(queries))
+    ends, task_size = _ends(lattice), _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
-            low, high = lattice.words(codes[first : first + BLOCK_CODES], first)
-            decode_columns(low, high, lattice.tables, np.float32(lattice.radius_sq**-0.5), columns)
+            block = codes[first : first + BLOCK_CODES]
+            for sphere, row, part in _blocks(lattice):
+                decode_columns(*sphere.words(block[:, part], first), sphere.tables, columns, row)
             scan_many(
-                *(columns, len(low), first, lattice.dim, lattice.radius_sq**0.5),
-                *(padded, squares, slacks, task_size, distances, ids),
+                *(columns, len(block), first, ends, lattice.radii),
+                *(queries, scaled, squares, slacks, task_size, distances, ids),
             )
-            advance(len(low))
+            advance(len(block))
     sort_heaps(distances, ids)
     return distances, ids
 
 
-def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries padded for the loops to an even number and a multiple of 8 dimensions, and empty heaps for their k best."""
+def _scaled(lattice: Lattice, queries: np.ndarray) -> np.ndarray:
+    """Queries divided by the blocks' radii, padded for the loops to an even number and a multiple of 8 dimensions."""
     nq, dim = queries.shape
-    padded = np.zeros((nq + nq % 2, -(-dim // 8) * 8), np.float32)
-    padded[:nq, :dim] = queries
-    return padded, np.full((nq, k), np.inf), np.full((nq, k), -1)
+    scaled = np.zeros((nq + nq % 2, -(-dim // 8) * 8), np.float32)
+    scaled[:nq, :dim] = queries / np.repeat(lattice.radii, np.diff(_ends(lattice), prepend=0))
+    return scaled
+
+
+def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Empty heaps for the k best of each query: distances and ids."""
+    return np.full((len(queries), k), np.inf), np.full((len(queries), k), -1)
 
 
 def _task_size(nq: int) -> int:
@@ -290,7 +313,7 @@ def _task_size(nq: int) -> int:
 
 
 def _search_one(
-    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
+    lattice: Lattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.lattice.kernels import decode
     from catalyzer.scan.kernels import exact_distances, leaf_products, scan_one
@@ -308,7 +331,7 @@ def _search_one(
     rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
     (square,), (slack,) = _measured(query[None])
 
-    distances, ids = np.full(k, np.inf), np.full(k, -1)
+    distances, ids, ends = np.full(k, np.inf), np.full(k, -1), _ends(lattice)
     first, size = 0, max(FIRST_ROUND_CODES, k)
     with progress(description, len(codes), "codes") as advance:
         # A round's limit is what the codes before it have shown: each looks at three times as many as all before it.
@@ -316,9 +339,9 @@ def _search_one(
             low, _ = lattice.words(codes[first : first + size], first)
             limit = np.float32((square + 1 - distances[-1]) / 2 - slack)
             rows = scan_one(low, tables, products, rest, limit)
-            vectors = np.empty((len(rows), lattice.dim), np.float32)
-            decode(low[rows], np.empty(0, np.uint64), tables, scale, vectors)
-            distances = np.concatenate([distances, exact_distances(query, vectors, square, r)])
+            points = np.empty((len(rows), lattice.dim), np.float32)
+            decode(low[rows], np.empty(0, np.uint64), tables, np.float32(1), points)
+            distances = np.concatenate([distances, exact_distances(query, points, ends, lattice.radii, square)])
             ids = np.concatenate([ids, rows + first])
             best = np.lexsort((ids, distances))[:k]
             distances, ids = distances[best], ids[best]
@@ -329,7 +352,7 @@ def _search_one(
 
 
 def _search_torch(
-    lattice: SphericalLattice,
+    lattice: Lattice,
     queries: np.ndarray,
     codes: np.ndarray,
     k: int,
@@ -338,17 +361,20 @@ def _search_torch(
 ) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
-    q = torch.from_numpy(queries).to(device, torch.float64)
-    squares, r = q.square().sum(dim=1, keepdim=True), lattice.radius_sq**0.5
+    q, radii = torch.from_numpy(queries).to(device, torch.float64), lattice.radii.tolist()
+    squares, ends = q.square().sum(dim=1, keepdim=True), _ends(lattice)[:-1].tolist()
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
-            lattice.words(codes[first : first + BLOCK_CODES], first)  # checked here, where the row's number is known
+            lattice.check_codes(codes[first : first + BLOCK_CODES], first)  # here, where the row's number is known
             block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK_CODES])).to(device)
-            points = (lattice.decode(block).double() * r).round_()
+            points = lattice.decode(block).double()
             for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
-                d = (squares[rows] + 1 - 2 / r * (q[rows] @ points.T)).clamp_(min=0)
+                d = squares[rows] + 1
+                for radius, part, point in zip(radii, q[rows].tensor_split(ends, 1), points.tensor_split(ends, 1), strict=True):
+                    d = d - 2 / radius * (part @ (point * radius).round().T)
+                d.clamp_(min=0)
                 near = torch.cat([distances[rows], d], dim=1)
                 kept = near.topk(k, dim=1, largest=False)
                 columns = kept.indices

@@ -1,0 +1,299 @@
+"""`ProductLattice`: a sphere for each block of coordinates, for codes of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+from catalyzer.errors import InvalidInput, Unavailable, integer
+from catalyzer.lattice.counting import MAX_DIM as MAX_BLOCK_DIM
+from catalyzer.lattice.counting import best_radius_sq, num_atoms
+from catalyzer.lattice.numbering import FORMAT
+from catalyzer.lattice.spherical import SphericalLattice, refuse_row
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", np.ndarray, "torch.Tensor")
+
+MAX_DIM, MAX_BITS = 4096, 4096
+BLOCK_BITS = 64  # of a block that is chosen: one machine word, which the loops are fastest with
+BLOCK_ATOMS = 2_500  # of a block that is chosen, at most; encoding takes time for each
+NEAREST_ROWS = 1 << 12  # vectors whose nearest points are found together
+
+
+class _Run(NamedTuple):
+    """Consecutive blocks with the same sphere."""
+
+    sphere: SphericalLattice
+    count: int
+    columns: slice
+    bytes: slice
+
+
+class ProductLattice:
+    """A product of spheres: vectors are cut into blocks, and each block takes an integer point of a sphere of its own.
+
+    A code is the codes of the blocks, one behind the other, each in whole bytes. Of a decoded vector, which has norm 1, a block
+    of d coordinates has the share d / dim of the squared norm. Every method takes NumPy arrays or torch tensors and gives back
+    the same kind, on the same device, as those of `SphericalLattice`.
+
+    Args:
+        blocks: dimension and squared radius of each block's sphere.
+
+    Attributes:
+        dim: dimension of the vectors, at most 4,096.
+        num_points: how many points there are, a Python integer.
+        bits: bits of a code, those of its blocks together; at most 4,096.
+        code_size: bytes of a code.
+        spheres: a `SphericalLattice` for each block.
+        radii: `(blocks,)` float64, what a block's integer points are divided by.
+        format: version of the numbering, that of the spheres.
+
+    Raises:
+        InvalidInput: no blocks, a sphere that is refused, or too many dimensions or bits.
+
+    >>> lattice = ProductLattice([(32, 36)] * 4)
+    >>> lattice.dim, lattice.bits, lattice.code_size
+    (128, 256, 32)
+    >>> y = np.random.default_rng(0).normal(size=(5, 128)).astype(np.float32)
+    >>> z = lattice.decode(lattice.encode(y))
+    >>> z.shape, bool(np.allclose(np.linalg.norm(z, axis=1), 1))
+    ((5, 128), True)
+    """
+
+    format = FORMAT
+
+    def __init__(self, blocks: Sequence[tuple[int, int]]) -> None:
+        if not blocks:
+            raise InvalidInput("a product lattice has at least one block, got none")
+        self.spheres = tuple(_sphere(dim, radius_sq) for dim, radius_sq in blocks)
+        self.blocks = tuple((sphere.dim, sphere.radius_sq) for sphere in self.spheres)
+        self.dim = integer("dimensions of a product lattice", sum(dim for dim, _ in self.blocks), 2, MAX_DIM)
+        self.bits = integer("bits of a product lattice", sum(sphere.bits for sphere in self.spheres), 1, MAX_BITS)
+        self.num_points = 1
+        self.code_size = 0
+        for sphere in self.spheres:
+            self.num_points *= sphere.num_points
+            self.code_size += sphere.code_size
+        self.radii = np.array([(sphere.radius_sq * self.dim / sphere.dim) ** 0.5 for sphere in self.spheres])
+
+    @classmethod
+    def for_bits(cls, dim: int, bits: int, blocks: int | None = None) -> ProductLattice:
+        """A lattice whose codes fit in `bits` bits, with blocks as equal as whole bytes let them be.
+
+        Args:
+            dim: 5 to 4,096.
+            bits: 8 to 4,096.
+            blocks: how many; by default as few as keep a block's bits in one machine word and its atoms few.
+
+        Raises:
+            InvalidInput: numbers out of range, more blocks than dimensions or bytes allow, or fewer bits than so many
+                dimensions have points for.
+
+        >>> ProductLattice.for_bits(dim=128, bits=256).blocks
+        ((32, 36), (32, 36), (32, 36), (32, 36))
+        >>> ProductLattice.for_bits(dim=60, bits=160).blocks
+        ((21, 74), (21, 74), (18, 28))
+        """
+        dim, bits = integer("dimensions of a product lattice", dim, 2, MAX_DIM), integer("bits of a product lattice", bits, 8, MAX_BITS)
+        if blocks is not None:
+            return cls(_cut(dim, bits, integer("blocks", blocks, 1, min(dim // 2, -(-bits // 8)), "half of dim, or a byte a block")))
+        least = max(-(-bits // BLOCK_BITS), -(-dim // MAX_BLOCK_DIM))
+        refused: InvalidInput | None = None
+        for count in range(least, min(dim // 2, -(-bits // 8)) + 1):
+            try:
+                cut = _cut(dim, bits, count)
+            except InvalidInput as error:
+                refused = refused or error
+                continue
+            if max(num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS:
+                return cls(cut)
+        raise refused or InvalidInput(
+            f"{bits} bits are too few for {dim} dimensions: a block takes a byte at least, and has {MAX_BLOCK_DIM} dimensions at most"
+        )
+
+    def __repr__(self) -> str:
+        runs = ", ".join(f"{run.count} x ({run.sphere.dim}, {run.sphere.radius_sq})" for run in self._runs)
+        return f"ProductLattice({runs})"
+
+    def __reduce__(self) -> tuple[type[ProductLattice], tuple[tuple[tuple[int, int], ...]]]:
+        return type(self), (self.blocks,)  # all else is computed from these, and compiled code does not travel
+
+    @cached_property
+    def _runs(self) -> list[_Run]:
+        runs, column, byte = [], 0, 0
+        for sphere, same in groupby(self.spheres):
+            count = len([*same])
+            columns, size = count * sphere.dim, count * sphere.code_size
+            runs.append(_Run(sphere, count, slice(column, column + columns), slice(byte, byte + size)))
+            column, byte = column + columns, byte + size
+        return runs
+
+    def quantize(self, y: Array) -> Array:
+        """The integer points nearest to each block's direction.
+
+        Args:
+            y: `(n, dim)` floating point.
+
+        Returns:
+            `(n, dim)` int16; block b has the squared norm of its sphere.
+
+        Raises:
+            InvalidInput: another shape, or NaN or infinity in y.
+        """
+        return self._each(y, "quantize")
+
+    def vectors(self, z: Array) -> Array:
+        """Integer points `(n, dim)` as vectors of norm 1, float32: each block divided by its radius."""
+        scales = np.repeat(1 / self.radii, [sphere.dim for sphere in self.spheres]).astype(np.float32)
+        if isinstance(z, np.ndarray):
+            return z * scales
+        import torch
+
+        return z * torch.from_numpy(scales).to(z.device)
+
+    def nearest(self, y: np.ndarray, k: int) -> np.ndarray:
+        """The k points nearest to each vector, nearest first: combinations of the nearest points of its blocks.
+
+        Args:
+            y: `(n, dim)` floating point.
+            k: how many, at most `num_points`; memory and time grow with it.
+
+        Returns:
+            `(n, k, dim)` int16; equally near ones in any order.
+
+        Raises:
+            InvalidInput: another shape, another k, or NaN or infinity in y.
+            Unavailable: the points do not fit into memory.
+
+        >>> ProductLattice([(2, 1), (2, 1)]).nearest(np.array([[3.0, 1.0, 0.5, -2.0]]), k=2).tolist()
+        [[[1, 0, 0, -1], [1, 0, 1, 0]]]
+        """
+        self._check(y)
+        _check_finite(y)
+        k = integer("k", k, 1, self.num_points, "the number of points")
+        try:
+            points = np.empty((len(y), k, self.dim), np.int16)
+        except (MemoryError, ValueError):  # more than NumPy can count
+            raise Unavailable(f"{k:,} points for each of {len(y):,} vectors do not fit into memory; lower k") from None
+        for first in range(0, len(y), NEAREST_ROWS):
+            points[first : first + NEAREST_ROWS] = self._nearest(y[first : first + NEAREST_ROWS], k)
+        return points
+
+    def _nearest(self, y: np.ndarray, k: int) -> np.ndarray:
+        # The i-th best of the blocks so far and the j-th best of the next are among the k best together only if (i+1)(j+1) <= k.
+        rows = np.arange(len(y))[:, None]
+        points, products, column = np.empty((len(y), 1, 0), np.int16), np.zeros((len(y), 1)), 0
+        for sphere, radius in zip(self.spheres, self.radii, strict=True):
+            part = np.ascontiguousarray(y[:, column : column + sphere.dim])
+            column += sphere.dim
+            near = sphere.nearest(part, min(k, sphere.num_points))
+            more = np.einsum("nd,nkd->nk", part.astype(np.float64), near.astype(np.float64)) / radius
+            i, j = np.indices((points.shape[1], near.shape[1])).reshape(2, -1)
+            i, j = (each[(i + 1) * (j + 1) <= k] for each in (i, j))
+            sums = products[:, i] + more[:, j]
+            best = np.argsort(-sums, axis=1, kind="stable")[:, :k]
+            points = np.concatenate([points[rows, i[best]], near[rows, j[best]]], axis=2)
+            products = sums[rows, best]
+        return points
+
+    def encode(self, y: Array) -> Array:
+        """The codes of the points nearest to y.
+
+        Args:
+            y: `(n, dim)` floating point.
+
+        Returns:
+            `(n, code_size)` uint8: the blocks' codes, each a little-endian integer.
+
+        Raises:
+            InvalidInput: another shape, or NaN or infinity in y.
+        """
+        return self._each(y, "encode")
+
+    def decode(self, codes: Array) -> Array:
+        """The points of the codes, `(n, dim)` float32 of norm 1.
+
+        Args:
+            codes: `(n, code_size)` uint8.
+
+        Raises:
+            InvalidInput: another shape or type, or what is no code.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.code_size:
+            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
+        try:
+            parts = [
+                run.sphere.decode(_rows(codes[:, run.bytes], run.sphere.code_size), norm=self._norm(run)) for run in self._runs
+            ]
+        except InvalidInput:
+            self.check_codes(codes if isinstance(codes, np.ndarray) else codes.cpu().numpy())  # which knows the row
+            raise
+        return _joined([part.reshape(len(codes), -1) for part in parts])
+
+    def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
+        """Raise `InvalidInput` for the first row that is no code; see `SphericalLattice.check_codes`."""
+        if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype != np.uint8:
+            raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
+        byte = 0
+        for sphere in self.spheres:
+            sphere.words(codes[:, byte : byte + sphere.code_size], first_row)
+            byte += sphere.code_size
+
+    def _norm(self, run: _Run) -> float:
+        """The norm of a block in a vector of norm 1."""
+        return (run.sphere.dim / self.dim) ** 0.5
+
+    def _check(self, y: Array) -> None:
+        if y.ndim != 2 or y.shape[1] != self.dim:
+            raise InvalidInput(f"expected vectors of shape (n, {self.dim}), got {tuple(y.shape)}")
+
+    def _each(self, y: Array, method: str) -> Array:
+        """What a method of the spheres makes of their blocks, joined again."""
+        self._check(y)
+        try:
+            parts = [getattr(run.sphere, method)(_rows(y[:, run.columns], run.sphere.dim)) for run in self._runs]
+        except InvalidInput:  # which names the row of a block
+            _check_finite(y if isinstance(y, np.ndarray) else y.detach().cpu().float().numpy())
+            raise
+        return _joined([part.reshape(len(y), -1) for part in parts])
+
+
+def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
+    """So many blocks of about equal bytes, with a share of the dimensions that is as large as that of the bits."""
+    size = -(-bits // 8)
+    ends = np.minimum(8 * np.cumsum([size // count + (block < size % count) for block in range(count)]), bits)
+    columns = np.rint(ends / bits * dim).astype(int)
+    if np.diff(columns, prepend=0).max() > MAX_BLOCK_DIM:
+        columns = np.arange(1, count + 1) * dim // count
+    each = zip(np.diff(columns, prepend=0).tolist(), np.diff(ends, prepend=0).tolist(), strict=True)
+    return [(width, _radius_sq(width, share)) for width, share in each]
+
+
+def _check_finite(y: np.ndarray) -> None:
+    finite = np.isfinite(y).all(axis=1)
+    refuse_row(-1 if finite.all() else int(np.argmin(finite)))
+
+
+_radius_sq = cache(best_radius_sq)
+_sphere = cache(SphericalLattice)  # equal blocks share their tables
+
+
+def _rows(x: Array, width: int) -> Array:
+    """Blocks that lie side by side as rows: `(n, m · width)` to `(n · m, width)`."""
+    return x.reshape(-1, width)
+
+
+def _joined(parts: list[Array]) -> Array:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=1)
+    import torch
+
+    return torch.cat(parts, dim=1)
