@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -16,6 +17,44 @@ LEAST_SPREAD, LARGEST_SPREAD = 1e-18, 5e17  # between them float32 holds squared
 NAMED = 10  # rows in a warning
 
 
+class Usual(NamedTuple):
+    """Where most vectors lie.
+
+    Attributes:
+        middle: `(d,)` float64, the median of each coordinate.
+        farthest: a vector at a larger distance from the middle is an outlier.
+    """
+
+    middle: np.ndarray
+    farthest: float
+
+    @classmethod
+    def of(cls, sample: np.ndarray) -> Self:
+        """Of `(n, d)` vectors: `FAR` times the distance within which `MOST` of them lie.
+
+        Raises:
+            InvalidInput: vectors so near to or so far from each other that float32 holds no squares of their distances.
+        """
+        sample = sample[:: -(-len(sample) // SAMPLE)] if len(sample) else sample
+        middle = np.median(sample.astype(np.float64), axis=0) if len(sample) else np.zeros(sample.shape[1])
+        apart = _distances(sample, middle)
+        apart = apart[apart > 0]  # duplicates of the middle say nothing of how far others are
+        if not len(apart):
+            return cls(middle, np.inf)
+        spread = float(np.quantile(apart, MOST))
+        if not LEAST_SPREAD < spread < LARGEST_SPREAD:
+            raise InvalidInput(
+                f"the vectors lie {spread:.1g} from their middle, and float32 cannot hold the squares of such distances; "
+                f"multiply all vectors, also those to add and to search for, by 2**{-round(math.log2(spread))}"
+            )
+        return cls(middle, FAR * spread)
+
+    def outliers(self, x: np.ndarray) -> np.ndarray:
+        """Which of `(n, d)` vectors are outliers, `(n,)` bool."""
+        blocks = (x[first : first + SAMPLE] for first in range(0, len(x), SAMPLE))
+        return np.concatenate([np.zeros(0, bool), *(_distances(block, self.middle) > self.farthest for block in blocks)])
+
+
 def outliers(x: np.ndarray) -> np.ndarray:
     """Which rows are more than `FAR` times as far from the middle as `MOST` of them: the median of each coordinate.
 
@@ -26,27 +65,14 @@ def outliers(x: np.ndarray) -> np.ndarray:
         `(n,)` bool, at most about a tenth of them true.
 
     Raises:
-        InvalidInput: vectors so near to or so far from each other that float32 holds no squares of their distances.
+        InvalidInput: see `Usual.of`.
 
     >>> x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
     >>> x[[3, 700]] *= 1000
     >>> np.flatnonzero(outliers(x)).tolist()
     [3, 700]
     """
-    sample = x[:: -(-len(x) // SAMPLE)] if len(x) else x
-    middle = np.median(sample.astype(np.float64), axis=0) if len(x) else 0.0
-    apart = _distances(sample, middle)
-    apart = apart[apart > 0]  # duplicates of the middle say nothing of how far others are
-    if not len(apart):
-        return np.zeros(len(x), bool)
-    spread = float(np.quantile(apart, MOST))
-    if not LEAST_SPREAD < spread < LARGEST_SPREAD:
-        raise InvalidInput(
-            f"the vectors lie {spread:.1g} from their middle, and float32 cannot hold the squares of such distances; "
-            f"multiply all vectors, also those to add and to search for, by 2**{-round(math.log2(spread))}"
-        )
-    blocks = (x[first : first + SAMPLE] for first in range(0, len(x), SAMPLE))
-    return np.concatenate([_distances(block, middle) > FAR * spread for block in blocks])
+    return Usual.of(x).outliers(x)
 
 
 def without_outliers(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -74,7 +100,7 @@ def without_outliers(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarra
     return x[~out]
 
 
-def _distances(x: np.ndarray, middle: np.ndarray | float) -> np.ndarray:
+def _distances(x: np.ndarray, middle: np.ndarray) -> np.ndarray:
     # In double precision: the squares of an outlier may be more than float32 holds.
     difference = x - middle
     return np.sqrt(np.einsum("ij,ij->i", difference, difference))

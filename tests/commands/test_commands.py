@@ -218,7 +218,7 @@ def test_the_triangle_loss_trains_another_network(train: Command, own_files: lis
 
 def test_a_dimension_that_suits_the_data(train: Command, evaluate: Command, own_files: list[str], tmp_path: Path) -> None:
     process = train(*own_files, *FAST, "baselines=[]", "bits=32", "d_out=auto", "hydra.run.dir=auto")
-    chosen = re.search(r"d_out = (\d+): PCA \+ lattice finds of the 10 nearest .* dimensions", process.stderr)
+    chosen = re.search(r"d_out = (\d+): a linear map \+ lattice finds of the 10 nearest .* dimensions", process.stderr)
     assert chosen
     assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["arguments"]["d_out"] == int(chosen[1])
     assert "catalyzer + OPQ" in evaluate("run=auto", "quantizer=opq").stdout

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from catalyzer import CatalyzerIndex, InvalidInput, knn, recall_at
-from catalyzer.nn import PCA, PCADecoder
+from catalyzer.nn import Linear, LinearDecoder
 from catalyzer.outliers import outliers
 from tests.helpers import clustered
 
@@ -48,15 +48,15 @@ def test_distances_that_float32_cannot_square() -> None:
         CatalyzerIndex(d_out=24, hidden=16).fit(x, epochs=1)
 
 
-def test_an_index_takes_pca_where_that_finds_as_much(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_takes_a_linear_map_where_that_finds_as_much(caplog: pytest.LogCaptureFixture) -> None:
     x = clustered(600, 32, 0)
     with caplog.at_level(logging.WARNING):
         index = CatalyzerIndex(d_out=24, hidden=16).fit(x, epochs=1)
-    assert "the index takes PCA: 480 vectors, or their epochs, are few for a network" in caplog.text
+    assert "the index takes the linear map: 480 vectors, or their epochs, are few for a network" in caplog.text
     assert index._contents is not None
     codec = index._contents.codec
-    assert isinstance(codec.transform, PCA)
-    assert isinstance(codec.decoder, PCADecoder)
+    assert isinstance(codec.transform, Linear)
+    assert isinstance(codec.decoder, LinearDecoder)
     found = recall(index)
     assert found > 0.9
     assert index.reconstruct([0]).shape == (1, 32)

@@ -14,7 +14,13 @@ from catalyzer.nn import StraightThrough
 from tests.helpers import all_points
 
 SMALL = [[(2, 2), (3, 2)], [(2, 1), (2, 1), (3, 3)], [(3, 2), (2, 25), (3, 2)]]
-LARGE = [[(32, 36)] * 4, [(21, 72), (21, 72), (18, 66)], [(24, 79), (16, 21), (24, 79)], [(128, 1), (40, 24)], [(24, 200), (24, 79)]]
+LARGE = [
+    [(32, 36)] * 4,
+    [(21, 72), (21, 72), (18, 66)],
+    [(24, 79), (16, 21), (24, 79)],
+    [(128, 1), (40, 24)],
+    [(24, 200), (24, 79)],
+]
 
 
 def points_of(blocks: list[tuple[int, int]]) -> np.ndarray:
@@ -81,7 +87,9 @@ def test_torch_gives_the_same(blocks: list[tuple[int, int]], random: np.random.G
 @settings(deadline=None, max_examples=60)
 @given(dim=st.integers(5, 600), bits=st.integers(8, 600))
 def test_for_bits_keeps_to_the_numbers(dim: int, bits: int) -> None:
-    if not dim / 16 + 8 <= bits <= 3 * dim:  # of fewer bits spheres of 128 dimensions have no points, of more there are too many
+    if (
+        not dim / 16 + 8 <= bits <= 3 * dim
+    ):  # of fewer bits spheres of 128 dimensions have no points, of more there are too many
         return
     lattice = ProductLattice.for_bits(dim, bits)
     assert lattice.dim == dim

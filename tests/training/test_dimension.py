@@ -8,11 +8,10 @@ import pytest
 from catalyzer import InvalidInput, LatticeQuantizer, recall_at
 from catalyzer.datasets import Split
 from catalyzer.files.array_cache import ArrayCache
-from catalyzer.lattice import best_radius_sq, num_atoms
-from catalyzer.nn import PCA, embed
+from catalyzer.nn import Linear, embed
 from catalyzer.quantizers import MOST_ATOMS
 from catalyzer.training import choose_dimension
-from catalyzer.training.dimension import DIMENSIONS
+from catalyzer.training.dimension import DIMENSIONS, dimensions
 
 
 def in_a_subspace(n: int, seed: int, inner: int = 12, dim: int = 32) -> np.ndarray:
@@ -31,8 +30,8 @@ def test_the_smallest_dimension_within_a_point_of_the_best(split: Split, tmp_pat
     train = in_a_subspace(3000, 0)
     recall = {}
     for dim in (d for d in DIMENSIONS if d <= 32):
-        pca, quantizer = PCA(32, dim).adapt(train), LatticeQuantizer(dim, 32)
-        ids = quantizer.search(embed(pca, split.queries), quantizer.encode(embed(pca, split.base)), 10)[1]
+        linear, quantizer = Linear(32, dim).adapt(train), LatticeQuantizer(dim, 32)
+        ids = quantizer.search(embed(linear, split.queries), quantizer.encode(embed(linear, split.base)), 10)[1]
         recall[dim] = recall_at(10, ids, split.ground_truth)
     expected = min(dim for dim, value in recall.items() if value >= max(recall.values()) - 0.01)
     assert expected == 12
@@ -43,7 +42,7 @@ def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCapt
     cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
     with caplog.at_level("INFO"):
         first = choose_dimension(train, split, 32, cache)
-        assert f"d_out = {first}: PCA + lattice finds of the 10 nearest" in caplog.text
+        assert f"d_out = {first}: a linear map + lattice finds of the 10 nearest" in caplog.text
         caplog.clear()
         assert choose_dimension(train, split, 32, cache) == first
         assert "d_out" not in caplog.text
@@ -58,12 +57,18 @@ def test_lattices_that_are_slow_to_code_with_are_left_out(
 ) -> None:
     cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
     with caplog.at_level("INFO"):
-        chosen = choose_dimension(train, split, 96, cache)
-    assert chosen in (28, 32)  # of 24 dimensions, 96 bits have r² = 596 and 120,000 atoms
-    assert "left out for more than 50,000 atoms, which are slow to code with: " in caplog.text
-    for bits in range(8, 129):
-        dim = LatticeQuantizer.default_dim(bits)
-        assert num_atoms(dim, best_radius_sq(dim, bits)) <= MOST_ATOMS
+        chosen = choose_dimension(train, split, 64, cache)
+    assert chosen >= 20  # of 16 dimensions, 64 bits have r² = 515 and 62,175 atoms
+    assert "left out for more than 50,000 atoms, which are slow to code with: 16" in caplog.text
+    for bits in range(8, 600):
+        lattice = LatticeQuantizer(LatticeQuantizer.default_dim(bits), bits).lattice
+        assert sum(len(sphere.atoms) for sphere in lattice.spheres) <= MOST_ATOMS
+
+
+def test_products_of_spheres_are_tried_in_more_dimensions(tmp_path: Path) -> None:
+    cache, random = ArrayCache(tmp_path), np.random.default_rng(0)
+    x = random.normal(size=(3000, 96)).astype(np.float32)
+    assert choose_dimension(x, Split(x[:2000], x[:200], cache=cache), 128, cache) in dimensions(128)
 
 
 def test_no_lattice_of_so_many_bits_in_so_few_dimensions(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from catalyzer.evaluation import measure, neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
 from catalyzer.index.contents import Validation, check_sizes
-from catalyzer.nn import PCA, Catalyzer, PCADecoder
+from catalyzer.nn import Axes, Catalyzer, Linear, LinearDecoder
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
 from catalyzer.runs.checks import check
@@ -31,7 +31,7 @@ LEARN = TRAIN + VALIDATION_BASE + VALIDATION_QUERIES
 EPOCHS = 20
 MAX_EPOCHS = 300  # of a budget: as many as the paper's
 VALIDATE_EVERY = 5  # epochs
-COMPARED = 10  # nearest neighbours, by how many of which the network is compared with PCA
+COMPARED = 10  # nearest neighbours, by how many of which the network is compared with a linear map
 TOLD = (1, 10, 100)  # k of the recall@k that users are told
 SHARE = 0.95  # of a budget that is planned with: no two epochs take the same time
 
@@ -50,7 +50,7 @@ def learn_codec(
 ) -> tuple[Codec, Validation]:
     """Train a transform, a decoder and a query network behind a quantizer, or resume what `folder` holds of them.
 
-    Where PCA and the same lattice find as much of the vectors held out, as after learning from few, these are returned.
+    Where a linear map and the same lattice find as much of the vectors held out, as after learning from few, it returns these.
 
     Args:
         learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
@@ -93,43 +93,46 @@ def learn_codec(
     trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
     codec, split = trained.codec, benchmark.validation
-    pca = _with_pca(codec, benchmark.train)
-    if pca is not None and _finds_more(codec, pca, benchmark, settings.rerank):
-        pca = None
-    found = measure("validation", pca or codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
+    linear = _linear(codec, benchmark.train)
+    if linear is not None and _finds_more(codec, linear, benchmark, settings.rerank):
+        linear = None
+    found = measure("validation", linear or codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
     found = {k: share for k, share in found.items() if k in TOLD}
     log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
-    if pca is not None:
-        codec = _with_pca(codec, learn) or codec  # of all vectors, since they are few
+    if linear is not None:
+        codec = _linear(codec, learn) or codec  # of all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), settings.rerank)
 
 
-def _with_pca(codec: Codec, x: np.ndarray) -> Codec | None:
-    """PCA of `(n, d)` vectors before the lattice of a codec; None where it has no network and lattice to compare with."""
+def _linear(codec: Codec, x: np.ndarray) -> Codec | None:
+    """A linear map of `(n, d)` vectors before the lattice of a codec; None where that has no network and lattice."""
     d_in, d_out = codec.transform.d_in, codec.transform.d_out
     if not isinstance(codec.transform, Catalyzer) or not isinstance(codec.quantizer, LatticeQuantizer) or d_out > d_in:
         return None
-    decoder = None if codec.decoder is None else PCADecoder(d_out, d_in).adapt(x)
-    return Codec(PCA(d_in, d_out).adapt(x), codec.quantizer, decoder, latent_share=codec.latent_share)
+    axes = Axes.of(x, d_out)
+    decoder = None if codec.decoder is None else LinearDecoder(d_out, d_in).take(axes)
+    return Codec(Linear(d_in, d_out).take(axes), codec.quantizer, decoder, latent_share=codec.latent_share)
 
 
-def _finds_more(codec: Codec, pca: Codec, benchmark: Benchmark, rerank: int) -> bool:
-    """Whether a trained codec finds more of the vectors held out than PCA, which costs less, by more than chance."""
+def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) -> bool:
+    """Whether a trained codec finds more of the vectors held out than a linear map, which costs less, by more than chance."""
     # All that was held out searches in all that was held out: of few vectors the validation queries are too few to tell.
     held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:]])
     split = Split(held_out, held_out[:VALIDATION_QUERIES])
     k = min(COMPARED, len(held_out))
-    by_network, by_pca = (
-        neighbours_found(each, split.base, split.queries, split.ground_truth, k, rerank) for each in (codec, pca)
+    by_network, by_linear = (
+        neighbours_found(each, split.base, split.queries, split.ground_truth, k, rerank) for each in (codec, linear)
     )
-    more = by_network - by_pca
+    more = by_network - by_linear
     better = bool(more.mean() > 2 * more.std() / len(more) ** 0.5)  # standard errors
-    seen = f"of the {k} nearest vectors held out the network finds {by_network.mean():.1%}, PCA {by_pca.mean():.1%}"
+    seen = f"of the {k} nearest vectors held out the network finds {by_network.mean():.1%}, a linear map {by_linear.mean():.1%}"
     if better:
         log.info("%s; the index takes the network", seen)
     else:
         log.warning(
-            "%s; the index takes PCA: %s vectors, or their epochs, are few for a network", seen, f"{len(benchmark.train):,}"
+            "%s; the index takes the linear map: %s vectors, or their epochs, are few for a network",
+            seen,
+            f"{len(benchmark.train):,}",
         )
     return better
 
@@ -194,7 +197,7 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     measure("validation", codec, split.base, split.queries, split.ground_truth, sorted({0, settings.rerank}))
     validation = time.perf_counter() - began
 
-    after = query + (1 + query_epochs + 3) * validation  # twice to compare with PCA, and once to tell the user
+    after = query + (1 + query_epochs + 3) * validation  # twice to compare with a linear map, and once to tell the user
     each = epoch + validation / VALIDATE_EVERY
     left = SHARE * (end - time.perf_counter())
     epochs = int(min(MAX_EPOCHS, (left - after) / each))

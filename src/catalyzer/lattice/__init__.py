@@ -1,4 +1,4 @@
-"""The integer points of a sphere and products of spheres, a quantizer without a codebook: count, nearest point, code, decode (Appendix B)."""
+"""The integer points of spheres and of their products: quantizers without a codebook (Appendix B)."""
 
 import os
 import sys

@@ -30,7 +30,7 @@ class _Run(NamedTuple):
     """Consecutive blocks with the same sphere."""
 
     sphere: SphericalLattice
-    count: int
+    repeats: int
     columns: slice
     bytes: slice
 
@@ -98,11 +98,16 @@ class ProductLattice:
         >>> ProductLattice.for_bits(dim=128, bits=256).blocks
         ((32, 36), (32, 36), (32, 36), (32, 36))
         >>> ProductLattice.for_bits(dim=60, bits=160).blocks
-        ((21, 74), (21, 74), (18, 28))
+        ((18, 66), (21, 72), (21, 72))
         """
-        dim, bits = integer("dimensions of a product lattice", dim, 2, MAX_DIM), integer("bits of a product lattice", bits, 8, MAX_BITS)
+        dim, bits = (
+            integer("dimensions of a product lattice", dim, 2, MAX_DIM),
+            integer("bits of a product lattice", bits, 8, MAX_BITS),
+        )
         if blocks is not None:
-            return cls(_cut(dim, bits, integer("blocks", blocks, 1, min(dim // 2, -(-bits // 8)), "half of dim, or a byte a block")))
+            return cls(
+                _cut(dim, bits, integer("blocks", blocks, 1, min(dim // 2, -(-bits // 8)), "half of dim, or a byte a block"))
+            )
         least = max(-(-bits // BLOCK_BITS), -(-dim // MAX_BLOCK_DIM))
         refused: InvalidInput | None = None
         for count in range(least, min(dim // 2, -(-bits // 8)) + 1):
@@ -114,11 +119,11 @@ class ProductLattice:
             if max(num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS:
                 return cls(cut)
         raise refused or InvalidInput(
-            f"{bits} bits are too few for {dim} dimensions: a block takes a byte at least, and has {MAX_BLOCK_DIM} dimensions at most"
+            f"{bits} bits are too few for {dim} dimensions: a block has at most {MAX_BLOCK_DIM}, and takes a byte"
         )
 
     def __repr__(self) -> str:
-        runs = ", ".join(f"{run.count} x ({run.sphere.dim}, {run.sphere.radius_sq})" for run in self._runs)
+        runs = ", ".join(f"{run.repeats} x ({run.sphere.dim}, {run.sphere.radius_sq})" for run in self._runs)
         return f"ProductLattice({runs})"
 
     def __reduce__(self) -> tuple[type[ProductLattice], tuple[tuple[tuple[int, int], ...]]]:
@@ -150,7 +155,7 @@ class ProductLattice:
 
     def vectors(self, z: Array) -> Array:
         """Integer points `(n, dim)` as vectors of norm 1, float32: each block divided by its radius."""
-        scales = np.repeat(1 / self.radii, [sphere.dim for sphere in self.spheres]).astype(np.float32)
+        scales = np.concatenate([np.full(s.dim, (s.dim / self.dim) ** 0.5 * s.radius_sq**-0.5, np.float32) for s in self.spheres])
         if isinstance(z, np.ndarray):
             return z * scales
         import torch
@@ -186,7 +191,7 @@ class ProductLattice:
         return points
 
     def _nearest(self, y: np.ndarray, k: int) -> np.ndarray:
-        # The i-th best of the blocks so far and the j-th best of the next are among the k best together only if (i+1)(j+1) <= k.
+        # The i-th best so far and the j-th best of the next block are among the k best together only if (i+1)(j+1) <= k.
         rows = np.arange(len(y))[:, None]
         points, products, column = np.empty((len(y), 1, 0), np.int16), np.zeros((len(y), 1)), 0
         for sphere, radius in zip(self.spheres, self.radii, strict=True):
@@ -267,7 +272,7 @@ class ProductLattice:
 def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
     """So many blocks of about equal bytes, with a share of the dimensions that is as large as that of the bits."""
     size = -(-bits // 8)
-    ends = np.minimum(8 * np.cumsum([size // count + (block < size % count) for block in range(count)]), bits)
+    ends = np.minimum(8 * np.cumsum([(size + block) // count for block in range(count)]), bits)
     columns = np.rint(ends / bits * dim).astype(int)
     if np.diff(columns, prepend=0).max() > MAX_BLOCK_DIM:
         columns = np.arange(1, count + 1) * dim // count

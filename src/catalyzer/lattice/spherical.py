@@ -182,7 +182,8 @@ class SphericalLattice:
 
     def vectors(self, z: Array) -> Array:
         """Integer points `(n, dim)` divided by r: `(n, dim)` float32, rows of norm 1."""
-        return z.astype(np.float32) / np.float32(self.radii[0]) if isinstance(z, np.ndarray) else z.float() / float(self.radii[0])
+        inverse = np.float32(self.radius_sq**-0.5)  # as decoding multiplies by it
+        return z.astype(np.float32) * inverse if isinstance(z, np.ndarray) else z.float() * float(inverse)
 
     def decode(self, codes: Array, out: Array | None = None, norm: float = 1.0) -> Array:
         """The points of the codes, divided by r.

@@ -14,6 +14,7 @@ import torch
 from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 
+from catalyzer.nn.linear import Linear, LinearDecoder
 from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, Transform
 
 MOST_LEVELS = 127  # of int8
@@ -106,11 +107,11 @@ class Int8Perceptron(RowWise):
         super().__init__(network.d_in, network.d_out)
         self._layers = _layers(network)
         mean, scale = network.mean.float().cpu().numpy(), np.float32(network.scale.item())
-        self._normalized = isinstance(network, Catalyzer)
+        spheres = (network.spheres or [network.d_out]) if isinstance(network, Catalyzer) else []
         inputs, outputs = (mean, np.float32(1) / scale), (np.float32(1), np.zeros(network.d_out, np.float32))
-        if not self._normalized:
+        if isinstance(network, Decoder):
             inputs, outputs = (np.zeros(network.d_in, np.float32), np.float32(1)), (scale, mean)
-        self._inputs, self._outputs = inputs, (*outputs, self._normalized)
+        self._inputs, self._outputs = inputs, (*outputs, np.cumsum(spheres, dtype=np.int64))
         self._of_row = tuple((layer.tiles, layer.steps, layer.bias) for layer in self._layers)
         self._levels = tuple(layer.levels for layer in self._layers)
 
@@ -140,19 +141,20 @@ class Int8Perceptron(RowWise):
 
 
 class _Affine(RowWise):
-    """PCA, or its decoder."""
+    """A linear map, or its decoder."""
 
-    def __init__(self, pca: PCA | PCADecoder) -> None:
-        super().__init__(pca.d_in, pca.d_out)
-        offset = pca.bias if isinstance(pca, PCA) else pca.mean
-        self._matrix, self._offset = np.ascontiguousarray(pca.matrix.cpu().numpy().T), offset.cpu().numpy()
-        self._normalized = isinstance(pca, PCA)
+    def __init__(self, linear: PCA | Linear | PCADecoder | LinearDecoder) -> None:
+        super().__init__(linear.d_in, linear.d_out)
+        maps = isinstance(linear, PCA | Linear)
+        offset = linear.bias if isinstance(linear, PCA | Linear) else linear.mean
+        self._matrix, self._offset = np.ascontiguousarray(linear.matrix.cpu().numpy().T), offset.cpu().numpy()
+        self._ends = np.array([linear.d_out] if maps else [], np.int64)
 
     def map(self, x: np.ndarray) -> np.ndarray:
         from catalyzer.nn.inference_kernels import map_affine
 
         out = np.empty((len(x), self.d_out), np.float32)
-        map_affine(x, self._matrix, self._offset, self._normalized, out)
+        map_affine(x, self._matrix, self._offset, self._ends, out)
         return out
 
 
@@ -160,7 +162,8 @@ def row_wise(transform: Transform) -> Transform:
     """The transform for searches: row by row for those of this package, and as it is for others."""
     if type(transform) in (Catalyzer, Decoder):
         return Int8Perceptron(transform)  # type: ignore[arg-type]
-    return _Affine(transform) if type(transform) in (PCA, PCADecoder) else transform  # type: ignore[arg-type]
+    affine = type(transform) in (PCA, PCADecoder, Linear, LinearDecoder)
+    return _Affine(transform) if affine else transform  # type: ignore[arg-type]
 
 
 def _product(q: np.ndarray, weights: Tensor) -> np.ndarray:

@@ -54,22 +54,26 @@ def _hidden(sums, step, layer_steps, bias, y):
 
 
 @kernel()
-def _normalize(y):
-    total = 0.0
-    for j in range(len(y)):
-        total += np.float64(y[j]) * np.float64(y[j])
-    inverse = F(1.0 / max(np.sqrt(total), 1e-12))
-    for j in range(U(len(y))):
-        y[j] = y[j] * inverse
+def _normalize(y, ends):
+    """Give each block of y, up to its end, its share of the squared norm 1."""
+    first = 0
+    for end in ends:
+        total = 0.0
+        for j in range(first, end):
+            total += np.float64(y[j]) * np.float64(y[j])
+        inverse = F(np.sqrt((end - first) / len(y)) / max(np.sqrt(total), 1e-12))
+        for j in range(U(first), U(end)):
+            y[j] = y[j] * inverse
+        first = end
 
 
 @kernel()
-def _outputs(sums, step, layer_steps, bias, scale, shift, normalized, out):
-    """What the last layer makes of its sums: units and bias, then norm 1, or `scale` and `shift`."""
+def _outputs(sums, step, layer_steps, bias, scale, shift, ends, out):
+    """What the last layer makes of its sums: units, bias; then blocks with these `ends` normalized, or `scale` and `shift`."""
     for j in range(U(len(bias))):
         out[j] = F(sums[j]) * step * layer_steps[j] + bias[j]
-    if normalized:
-        _normalize(out)
+    if len(ends):
+        _normalize(out, ends)
     else:
         for j in range(U(len(bias))):
             out[j] = out[j] * scale + shift[j]
@@ -104,17 +108,17 @@ def quantize_hidden(sums, steps, layer_steps, bias, levels, q, new_steps):
 
 
 @kernel(parallel=lambda sums, *_: len(sums) > ROWS)
-def write_outputs(sums, steps, layer_steps, bias, scale, shift, normalized, out):
+def write_outputs(sums, steps, layer_steps, bias, scale, shift, ends, out):
     """The network's outputs, `(n, d_out)` float32, of `(n, ≥ d_out)` sums of the last layer."""
     n = len(sums)
     for task in prange((n + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
-            _outputs(sums[row], steps[row], layer_steps, bias, scale, shift, normalized, out[row])
+            _outputs(sums[row], steps[row], layer_steps, bias, scale, shift, ends, out[row])
 
 
 @kernel(parallel=lambda x, *_: len(x) > ROWS)
-def map_affine(x, matrix, offset, normalized, out):
-    """`(n, d_out)` float32: x times `matrix`, `(d_in, d_out)`, plus `offset`, and of norm 1 if that is wanted."""
+def map_affine(x, matrix, offset, ends, out):
+    """`(n, d_out)` float32: x times `matrix`, `(d_in, d_out)`, plus `offset`; blocks with these `ends` are normalized."""
     n, d = x.shape
     for task in prange((n + ROWS - 1) // ROWS):
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
@@ -123,8 +127,7 @@ def map_affine(x, matrix, offset, normalized, out):
             for i in range(U(d)):
                 for j in range(U(len(offset))):
                     y[j] += x[row, i] * matrix[i, j]
-            if normalized:
-                _normalize(y)
+            _normalize(y, ends)
 
 
 @kernel(fastmath={"contract"})
@@ -150,7 +153,7 @@ def _products(q, weights, sums):
 
 
 @kernel()
-def map_row(x, mean, inverse_scale, levels, layers, scale, shift, normalized, out):
+def map_row(x, mean, inverse_scale, levels, layers, scale, shift, ends, out):
     """The whole network for one row: `layers` has tiles of weights, steps and bias of each of the three."""
     (first, first_steps, first_bias), (second, second_steps, second_bias), (third, third_steps, third_bias) = layers
     y, q = np.empty(len(x), F), np.empty(len(x), np.int8)
@@ -166,4 +169,4 @@ def map_row(x, mean, inverse_scale, levels, layers, scale, shift, normalized, ou
     step = _quantize(y, levels[2], hidden)
     sums = np.empty(len(third) * TILE, F)
     _products(hidden, third, sums)
-    _outputs(sums, step, third_steps, third_bias, scale, shift, normalized, out)
+    _outputs(sums, step, third_steps, third_bias, scale, shift, ends, out)

@@ -5,6 +5,7 @@ needs no gradient. The decoder is one too, from the sphere to the original space
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -14,13 +15,10 @@ from torch.nn import functional as F
 
 from catalyzer._faiss import faiss
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.files.vectors import Vectors, as_float32
+from catalyzer.files.vectors import Vectors
 from catalyzer.nn.batch_norm import BatchNorm
-from catalyzer.outliers import outliers
+from catalyzer.nn.statistics import mean_and_deviation, sampled
 from catalyzer.parts import Part
-
-ADAPT_SAMPLE = 1 << 17  # vectors that means, scales and principal axes are computed from
-SAMPLE_BLOCKS = 64  # evenly spaced ones, of which such a sample consists
 
 
 class Transform(Part, nn.Module, ABC):
@@ -111,22 +109,37 @@ class Catalyzer(_Perceptron):
         d_in: dimension of the input.
         d_out: dimension of the output.
         hidden: width of the two hidden layers.
+        spheres: for a product of spheres, the dimension of each block of the output; None is one sphere.
 
     Shape:
-        `(n, d_in)` of any real dtype to `(n, d_out)`, rows of L2 norm 1.
+        `(n, d_in)` of any real dtype to `(n, d_out)`, rows of L2 norm 1. A block of d dimensions has the squared norm
+        d / d_out.
+
+    Raises:
+        InvalidInput: blocks that do not add up to d_out.
 
     >>> f = Catalyzer(d_in=128, d_out=24).eval()
     >>> torch.allclose(f(torch.rand(5, 128)).norm(dim=1), torch.ones(5))
+    True
+    >>> f = Catalyzer(d_in=128, d_out=48, spheres=[24, 24]).eval()
+    >>> torch.allclose(f(torch.rand(5, 128))[:, :24].norm(dim=1), torch.tensor(0.5).sqrt())
     True
     """
 
     label = "catalyzer"
 
-    def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int = 1024, spheres: Sequence[int] | None = None) -> None:
         super().__init__(d_in, d_out, hidden, d_data=d_in)
+        self.spheres = None if spheres is None else [integer("dimensions of a sphere", dim, 1) for dim in spheres]
+        if self.spheres is not None and sum(self.spheres) != d_out:
+            raise InvalidInput(f"spheres = {self.spheres} have {sum(self.spheres)} dimensions together, and d_out = {d_out}")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.layers((x.float() - self.mean) / self.scale).float())
+        y = self.layers((x.float() - self.mean) / self.scale).float()
+        if self.spheres is None:
+            return F.normalize(y)
+        parts = y.split(self.spheres, dim=1)
+        return torch.cat([F.normalize(part) * (part.shape[1] / self.d_out) ** 0.5 for part in parts], dim=1)
 
 
 class Decoder(_Perceptron):
@@ -183,7 +196,7 @@ class PCA(Transform):
     def adapt(self, x: Vectors) -> Self:
         """Find the principal axes of `x` (faiss's PCA), outliers left out."""
         pca = faiss.PCAMatrix(self.d_in, self.d_out)
-        pca.train(_sample(x))
+        pca.train(np.concatenate([*sampled(x)]))
         self.matrix.copy_(torch.from_numpy(faiss.vector_to_array(pca.A).reshape(-1, self.d_in)[: self.d_out]))
         self.bias.copy_(torch.from_numpy(faiss.vector_to_array(pca.b)[: self.d_out]))
         return self
@@ -224,7 +237,7 @@ class PCADecoder(Transform):
     def adapt(self, x: Vectors) -> Self:
         """Find the principal axes of `x`, those that a `PCA` adapted to the same vectors has, and the mean distance."""
         pca = PCA(self.d_out, self.d_in).adapt(x)
-        sample = torch.from_numpy(_sample(x))
+        sample = torch.from_numpy(np.concatenate([*sampled(x)]))
         size = F.linear(sample, pca.matrix, pca.bias).norm(dim=1).mean()
         self.mean.copy_(sample.mean(dim=0))
         self.matrix.copy_(size * pca.matrix.T)
@@ -248,29 +261,3 @@ class Identity(Transform):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
-
-
-def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
-    """The mean `(d,)` of vectors, and their standard deviation on average over the dimensions; float32.
-
-    Outliers do not count; see `catalyzer.outliers`.
-
-    Raises:
-        InvalidInput: all vectors are equal.
-    """
-    sample = _sample(x)
-    deviation = float(sample.std(axis=0).mean())
-    if deviation == 0:
-        raise InvalidInput("all training vectors are equal; there is nothing to learn from them")
-    return torch.from_numpy(sample.mean(axis=0)), torch.tensor(deviation)
-
-
-def _sample(x: Vectors) -> np.ndarray:
-    # Evenly spaced blocks: the file may be sorted, and only whole slices are cheap to read from it.
-    if len(x) <= ADAPT_SAMPLE:
-        sample = x[:]
-    else:
-        size = ADAPT_SAMPLE // SAMPLE_BLOCKS
-        starts = np.linspace(0, len(x) - size, SAMPLE_BLOCKS).astype(int)
-        sample = np.concatenate([x[start : start + size] for start in starts])
-    return as_float32(sample[~outliers(sample)])

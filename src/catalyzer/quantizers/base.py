@@ -31,7 +31,7 @@ class Quantizer(Part, ABC):
     Attributes:
         dim: dimension of the vectors.
         bits: bits of a code that carry information.
-        code_size: bytes of a code, `ceil(bits / 8)`.
+        code_size: bytes of a code, `ceil(bits / 8)`; a product of spheres gives each block whole bytes.
         symmetric: whether search quantizes the query as well.
 
     >>> class Rounding(Quantizer):  # a byte a coordinate

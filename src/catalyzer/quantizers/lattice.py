@@ -15,9 +15,6 @@ from catalyzer.quantizers.base import Quantizer
 MOST_ATOMS = 50_000
 """Of a lattice that is chosen for somebody: to compare a vector with so many takes a core some 20 µs."""
 
-MOST_BITS = {24: 86, 28: 98, 32: 108, 40: 128}
-"""For dimensions that are proposed, the most bits whose lattice has no more than `MOST_ATOMS` atoms."""
-
 
 class LatticeQuantizer(Quantizer):
     """Codes a vector's direction as the nearest integer point of a sphere; of more than 64 bits, block by block.
@@ -63,12 +60,17 @@ class LatticeQuantizer(Quantizer):
 
     @classmethod
     def default_dim(cls, bits: int) -> int:
-        """24, as the paper, while the lattice of so many bits has no more than `MOST_ATOMS` atoms there; more bits take more.
+        """24 up to 64 bits, as the paper; then 40 for each block of 64 bits, and 32 where there are more than four.
 
-        >>> [LatticeQuantizer.default_dim(bits) for bits in (32, 64, 96, 128)]
-        [24, 24, 28, 40]
+        >>> [LatticeQuantizer.default_dim(bits) for bits in (32, 64, 128, 256, 512)]
+        [24, 24, 80, 160, 256]
         """
-        return next((dim for dim, most in MOST_BITS.items() if bits <= most), 40)
+        blocks = -(-bits // BLOCK_BITS)
+        return 24 if blocks == 1 else (40 if blocks <= 4 else 32) * blocks
+
+    @property
+    def code_size(self) -> int:
+        return self.lattice.code_size
 
     @property
     def spheres(self) -> tuple[int, ...]:

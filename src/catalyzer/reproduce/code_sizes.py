@@ -65,10 +65,10 @@ def lattices(lab: Lab, d_out: int) -> list[dict[str, Any]]:
         radii.add(radius_sq)
         quantizer = LatticeQuantizer(d_out, radius_sq=radius_sq, bits=128)
 
-        def compute(quantizer: LatticeQuantizer = quantizer) -> dict[str, Any]:
+        def compute(quantizer: LatticeQuantizer = quantizer, radius_sq: int = radius_sq) -> dict[str, Any]:
             base, queries = lab.latent(run)
             truth = lab.benchmark(lab.common).test.ground_truth
-            name = f"d_out = {d_out}, r² = {quantizer.lattice.radius_sq}"
+            name = f"d_out = {d_out}, r² = {radius_sq}"
             return asdict(measure(name, Codec(Identity(d_out), quantizer), base, queries, truth)[0])
 
         key = (training_digest(run.settings), dataset_digest(lab.common), radius_sq)

@@ -239,7 +239,11 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
     Raises:
         InvalidInput: a part that refuses its arguments, or parts that do not fit together.
     """
-    transform = _built("catalyzer", settings.catalyzer, d_in=d_in, d_out=d_out)
+    given: dict[str, Any] = {"d_in": d_in, "d_out": d_out}
+    if "spheres" in arguments_of(class_of("catalyzer", settings.catalyzer))[0]:
+        spheres = build_quantizer(settings.quantizer, d_out).spheres
+        given["spheres"] = list(spheres) if len(spheres) > 1 else None
+    transform = _built("catalyzer", settings.catalyzer, **given)
     quantizer = build_quantizer(settings.quantizer, transform.d_out)
     if settings.decoder.get("_target_") is None:
         return Codec(transform, quantizer)

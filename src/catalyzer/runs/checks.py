@@ -63,7 +63,10 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
     through = transform.is_trained and quantizer.can("straight_through")
     for asked, what in (
         (settings.end_to_end, "end_to_end trains a network through a fixed quantizer"),
-        (codec.decoder is not None, "a decoder is trained with a network through a fixed quantizer"),
+        (
+            codec.decoder is not None and codec.decoder.is_trained,
+            "a decoder is trained with a network through a fixed quantizer",
+        ),
     ):
         if asked and not through:
             raise InvalidInput(f"{what}, such as catalyzer=mlp quantizer=lattice or quantizer=sign; got {chosen}")
@@ -85,10 +88,10 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
 
 def _tried(settings: Settings, d_in: int | None) -> tuple[Codec, int]:
     """A codec for vectors of d_in dimensions, and its d_out, where either may be made up; its parts check their arguments."""
-    from catalyzer.training.dimension import DIMENSIONS
+    from catalyzer.training.dimension import dimensions
 
     proposed = find_class(settings.quantizer["_target_"], Quantizer).default_dim(settings.bits)
-    choices = (proposed, *DIMENSIONS) if settings.d_out == "auto" else (settings.d_out,)
+    choices = (proposed, *dimensions(settings.bits)) if settings.d_out == "auto" else (settings.d_out,)
     for d_out in choices:
         try:
             with torch.random.fork_rng(devices=[]):

@@ -143,7 +143,7 @@ def search_lists(
 
 
 def _search_runs(
-    lattice: Lattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
+    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, firsts: np.ndarray, ends: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search_lists` for one query, `(1, dim)`, in rows `firsts` to `ends`: nothing is decoded that cannot be near."""
     from catalyzer.scan.kernels import prepare_query, scan_runs, sort_heaps
@@ -313,7 +313,7 @@ def _task_size(nq: int) -> int:
 
 
 def _search_one(
-    lattice: Lattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
+    lattice: SphericalLattice, query: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.lattice.kernels import decode
     from catalyzer.scan.kernels import exact_distances, leaf_products, scan_one

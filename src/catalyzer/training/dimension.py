@@ -11,57 +11,69 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import Vectors, fingerprint
-from catalyzer.lattice.counting import MAX_ATOMS, best_radius_sq, num_atoms
-from catalyzer.nn import PCA
+from catalyzer.lattice.product import BLOCK_BITS
+from catalyzer.nn import Axes, Linear
 from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
 
 log = logging.getLogger(__name__)
 
-DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
+DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # of a block
 NEIGHBOURS = 10
 TOLERANCE = 0.015  # of their share that a smaller dimension may lose
+FILLED = 0.9  # of the bits that a lattice must fill
 ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
 QUERIES = 2_000
 
 
+def dimensions(bits: int) -> tuple[int, ...]:
+    """Those that are tried for so many bits: `DIMENSIONS` in each block of at most 64.
+
+    >>> dimensions(64)[:3], dimensions(256)[:3]
+    ((8, 12, 16), (32, 48, 64))
+    """
+    return tuple(-(-bits // BLOCK_BITS) * dim for dim in DIMENSIONS)
+
+
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache) -> int:
-    """The dimension in which PCA and a lattice of so many bits, which need no training, find the most.
+    """The dimension in which a linear map and a lattice of so many bits, which need no training, find the most.
 
     With the dimension less is projected away, but fewer bits are left for each coordinate, so the share of the 10 nearest
-    neighbours that are found rises and then falls. A network keeps in fewer dimensions what PCA needs more for, hence the
-    smallest one that comes within `TOLERANCE` of the best. The search ends where the share falls; what it finds is kept in
+    neighbours that are found rises and then falls. A network keeps in fewer dimensions what a linear map needs more for, hence
+    the smallest one that comes within `TOLERANCE` of the best. The search ends where the share falls; what it finds is kept in
     `cache`. Lattices of more than `MOST_ATOMS` atoms, which take longer to code with than all else, are left out if there are
     others.
 
     Args:
-        train: `(n, d)`, what PCA learns from.
+        train: `(n, d)`, what the linear map learns from.
         validation: where the share is measured, with training vectors where it is small; the test split is not touched.
         bits: upper limit for the bits of a code.
         cache: keeps the choice.
 
     Returns:
-        One of `DIMENSIONS`, at most d.
+        One of `dimensions(bits)`, at most d.
 
     Raises:
-        InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`, or than a lattice of so many bits needs.
+        InvalidInput: vectors of fewer dimensions than the smallest of these, or than a lattice of so many bits needs.
     """
-    if train.shape[1] < DIMENSIONS[0]:
+    smallest = dimensions(bits)[0]
+    if train.shape[1] < smallest:
         raise InvalidInput(
-            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {train.shape[1]}; "
+            f"d_out=auto chooses among {smallest} dimensions and more, but the vectors have {train.shape[1]}; "
             "set d_out to a number"
         )
 
     def compute() -> np.ndarray:
-        log.info("d_out=auto: trying PCA + lattice in %d dimensions and more", DIMENSIONS[0])
+        log.info("d_out=auto: trying a linear map + lattice in %d dimensions and more", smallest)
         atoms = _atoms(train.shape[1], bits)
         cheap = {dim: n for dim, n in atoms.items() if n <= MOST_ATOMS} or dict([min(atoms.items(), key=lambda item: item[1])])
         split = validation
-        if len(split.base) < ENOUGH:  # PCA has too few parameters to remember vectors by
+        if len(split.base) < ENOUGH:  # a linear map has too few parameters to remember vectors by
             everything = np.concatenate([split.queries, split.base[:], train[:ENOUGH]])[:ENOUGH]
             split = Split(everything, everything[:QUERIES])
+        axes = Axes.of(train, max(cheap))
         found: dict[int, float] = {}
         for dim in cheap:
-            codec = Codec(PCA(train.shape[1], dim).adapt(train), LatticeQuantizer(dim, bits))
+            codec = Codec(Linear(train.shape[1], dim).take(axes.first(dim)), LatticeQuantizer(dim, bits))
             found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
             if found[dim] < max(found.values()):
                 break
@@ -71,7 +83,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         left_out = (
             f"; left out for more than {MOST_ATOMS:,} atoms, which are slow to code with: {', '.join(dear)}" if dear else ""
         )
-        log.info("d_out = %d: PCA + lattice finds of the %d nearest %s%s", chosen, NEIGHBOURS, seen, left_out)
+        log.info("d_out = %d: a linear map + lattice finds of the %d nearest %s%s", chosen, NEIGHBOURS, seen, left_out)
         return np.array([chosen])
 
     key = (fingerprint(train, "checking training vectors"), *validation.key, bits, catalyzer.__version__)
@@ -79,19 +91,20 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
 
 
 def _atoms(d_in: int, bits: int) -> dict[int, int]:
-    """How many atoms the lattices of so many bits have, by dimension, of those that memory can hold."""
+    """How many atoms the lattices of so many bits have, by dimension: of those that exist, and that fill their bits."""
     atoms: dict[int, int] = {}
-    for dim in sorted((dim for dim in DIMENSIONS if dim <= d_in), reverse=True):
-        try:
-            count = num_atoms(dim, best_radius_sq(dim, bits))
-        except InvalidInput:  # more dimensions than so few bits have points for
-            continue
-        if count > MAX_ATOMS:  # and fewer dimensions have more
+    for dim in dimensions(bits):
+        if dim > d_in:
             break
-        atoms = {dim: count, **atoms}
+        try:
+            lattice = LatticeQuantizer(dim, bits).lattice
+        except InvalidInput:  # more dimensions than so few bits have points for, or fewer than so many have atoms for
+            continue
+        if lattice.bits >= FILLED * bits or not atoms:
+            atoms[dim] = sum(len(sphere.atoms) for sphere in lattice.spheres)
     if not atoms:
         raise InvalidInput(
-            f"d_out=auto found no lattice of {bits} bits in {DIMENSIONS[0]} to {d_in} dimensions; "
+            f"d_out=auto found no lattice of {bits} bits in {dimensions(bits)[0]} to {d_in} dimensions; "
             "use fewer bits, or set d_out to a number"
         )
     return atoms
