@@ -97,7 +97,7 @@ def test_a_finished_folder_is_left_alone(prepare: Command, images: Path, made: P
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     again = prepare("dataset=photosift", f"images={images}", *OVERRIDES, f"dataset.root={made}")
     assert "is finished already" in again.stderr
-    with pytest.raises(InvalidInput, match="holds a photosift with other queries_size, seed; choose another folder"):
+    with pytest.raises(InvalidInput, match="holds photosift with other queries_size, seed; choose another folder"):
         make_photosift(images, made, **{**SIZES, "queries_size": 599, "seed": 8})
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
 

@@ -1,7 +1,9 @@
 """Benchmarks that lie in files: BigANN and Deep1B in their published layouts, photosift in BigANN's, or files of your own."""
 
+import json
 import re
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,9 +14,7 @@ from catalyzer.files.formats import files_of
 from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import VectorFile
 
-# Of a photosift folder.
-MADE = "photosift.json"  # comes last: says that the folder is whole, and what it was made of
-UNFINISHED = "unfinished"  # where all is made before it is moved into place
+UNFINISHED = "unfinished"  # folder in which src/prepare.py makes a dataset before it is moved into place
 
 
 class Layout(NamedTuple):
@@ -106,19 +106,60 @@ class BigANN(Published):
     layout = staticmethod(bigann_layout)
 
 
-class Photosift(Published):
+class Made(Published):
+    """A dataset that `src/prepare.py` makes of a user's files; `<label>.json` in its folder says of what. See `Published`."""
+
+    @classmethod
+    def record(cls, root: Path) -> Path:
+        """The file that comes last: it says that the folder is whole, and what it was made of."""
+        return root / f"{cls.label}.json"
+
+    @classmethod
+    def is_made(cls, root: Path, files: Iterable[str], origin: dict[str, Any]) -> bool:
+        """Whether `root` holds what would be made.
+
+        Args:
+            root: the folder.
+            files: all that are made in it, beside the record.
+            origin: of what they are made.
+
+        Raises:
+            InvalidInput: something else is there.
+        """
+        record, wanted = cls.record(root), list(files)
+        there = [file for file in wanted if (root / file).exists()]
+        if not record.exists():
+            if there and not (root / UNFINISHED).exists():
+                raise InvalidInput(
+                    f"{root} holds {there[0]}, which was not made here; choose another folder by dataset.root=DIR"
+                )
+            return False
+        try:
+            made = json.loads(record.read_text())
+            others = [key for key, value in origin.items() if made[key] != value]
+        except (ValueError, KeyError, TypeError):
+            raise InvalidInput(f"{record} is damaged; remove {root}, or choose another folder by dataset.root=DIR") from None
+        if others:
+            raise InvalidInput(
+                f"{root} holds {cls.label} with other {', '.join(others)}; choose another folder by dataset.root=DIR, or "
+                "remove it"
+            )
+        return len(there) == len(wanted)
+
+    def read(self, cache: ArrayCache) -> DatasetVectors:
+        """See `Published.read`; InvalidInput also where the making was interrupted."""
+        root = expanded(self.root)
+        if (root / UNFINISHED).exists() and not self.record(root).exists():
+            raise InvalidInput(f"{root} is not finished; run the command that makes it again to resume")
+        return super().read(cache)
+
+
+class Photosift(Made):
     """SIFT descriptors of photographs in BigANN's layout, made by `make_photosift`. See `Published` for the arguments."""
 
     label = "photosift"
     source = "made by: python src/prepare.py dataset=photosift images=<folder of photographs>"
     layout = staticmethod(bigann_layout)
-
-    def read(self, cache: ArrayCache) -> DatasetVectors:
-        """See `Published.read`; InvalidInput also where the making was interrupted."""
-        root = expanded(self.root)
-        if (root / UNFINISHED).exists() and not (root / MADE).exists():
-            raise InvalidInput(f"{root} is not finished; run the command that makes it again to resume")
-        return super().read(cache)
 
 
 class Deep1B(Published):

@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from catalyzer.datasets.benchmark import GROUND_TRUTH_K
-from catalyzer.datasets.files import MADE, UNFINISHED, Layout, bigann_layout
+from catalyzer.datasets.files import UNFINISHED, Layout, Photosift, bigann_layout
 from catalyzer.datasets.sift import opencv, sift
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked, write_atomically
@@ -77,7 +76,7 @@ def make_photosift(
     }
     unfinished = root / UNFINISHED
     layout = bigann_layout(base_size)
-    if _is_made(root, layout, origin):
+    if Photosift.is_made(root, layout, origin):
         shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
         log.info("%s is finished already", root)
         return
@@ -117,7 +116,7 @@ def make_photosift(
             (root / file).parent.mkdir(exist_ok=True)
             (unfinished / file).replace(root / file)
         made = origin | {"opencv": cv2.__version__, "left_out": sorted(photograph.name for photograph in unreadable)}
-        write_atomically(root / MADE, lambda file: file.write(json.dumps(made, indent=1).encode()))
+        write_atomically(Photosift.record(root), lambda file: file.write(json.dumps(made, indent=1).encode()))
         shutil.rmtree(unfinished)
         log.info("%s: %s learn, %s base and %s query vectors", root, f"{learn_size:,}", f"{base_size:,}", f"{queries_size:,}")
 
@@ -135,25 +134,6 @@ def _fingerprint(photographs: list[Path]) -> str:
     # Names and sizes, and not contents: it is taken at every start.
     listing = repr([(path.name, path.stat().st_size) for path in photographs])
     return hashlib.blake2b(listing.encode(), digest_size=16).hexdigest()
-
-
-def _is_made(root: Path, layout: Layout, origin: dict[str, Any]) -> bool:
-    """Whether `root` holds what would be made; something else there raises InvalidInput."""
-    there = [file for file in layout if (root / file).exists()]
-    if not (root / MADE).exists():
-        if there and not (root / UNFINISHED).exists():
-            raise InvalidInput(f"{root} holds {there[0]}, which was not made here; choose another folder by dataset.root=DIR")
-        return False
-    try:
-        made = json.loads((root / MADE).read_text())
-        others = [key for key, value in origin.items() if made[key] != value]
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput(f"{root / MADE} is damaged; remove {root}, or choose another folder by dataset.root=DIR") from None
-    if others:
-        raise InvalidInput(
-            f"{root} holds a photosift with other {', '.join(others)}; choose another folder by dataset.root=DIR, or remove it"
-        )
-    return len(there) == len(layout)
 
 
 def _extract(photographs: list[Path], folder: Path, skip_unreadable: bool) -> list[int | None]:
