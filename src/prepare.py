@@ -10,11 +10,9 @@ from catalyzer.runs.compose import resolved
 @hydra_command("prepare")
 def main(config: DictConfig) -> None:
     with one_sentence_errors():
-        from catalyzer.runs.settings import PreparePhotosift, PreparePublished
+        from catalyzer.runs.settings import preparation
 
-        values = resolved(config)
-        kind = PreparePhotosift if "images" in values else PreparePublished
-        kind.check(values).prepare()
+        preparation(resolved(config)).prepare()
 
 
 if __name__ == "__main__":

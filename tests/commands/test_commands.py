@@ -300,7 +300,7 @@ QUANTIZERS = "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign"
     [
         ("train.py", QUANTIZERS),
         ("evaluate.py", QUANTIZERS),
-        ("prepare.py", "dataset=OPTION, one of: photosift, bigann, deep1b"),
+        ("prepare.py", "dataset=OPTION, one of: photosift, glosses, bigann, deep1b"),
         ("encode.py", "engine: local"),
         ("search.py", "format: vecs"),
     ],

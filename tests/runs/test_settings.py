@@ -14,7 +14,7 @@ from catalyzer.errors import CatalyzerError, DamagedFile, UntrustedPart
 from catalyzer.runs import build, checks
 from catalyzer.runs.compose import CONF, compose_config, resolved
 from catalyzer.runs.defaults import paper_lambda
-from catalyzer.runs.settings import PreparePhotosift, PreparePublished, Settings
+from catalyzer.runs.settings import Settings, preparation
 from tests.helpers import ROOT, settings_of
 
 FOLDER = Path("no/run/yet")
@@ -54,8 +54,7 @@ def test_every_option_of_every_group_is_valid(choice: str) -> None:
 def test_every_dataset_that_can_be_prepared_is_valid(dataset: str) -> None:
     images = ["images=photographs"] if dataset == "photosift" else []
     values = resolved(compose_config("prepare", [f"dataset={dataset}", *images]))
-    prepared = (PreparePhotosift if images else PreparePublished).check(values)
-    assert prepared.dataset.base_size == 1_000_000
+    assert preparation(values).dataset.base_size == (100_000 if dataset == "glosses" else 1_000_000)
 
 
 @pytest.mark.parametrize("dataset", ["demo", "bigann", "deep1b", "photosift", "files"])

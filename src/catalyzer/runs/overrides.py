@@ -18,7 +18,7 @@ PATHS = frozenset(
     [
         *("dataset.learn", "dataset.base", "dataset.queries", "dataset.groundtruth", "dataset.root"),
         *("resume", "run", "input", "output", "codes", "queries", "images", "out", "cache"),
-        *("source", "learn", "base"),  # of src/prepare.py
+        *("source", "learn", "base", "texts", "wordnet", "gcide", "model"),  # of src/prepare.py
         *("hydra.run.dir", "hydra.sweep.dir"),
     ]
 )

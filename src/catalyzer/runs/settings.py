@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from catalyzer.datasets import Dataset, fetch_published, make_photosift
+from catalyzer.datasets import Dataset, fetch_published, make_glosses, make_photosift
 from catalyzer.errors import DamagedFile, InvalidInput, did_you_mean
 from catalyzer.files.atomic import write_atomically
 from catalyzer.parts import find_class
@@ -265,6 +265,38 @@ class PreparePhotosift(_Settings):
         )
 
 
+class PrepareGlosses(_Settings):
+    """What decides the glosses that are made; `conf/prepare/glosses.yaml` says what each key means."""
+
+    dataset: PublishedDataset
+    texts: str | None
+    wordnet: str
+    gcide: str
+    model: str | None
+    dtype: Literal["bfloat16", "float32"]
+    device: str
+    normalize: bool
+    learn_size: PositiveInt | None
+    queries_size: PositiveInt
+    seed: int = Field(ge=0)
+
+    def prepare(self) -> None:
+        make_glosses(
+            Path(self.dataset.root),
+            texts=None if self.texts is None else Path(self.texts),
+            wordnet=Path(self.wordnet),
+            gcide=Path(self.gcide),
+            model=self.model,
+            dtype=self.dtype,
+            device=self.device,
+            normalize=self.normalize,
+            base_size=self.dataset.base_size,
+            learn_size=self.learn_size,
+            queries_size=self.queries_size,
+            seed=self.seed,
+        )
+
+
 class PreparePublished(_Settings):
     """What is fetched from where; `conf/prepare/bigann.yaml` says what each key means."""
 
@@ -286,6 +318,13 @@ class PreparePublished(_Settings):
             learn_size=dataset.train_size + dataset.validation_base_size + dataset.validation_queries_size,
             base_size=dataset.base_size,
         )
+
+
+def preparation(values: dict[str, Any]) -> PreparePhotosift | PrepareGlosses | PreparePublished:
+    """The settings of `src/prepare.py`, checked, told apart by a key that each has alone; see `_Settings.check`."""
+    if "images" in values:
+        return PreparePhotosift.check(values)
+    return PrepareGlosses.check(values) if "texts" in values else PreparePublished.check(values)
 
 
 class Reproduction(_Settings):
