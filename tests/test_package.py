@@ -53,7 +53,8 @@ def test_no_extra_but_faiss_is_needed_to_import_and_search(tmp_path: Path) -> No
     # Pillow is installed with matplotlib, but no search draws.
     code = f"""
 import sys
-sys.modules.update(dict.fromkeys(["cv2", "skimage", "PIL", "ray", "onnx", "onnxruntime", "tensorboard", "optuna", "submitit"]))
+extras = ["cv2", "skimage", "PIL", "ray", "onnx", "onnxruntime", "tensorboard", "optuna", "submitit", "sentence_transformers"]
+sys.modules.update(dict.fromkeys(extras))
 import numpy as np
 import catalyzer
 for name in catalyzer.__all__:
