@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         "catalyzer",
-        description="Similarity search in 8 bytes a vector.",
+        description="Similarity search in 8 to 512 bytes a vector.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,10 +128,14 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, what suits the data)")
     fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (default: 1024)")
     fit.add_argument("--no-decoder", action="store_true", help="train no decoder, so searches have one stage")
+    about_method = "auto: a network, or a linear map where that finds as much; linear: no training (default: auto)"
+    fit.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)
     fit.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
     length = fit.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
-    length.add_argument("--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h")
+    length.add_argument(
+        "--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h; 0 trains nothing"
+    )
     about_folder = "keep the training here (default: INDEX.training, which is removed when the index is written)"
     fit.add_argument("--folder", type=Path, help=about_folder)
     fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
@@ -211,6 +215,7 @@ def _fit(options: argparse.Namespace) -> None:
             d_out=options.d_out,
             hidden=options.hidden,
             decoder=not options.no_decoder,
+            method=options.method,
             ivf=options.ivf,
             overrides=options.overrides,
         )

@@ -64,6 +64,8 @@ class CatalyzerIndex:
         d_out: dimension that vectors are mapped to; "auto" tries which suits the data.
         hidden: width of the networks.
         decoder: train a decoder, for searches in two stages and for `reconstruct`.
+        method: "auto" trains a network, and takes a linear map where that finds as much of vectors held out; "linear" takes the
+            linear map at once, which is fitted in seconds.
         ivf: number of inverted lists; a search scans those nearest to the query. 0 makes none, and a search scans all codes.
             4 to 16 times the square root of the number of vectors is a good number.
         overrides: settings of `src/train.py`, written as on its command line: other networks, quantizers and losses, also
@@ -90,11 +92,14 @@ class CatalyzerIndex:
         d_out: int | Literal["auto"] = "auto",
         hidden: int = 1024,
         decoder: bool = True,
+        method: Literal["auto", "linear"] = "auto",
         ivf: int = 0,
         overrides: Sequence[str] = (),
     ) -> None:
         if not isinstance(decoder, bool):
             raise InvalidInput(f"decoder must be True or False, got {decoder!r}")
+        if method not in ("auto", "linear"):
+            raise InvalidInput(f'method must be "auto" or "linear", got {method!r}')
         if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
             raise InvalidInput(f'overrides must be a list of texts such as "quantizer=opq", got {overrides!r}')
         self._ivf = integer("ivf", ivf, 0)
@@ -103,6 +108,7 @@ class CatalyzerIndex:
             "d_out": d_out if d_out == "auto" else integer('d_out, if not "auto",', d_out, 2),
             "hidden": integer("hidden", hidden, 1),
             "decoder": decoder,
+            "linear": method == "linear",
             "overrides": list(overrides),
         }
         self._metric, self._max_norm = Metric(metric, max_norm), max_norm
@@ -247,7 +253,7 @@ class CatalyzerIndex:
             epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
             budget: a duration such as "90s", "10min" or "2h" instead: a few steps are timed, and as many epochs are trained as
                 fit, at most 300. The learning rate follows its schedule over exactly these. Lists come on top: seconds for
-                thousands.
+                thousands. "0" is `method="linear"`.
             folder: keep the training here, so that the same call resumes one that was interrupted. By default a temporary
                 folder, which is removed when the index is saved. It is kept, and its path logged, if the training is
                 interrupted, the index cannot be saved, or the program ends by an error before that.
@@ -272,12 +278,16 @@ class CatalyzerIndex:
         from catalyzer.training import checkpoint_files, seconds_of
 
         seconds = None if budget is None else seconds_of(budget)
-        epochs = (epochs or EPOCHS) if budget is None else None
         with self._writing, _COMPUTING:
             if self.ntotal:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
             if self._options is None:
                 raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
+            options = self._options | {"linear": self._options["linear"] or seconds == 0}
+            if options["linear"] and (epochs is not None or seconds):
+                raise InvalidInput('method="linear" trains no network, so it takes neither epochs nor a budget; leave them out')
+            if budget is None and epochs is None:
+                epochs = EPOCHS
             if self._ivf:
                 check_quantizer(_quantizer_class(self._options["overrides"]))
             source, metric = open_source(learn), Metric(self.metric, self._max_norm)
@@ -294,7 +304,7 @@ class CatalyzerIndex:
             folder = expanded(folder)
             try:
                 base = without_outliers(metric.base(x), rows)
-                codec, validation = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **self._options)
+                codec, validation = learn_codec(base, epochs=epochs, seconds=seconds, folder=folder, **options)
                 lists = InvertedLists.fit(codec, base, self._ivf) if self._ivf else None
                 self._publish(_empty(codec, metric, lists, validation))
             except BaseException as error:

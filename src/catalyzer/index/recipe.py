@@ -43,6 +43,7 @@ def learn_codec(
     d_out: int | Literal["auto"],
     hidden: int,
     decoder: bool,
+    linear: bool = False,
     overrides: Sequence[str] = (),
     epochs: int | None,
     seconds: float | None,
@@ -58,8 +59,9 @@ def learn_codec(
         d_out: dimension of the sphere.
         hidden: width of the networks, where they have one.
         decoder: train a decoder, and a query network, which pays only where there is one.
+        linear: train nothing, and take a linear map.
         overrides: settings of `src/train.py`, as typed there.
-        epochs: passes over the training vectors; None for what fits into `seconds`.
+        epochs: passes over the training vectors; None for what fits into `seconds`. A linear map takes no notice of either.
         seconds: that it may all take, from now on.
         folder: of the run.
 
@@ -71,12 +73,12 @@ def learn_codec(
             training of other settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
-    own: dict[str, Any] = {
-        "bits": bits,
-        "d_out": d_out,
-        "catalyzer.hidden": hidden,
-        **({"decoder.hidden": hidden} if decoder else {}),
-    }
+    own: dict[str, Any] = {"bits": bits, "d_out": d_out}
+    if linear:
+        own |= {"catalyzer": "linear", "query": "none", **({"decoder": "linear", "rerank": 0} if decoder else {})}
+        epochs = 1  # of nothing
+    else:
+        own |= {"catalyzer.hidden": hidden, **({"decoder.hidden": hidden} if decoder else {})}
     own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": str(folder / "cache")}
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
     check(settings, folder, learn.shape[1])
@@ -93,15 +95,16 @@ def learn_codec(
     trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
     codec, split = trained.codec, benchmark.validation
-    linear = _linear(codec, benchmark.train)
-    if linear is not None and _finds_more(codec, linear, benchmark, settings.rerank):
-        linear = None
-    found = measure("validation", linear or codec, split.base, split.queries, split.ground_truth, [settings.rerank])[0].recall
+    instead = _linear(codec, benchmark.train)
+    if instead is not None and _finds_more(codec, instead, benchmark, settings.rerank):
+        instead = None
+    rerank = settings.rerank if instead is None else 0
+    found = measure("validation", instead or codec, split.base, split.queries, split.ground_truth, [rerank])[0].recall
     found = {k: share for k, share in found.items() if k in TOLD}
     log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
-    if linear is not None:
+    if instead is not None:
         codec = _linear(codec, learn) or codec  # of all vectors, since they are few
-    return codec, Validation(found, len(split.base), len(split.queries), settings.rerank)
+    return codec, Validation(found, len(split.base), len(split.queries), rerank)
 
 
 def _linear(codec: Codec, x: np.ndarray) -> Codec | None:
@@ -121,7 +124,8 @@ def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) 
     split = Split(held_out, held_out[:VALIDATION_QUERIES])
     k = min(COMPARED, len(held_out))
     by_network, by_linear = (
-        neighbours_found(each, split.base, split.queries, split.ground_truth, k, rerank) for each in (codec, linear)
+        neighbours_found(each, split.base, split.queries, split.ground_truth, k, candidates)
+        for each, candidates in ((codec, rerank), (linear, 0))
     )
     more = by_network - by_linear
     better = bool(more.mean() > 2 * more.std() / len(more) ** 0.5)  # standard errors

@@ -55,7 +55,9 @@ class Search:
         lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
         probes = _check_nprobe(nprobe, lists)
         if rerank is None:
-            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if codec.decodes else 0
+            # A linear decoder finds nothing more: it has no more to go by than the first stage.
+            learned = contents.codec.decoder is not None and contents.codec.decoder.is_trained
+            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if learned else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
             codec.check_decodes()

@@ -155,7 +155,9 @@ class ProductLattice:
 
     def vectors(self, z: Array) -> Array:
         """Integer points `(n, dim)` as vectors of norm 1, float32: each block divided by its radius."""
-        scales = np.concatenate([np.full(s.dim, (s.dim / self.dim) ** 0.5 * s.radius_sq**-0.5, np.float32) for s in self.spheres])
+        scales = np.concatenate(
+            [np.full(s.dim, (s.dim / self.dim) ** 0.5 * s.radius_sq**-0.5, np.float32) for s in self.spheres]
+        )
         if isinstance(z, np.ndarray):
             return z * scales
         import torch

@@ -16,7 +16,7 @@ from catalyzer.datasets import Benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result
 from catalyzer.files.array_cache import ArrayCache
-from catalyzer.nn import embed, save_part
+from catalyzer.nn import Linear, embed, save_part
 from catalyzer.runs.build import (
     build_baselines,
     build_callbacks,
@@ -25,6 +25,7 @@ from catalyzer.runs.build import (
     build_miner,
     build_query_training,
     build_training,
+    class_of,
     load_dataset,
     trainer_options,
 )
@@ -35,6 +36,7 @@ from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
 from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
 from catalyzer.training import COMPETITORS, QueryData, TripletData, choose_dimension, fit, is_first
+from catalyzer.training.dimension import TOLERANCE
 from catalyzer.training.memory import tell_memory
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,10 @@ def new_codec(settings: Settings, benchmark: Benchmark) -> Codec:
     """
     d_out = settings.d_out
     if d_out == "auto":
-        d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, ArrayCache(settings.cache))
+        # A linear map is what the dimension is tried with, so the best is the best for it.
+        tolerance = 0.0 if issubclass(class_of("catalyzer", settings.catalyzer), Linear) else TOLERANCE
+        cache = ArrayCache(settings.cache)
+        d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, cache, tolerance)
     seed_everything(settings.seed, verbose=False)
     return build_codec(settings, benchmark.dim, d_out)
 

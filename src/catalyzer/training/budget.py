@@ -22,15 +22,15 @@ def seconds_of(duration: str) -> float:
     """A duration as text, in seconds.
 
     Raises:
-        InvalidInput: not a positive number and a unit.
+        InvalidInput: not a number and a unit; 0 needs no unit.
 
-    >>> seconds_of("10min"), seconds_of("1.5h"), seconds_of("90 s")
-    (600.0, 5400.0, 90.0)
+    >>> seconds_of("10min"), seconds_of("1.5h"), seconds_of("90 s"), seconds_of("0")
+    (600.0, 5400.0, 90.0, 0.0)
     """
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|min|h)", duration.strip())
-    if not match or float(match[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|min|h)|(0)", duration.strip())
+    if not match:
         raise InvalidInput(f"expected a duration such as 90s, 10min or 1.5h; got {duration!r}")
-    return float(match[1]) * UNITS[match[2]]
+    return 0.0 if match[3] else float(match[1]) * UNITS[match[2]]
 
 
 def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[str, Any]) -> tuple[float, float]:

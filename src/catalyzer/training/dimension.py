@@ -18,8 +18,9 @@ from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
 log = logging.getLogger(__name__)
 
 DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # of a block
+LEAST_OF_64_BITS = 20  # of a block of 64 bits, where there are several: fewer dimensions have thousands of atoms
 NEIGHBOURS = 10
-TOLERANCE = 0.015  # of their share that a smaller dimension may lose
+TOLERANCE = 0.015  # for a network
 FILLED = 0.9  # of the bits that a lattice must fill
 ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
 QUERIES = 2_000
@@ -29,17 +30,18 @@ def dimensions(bits: int) -> tuple[int, ...]:
     """Those that are tried for so many bits: `DIMENSIONS` in each block of at most 64.
 
     >>> dimensions(64)[:3], dimensions(256)[:3]
-    ((8, 12, 16), (32, 48, 64))
+    ((8, 12, 16), (80, 96, 112))
     """
-    return tuple(-(-bits // BLOCK_BITS) * dim for dim in DIMENSIONS)
+    blocks = -(-bits // BLOCK_BITS)
+    return tuple(blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= LEAST_OF_64_BITS)
 
 
-def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache) -> int:
+def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache, tolerance: float = TOLERANCE) -> int:
     """The dimension in which a linear map and a lattice of so many bits, which need no training, find the most.
 
     With the dimension less is projected away, but fewer bits are left for each coordinate, so the share of the 10 nearest
     neighbours that are found rises and then falls. A network keeps in fewer dimensions what a linear map needs more for, hence
-    the smallest one that comes within `TOLERANCE` of the best. The search ends where the share falls; what it finds is kept in
+    the smallest one that comes within a tolerance of the best. The search ends where the share falls; what it finds is kept in
     `cache`. Lattices of more than `MOST_ATOMS` atoms, which take longer to code with than all else, are left out if there are
     others.
 
@@ -48,6 +50,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         validation: where the share is measured, with training vectors where it is small; the test split is not touched.
         bits: upper limit for the bits of a code.
         cache: keeps the choice.
+        tolerance: share of the neighbours that a smaller dimension may lose.
 
     Returns:
         One of `dimensions(bits)`, at most d.
@@ -77,7 +80,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
             found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
             if found[dim] < max(found.values()):
                 break
-        chosen = next(dim for dim, value in found.items() if value >= max(found.values()) - TOLERANCE)
+        chosen = next(dim for dim, value in found.items() if value >= max(found.values()) - tolerance)
         seen = ", ".join(f"{100 * value:.1f}% in {dim} dimensions ({atoms[dim]:,} atoms)" for dim, value in found.items())
         dear = [str(dim) for dim in atoms if dim not in cheap]
         left_out = (
@@ -86,7 +89,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         log.info("d_out = %d: a linear map + lattice finds of the %d nearest %s%s", chosen, NEIGHBOURS, seen, left_out)
         return np.array([chosen])
 
-    key = (fingerprint(train, "checking training vectors"), *validation.key, bits, catalyzer.__version__)
+    key = (fingerprint(train, "checking training vectors"), *validation.key, bits, tolerance, catalyzer.__version__)
     return int(cache.get("dimension", key, compute)[0])
 
 
