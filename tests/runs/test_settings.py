@@ -69,7 +69,7 @@ def test_every_composition_is_valid(dataset: str, catalyzer: str, quantizer: str
 def test_auto_finds_a_dimension_for_bits_that_the_proposed_one_has_no_lattice_for() -> None:
     assert check("d_out=auto", "bits=128").d_out == "auto"
     with pytest.raises(InvalidInput, match="more than the 1,048,576 that are supported"):
-        check("d_out=24", "bits=128")
+        check("d_out=24", "bits=128", "quantizer.blocks=1")
 
 
 @pytest.mark.parametrize(("d_out", "expected"), [(16, 0.05), (24, 0.02), (32, 0.01), (40, 0.005)])
