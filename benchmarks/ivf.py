@@ -33,7 +33,7 @@ from catalyzer.files.vectors import BLOCK, Vectors, as_float32
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, write
 from catalyzer.index.lists import InvertedLists
-from catalyzer.index.metric import Metric
+from catalyzer.metric import Metric
 
 K = 10
 LOOKS = {"rerank 0": ("#0072B2", "o", "-"), "rerank 100": ("#009E73", "s", "-"), "rerank 500": ("#56B4E9", "D", "-")}

@@ -107,7 +107,7 @@ def listed(codec: "Codec", tmp_path_factory: pytest.TempPathFactory) -> Path:
     from catalyzer.index.contents import Contents
     from catalyzer.index.file import write
     from catalyzer.index.lists import InvertedLists
-    from catalyzer.index.metric import Metric
+    from catalyzer.metric import Metric
 
     path = tmp_path_factory.mktemp("index") / "listed.catalyzer"
     lists = InvertedLists.fit(codec, clustered(1500, 32, 0).astype(np.float32), 20)

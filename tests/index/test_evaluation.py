@@ -9,7 +9,7 @@ import pytest
 from catalyzer import CatalyzerIndex, InvalidInput, knn
 from catalyzer.commands.cli import main
 from catalyzer.index.evaluation import Evaluation, Measured
-from catalyzer.index.metric import MetricName
+from catalyzer.metric import MetricName
 from tests.helpers import clustered, write
 
 BASE, QUERIES = clustered(900, 32, 1).astype(np.float32), clustered(60, 32, 2).astype(np.float32)

@@ -28,7 +28,7 @@ from catalyzer import Catalyzer, CatalyzerIndex, Codec, Decoder, InvalidInput, L
 from catalyzer.errors import CatalyzerError, DamagedFile, Unavailable, UntrustedPart
 from catalyzer.index.contents import MAX_DIM, Contents
 from catalyzer.index.file import BLOCK_ROWS, read, verify, write
-from catalyzer.index.metric import Metric
+from catalyzer.metric import Metric
 from catalyzer.nn import PCA, Identity, Transform
 from catalyzer.quantizers import (
     AdditiveQuantizer,

@@ -22,7 +22,7 @@ from catalyzer.files.vectors import write_vecs
 from catalyzer.index import catalyzer_index, searching
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, write
-from catalyzer.index.metric import MetricName
+from catalyzer.metric import MetricName
 from catalyzer.nn import Identity
 from catalyzer.nn.storage import digest
 from catalyzer.quantizers import AdditiveQuantizer, LSHQuantizer

@@ -14,7 +14,7 @@ from catalyzer.index import catalyzer_index
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, verify, write
 from catalyzer.index.lists import InvertedLists
-from catalyzer.index.metric import MetricName
+from catalyzer.metric import MetricName
 from catalyzer.nn import embed
 from tests.helpers import clustered
 

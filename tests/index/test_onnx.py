@@ -17,7 +17,7 @@ from catalyzer.commands.cli import main
 from catalyzer.index import onnx
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import write
-from catalyzer.index.metric import Metric, MetricName, norms
+from catalyzer.metric import Metric, MetricName, norms
 from catalyzer.nn import PCA, Identity, Transform, embed
 from tests.helpers import clustered, make_run
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catalyzer import CatalyzerIndex, Codec, InvalidInput, LatticeQuantizer
-from catalyzer.index.metric import MetricName
+from catalyzer.metric import MetricName
 from catalyzer.nn import Catalyzer, Decoder
 from tests.helpers import clustered
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from catalyzer import CatalyzerIndex, InvalidInput, open_vectors
-from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.recipe import LEARN
+from catalyzer.metric import Metric, MetricName
 from tests.helpers import clustered, write
 
 shortens = pytest.mark.skipif(sys.platform == "win32", reason="Windows shortens no file that is mapped")

@@ -416,8 +416,8 @@ def _export(options: argparse.Namespace) -> None:
         raise InvalidInput(f"each file needs a name of its own; got {options.index} {' '.join(map(str, files.values()))}")
     from catalyzer import TrainedRun
     from catalyzer.index.file import read
-    from catalyzer.index.metric import Metric
     from catalyzer.index.onnx import export
+    from catalyzer.metric import Metric
 
     if options.index.is_dir():
         codec, metric = TrainedRun.load(options.index, trust=options.trust).codec, Metric("l2")

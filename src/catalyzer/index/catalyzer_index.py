@@ -21,10 +21,10 @@ from catalyzer.index.contents import Contents, Validation
 from catalyzer.index.evaluation import Evaluation, evaluate
 from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
-from catalyzer.index.metric import Metric, MetricName
 from catalyzer.index.searching import MOST_RERANKED, Search, check_k
 from catalyzer.index.source import VectorSource, check_rows, open_queries, open_source, sample, valid_rows
 from catalyzer.index.training_folder import TrainingFolder
+from catalyzer.metric import Metric, MetricName
 from catalyzer.nn import Transform, embed
 from catalyzer.nn.storage import digest
 from catalyzer.outliers import without_outliers

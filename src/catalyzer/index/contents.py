@@ -8,7 +8,7 @@ import numpy as np
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.index.lists import InvertedLists, check_quantizer
-from catalyzer.index.metric import Metric
+from catalyzer.metric import Metric
 
 MAX_ID = (1 << 63) - 1
 MAX_DIM = 1 << 12  # of the quantizer: some allocate its square before a file has shown that this is not a false claim

@@ -14,8 +14,8 @@ from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK
 from catalyzer.index.contents import Contents
 from catalyzer.index.ids import IdSource, distinct_ids
-from catalyzer.index.metric import Metric
 from catalyzer.index.source import VectorSource, name_of, open_queries, open_source, valid_rows
+from catalyzer.metric import Metric
 from catalyzer.neighbors import knn_of_blocks
 from catalyzer.progress import progress
 

@@ -23,7 +23,7 @@ from catalyzer.errors import DamagedFile, InvalidInput, Unavailable, UntrustedPa
 from catalyzer.files.atomic import write_atomically
 from catalyzer.index.contents import MAX_ID, Contents, Validation, check_sizes
 from catalyzer.index.lists import InvertedLists
-from catalyzer.index.metric import Metric, MetricName
+from catalyzer.metric import Metric, MetricName
 from catalyzer.nn import Transform
 from catalyzer.nn.storage import restored, tensors
 from catalyzer.parts import Trust, describe

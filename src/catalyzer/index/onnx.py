@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput, MissingPackage
 from catalyzer.files.atomic import write_atomically
-from catalyzer.index.metric import Metric
+from catalyzer.metric import Metric
 from catalyzer.nn import Catalyzer, Transform
 
 CHECKED_VECTORS = 100  # random ones, on which a file must compute what torch does

@@ -15,8 +15,8 @@ from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index.contents import Contents
 from catalyzer.index.ids import rows_allowed
 from catalyzer.index.lists import InvertedLists
-from catalyzer.index.metric import Metric
 from catalyzer.index.source import check_rows, valid_rows
+from catalyzer.metric import Metric
 from catalyzer.progress import progress
 
 RERANKED = 10  # times as many candidates as results

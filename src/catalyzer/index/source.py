@@ -9,7 +9,7 @@ import torch
 
 from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import BLOCK, LARGEST, VectorFile, Vectors, too_large
-from catalyzer.index.metric import Metric, norms
+from catalyzer.metric import Metric, norms
 from catalyzer.progress import progress
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
-from catalyzer.index.metric import Metric, MetricName, norms
+from catalyzer.metric import Metric, MetricName, norms
 
 
 def squared_distances(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
