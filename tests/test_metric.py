@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
+from catalyzer.files import vectors
 from catalyzer.metric import Metric, MetricName, norms
 
 
@@ -46,3 +47,16 @@ def test_what_cannot_be_compared() -> None:
         Metric("l2", 1.0)
     with pytest.raises(InvalidInput, match="one of l2, cosine, ip; got 'dot'"):
         Metric("dot")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["l2", "cosine", "ip"])
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(0, 40), first=st.integers(-50, 50), last=st.integers(-50, 50))
+def test_vectors_are_mapped_where_they_are_sliced(name: MetricName, seed: int, n: int, first: int, last: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(n, 5)).astype(np.float32)
+    metric = Metric(name, 100.0 if name == "ip" else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "BLOCK", 7)
+        for mapped, whole in ((metric.stored(x, "x"), metric.base(x)), (metric.searched(x, "x"), metric.queries(x))):
+            assert (len(mapped), mapped.shape, mapped.dtype) == (n, whole.shape, whole.dtype)
+            np.testing.assert_array_equal(mapped[first:last], whole[first:last])
+            np.testing.assert_array_equal([*mapped], [*whole])

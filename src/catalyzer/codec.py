@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.files.vectors import BLOCK, VectorFile, Vectors, as_float32, check_finite
+from catalyzer.files.vectors import BLOCK, Vectors, as_float32, check_finite
 from catalyzer.nn import Identity, Transform, embed, row_wise
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
@@ -111,7 +111,7 @@ class Codec:
         Raises:
             InvalidInput: another shape or type, NaN or infinity, or numbers whose squares float32 cannot hold.
         """
-        self._check(vectors)
+        check_vectors(vectors, self.transform.d_in)
         codes = np.empty((len(vectors), self.quantizer.code_size), np.uint8)
         with progress(description, len(vectors), "vectors") as advance:
             size = max(1, BLOCK // self.refine)
@@ -121,14 +121,6 @@ class Codec:
                 codes[first : first + size] = self.encode_mapped(embed(self.transform, block), block)
                 advance(len(block))
         return codes
-
-    def _check(self, vectors: Vectors) -> None:
-        if not isinstance(vectors, np.ndarray | VectorFile):
-            raise InvalidInput(f"expected vectors as an array (n, {self.transform.d_in}), got {type(vectors).__name__}")
-        if len(vectors.shape) != 2 or vectors.shape[1] != self.transform.d_in or vectors.dtype.kind not in "fiu":
-            raise InvalidInput(
-                f"expected vectors as numbers of shape (n, {self.transform.d_in}), got {vectors.shape} of {vectors.dtype}"
-            )
 
     def encode_mapped(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """`encode` for vectors of which `(n, dim)` float32 `latent` is what the transform makes."""
@@ -181,7 +173,7 @@ class Codec:
             InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
         """
         k, rerank = integer("k", k, 1, len(codes), "the number of codes"), integer("rerank", rerank, 0)
-        self._check(queries)
+        check_vectors(queries, self.transform.d_in)
         given = queries[:]
         check_finite(given, "queries")
         original = as_float32(given)
@@ -249,3 +241,11 @@ class Codec:
         table[missing] = np.inf
         best, rows = np.lexsort((ids, table), axis=1)[:, :k], np.arange(len(ids))[:, None]
         return table[rows, best], ids[rows, best]
+
+
+def check_vectors(vectors: object, d: int) -> None:
+    """Raise `InvalidInput` unless these are `(n, d)` vectors of numbers, in memory or in a file."""
+    if not isinstance(vectors, Vectors):
+        raise InvalidInput(f"expected vectors as an array (n, {d}), got {type(vectors).__name__}")
+    if len(vectors.shape) != 2 or vectors.shape[1] != d or vectors.dtype.kind not in "fiu":
+        raise InvalidInput(f"expected vectors as numbers of shape (n, {d}), got {vectors.shape} of {vectors.dtype}")

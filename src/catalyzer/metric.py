@@ -6,14 +6,14 @@ one of the largest product.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
 
 from catalyzer.errors import InvalidInput
-from catalyzer.files.vectors import as_float32
+from catalyzer.files.vectors import MappedVectors, VectorFile, Vectors, as_float32, check_finite, float_blocks
 from catalyzer.outliers import FAR, MOST
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,60 @@ class Metric:
                 "remove what is so long from the vectors to learn from, or give a smaller max_norm", self.max_norm, most,
             )  # fmt: skip
 
+    def fitted(self, *parts: Vectors) -> "Metric":
+        """The metric with `max_norm`, where it needs one and has none: the largest norm of all vectors of the parts.
+
+        Args:
+            parts: each `(n, d)`, read block by block.
+
+        Raises:
+            InvalidInput: all vectors are zeros, or one is longer than any `max_norm`.
+        """
+        if self.name != "ip" or self.max_norm is not None:
+            return self
+        blocks = (block for part in parts for block in float_blocks(part, "measuring norms"))
+        return replace(self, max_norm=max(float(norms(block).max()) for block in blocks))
+
+    def stored(self, vectors: np.ndarray | VectorFile, name: str) -> Vectors:
+        """Vectors to learn from or to be found, as `base` makes them where they are sliced; for "l2" the vectors themselves.
+
+        Args:
+            vectors: `(n, d)`, of any type.
+            name: what errors call vectors that are in no file.
+
+        Returns:
+            `(n, d + extra)`. Slices raise `InvalidInput`, with the row's number, for NaN, infinity and what is too large for
+            float32, for a row of zeros where the metric is cosine, and for one that is longer than `max_norm`.
+        """
+        return self._mapped(vectors, name, searched=False)
+
+    def searched(self, vectors: np.ndarray | VectorFile, name: str) -> Vectors:
+        """Queries, as `queries` makes them where they are sliced; otherwise as `stored`, but of any length."""
+        return self._mapped(vectors, name, searched=True)
+
+    def _mapped(self, vectors: np.ndarray | VectorFile, name: str, searched: bool) -> Vectors:
+        if self.name == "l2":
+            return vectors
+        where = str(vectors.path) if isinstance(vectors, VectorFile) else name
+
+        def mapped(rows: np.ndarray, first: int) -> np.ndarray:
+            check_finite(rows, where, first)
+            x = self.as_float32(rows)
+            if self.name == "cosine" and not (some := x.any(axis=1)).all():
+                raise InvalidInput(
+                    f"{where}: row {first + int(np.argmin(some)):,} holds nothing but zeros, so it has no direction to compare "
+                    "by cosine; remove such rows"
+                )
+            if not searched and (longer := self.too_long(x)).any():
+                row = int(np.argmax(longer))
+                raise InvalidInput(
+                    f"{where}: row {first + row:,} has the norm {norms(x[row : row + 1])[0]:.6g}, and the run compares by "
+                    f"inner products what is no longer than {self.max_norm:.6g}; train with such vectors in the base"
+                )
+            return self.queries(x) if searched else self.base(x)
+
+        return MappedVectors(vectors, vectors.shape[1] + self.extra, mapped)
+
     def base(self, x: np.ndarray) -> np.ndarray:
         """`(n, d)` float32 vectors to learn from or to be found, as `(n, d + extra)` float32 to compare by L2."""
         if self.name == "l2":
@@ -143,6 +197,9 @@ class Metric:
         if self.name == "cosine":
             return (decoded / norms(decoded)[:, None]).astype(np.float32)
         return np.ascontiguousarray(decoded[:, : decoded.shape[1] - self.extra])
+
+
+L2 = Metric("l2")
 
 
 def norms(x: np.ndarray) -> np.ndarray:

@@ -10,17 +10,17 @@ from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.formats import files_of, open_rows
 from catalyzer.files.paths import expanded
-from catalyzer.files.vectors import VectorFile, Vectors, float_blocks
+from catalyzer.files.vectors import VectorFile
+from catalyzer.metric import Metric, MetricName
 
-METRICS = ("euclidean", "angular")
+METRICS: dict[str, MetricName] = {"euclidean": "l2", "angular": "cosine"}
 CHECKED = 10  # queries whose nearest neighbour is compared with the distance in the file
 
 
 class AnnBenchmarks(Dataset):
     """A file of https://github.com/erikbern/ann-benchmarks: `train`, `test`, `neighbors`, `distances`, attribute `distance`.
 
-    `train` is the base, and what is learned from too, since these files have no other vectors. Where the metric is angular, all
-    vectors are normalized and held in memory, and L2 then ranks as angles do.
+    `train` is the base, and what is learned from too, since these files have no other vectors. The metric is the file's.
 
     Args:
         path: of the HDF5 file.
@@ -39,6 +39,11 @@ class AnnBenchmarks(Dataset):
     def dim(self) -> int | None:
         return VectorFile(f"{expanded(self.path)}:train").shape[1] if files_of(expanded(self.path)) else None
 
+    @property
+    def metric(self) -> MetricName | None:  # type: ignore[override]
+        """That of the file; a missing one is for `read` to tell."""
+        return METRICS[_distance(expanded(self.path))] if expanded(self.path).is_file() else None
+
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Open the file.
 
@@ -53,52 +58,43 @@ class AnnBenchmarks(Dataset):
         train, test = VectorFile(f"{path}:train"), VectorFile(f"{path}:test")
         if test.shape[1] != train.shape[1]:
             raise InvalidInput(f"{path}: train has dimension {train.shape[1]}, test {test.shape[1]}; they must agree")
-        metric = _metric(path)
-        base, queries = (_normalized(train), _normalized(test)) if metric == "angular" else (train, test)
         truth = None
         if self.base_size in (None, len(train)):
             neighbors, distances = (open_rows(Path(f"{path}:{name}")) for name in ("neighbors", "distances"))
             for name, rows, kinds in (("neighbors", neighbors, "iu"), ("distances", distances, "fiu")):
-                if len(rows.shape) != 2 or len(rows) != len(queries) or not rows.shape[1] or rows.dtype.kind not in kinds:
+                if len(rows.shape) != 2 or len(rows) != len(test) or not rows.shape[1] or rows.dtype.kind not in kinds:
                     raise InvalidInput(
-                        f"{path}: expected {name} as numbers of shape ({len(queries):,}, k), a row for each of test; got "
+                        f"{path}: expected {name} as numbers of shape ({len(test):,}, k), a row for each of test; got "
                         f"{rows.shape} of {rows.dtype}"
                     )
             truth = neighbors.read(0, len(neighbors)).astype(np.int64)
-            _check(path, metric, base, queries, truth, distances.read(0, min(CHECKED, len(distances))))
-        return DatasetVectors(base, base, queries, truth)
+            _check(path, train, test, truth, distances.read(0, min(CHECKED, len(distances))))
+        return DatasetVectors(train, train, test, truth)
 
 
-def _metric(path: Path) -> str:
+def _distance(path: Path) -> str:
     import h5py
 
     with h5py.File(path, "r") as file:
-        metric = np.ravel(file.attrs.get("distance", "euclidean"))[0]
-    metric = metric.decode() if isinstance(metric, bytes) else str(metric)
-    if metric not in METRICS:
-        raise InvalidInput(f"{path}: its metric is {metric}; dataset=annbenchmarks reads {' and '.join(METRICS)}")
-    return metric
+        distance = np.ravel(file.attrs.get("distance", "euclidean"))[0]
+    distance = distance.decode() if isinstance(distance, bytes) else str(distance)
+    if distance not in METRICS:
+        raise InvalidInput(f"{path}: its metric is {distance}; dataset=annbenchmarks reads {' and '.join(METRICS)}")
+    return distance
 
 
-def _normalized(file: VectorFile) -> np.ndarray:
-    x = np.empty(file.shape, np.float32)
-    first = 0
-    for block in float_blocks(file, f"reading {file.path}"):
-        lengths = np.linalg.norm(block.astype(np.float64), axis=1, keepdims=True)
-        x[first : first + len(block)] = block / np.where(lengths == 0, 1, lengths)
-        first += len(block)
-    return x
-
-
-def _check(path: Path, metric: str, base: Vectors, queries: Vectors, truth: np.ndarray, distances: np.ndarray) -> None:
+def _check(path: Path, train: VectorFile, test: VectorFile, truth: np.ndarray, distances: np.ndarray) -> None:
     """Raise `InvalidInput` unless the first neighbours are where the file says, so that all is of one base and one metric."""
+    distance = _distance(path)
+    metric = Metric(METRICS[distance])
+    base, queries = metric.stored(train, "train"), metric.searched(test, "test")
     for row, (ids, there) in enumerate(zip(truth, distances, strict=False)):
         if not 0 <= ids[0] < len(base):
             raise InvalidInput(f"{path}: neighbors names id {ids[0]:,}, and train has {len(base):,} vectors")
         squared = float(np.square(base[int(ids[0])].astype(np.float64) - queries[row]).sum())
-        found = squared / 2 if metric == "angular" else squared**0.5
+        found = squared / 2 if distance == "angular" else squared**0.5
         if not np.isclose(found, there[0], rtol=1e-3, atol=1e-4):
             raise InvalidInput(
                 f"{path}: query {row} is at distance {found:.6g} of its first neighbour, and the file says {there[0]:.6g}; "
-                f"neighbors and train are of different files, or of another metric than {metric} (attribute distance)"
+                f"neighbors and train are of different files, or of another metric than {distance} (attribute distance)"
             )

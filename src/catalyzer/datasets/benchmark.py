@@ -17,7 +17,8 @@ from catalyzer.errors import InvalidInput
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.formats import files_of
 from catalyzer.files.paths import expanded
-from catalyzer.files.vectors import VectorFile, Vectors, check_finite, fingerprint
+from catalyzer.files.vectors import VectorFile, Vectors, as_float32, check_finite, fingerprint
+from catalyzer.metric import L2, Metric, MetricName
 from catalyzer.neighbors import knn
 from catalyzer.outliers import without_outliers
 from catalyzer.parts import Part
@@ -75,15 +76,17 @@ class Benchmark:
 
     Args:
         name: of the dataset.
-        train: `(n, d)` vectors to learn from, in their native dtype.
+        train: `(n, d)` vectors to learn from, in their native dtype where the metric is L2, else float32.
         validation: cut from the learn set; for every choice.
         test: for the final numbers only.
+        metric: by which all vectors have been mapped already: nearest by L2 is best by the metric.
     """
 
     name: str
     train: np.ndarray
     validation: Split
     test: Split
+    metric: Metric = L2
 
     @property
     def dim(self) -> int:
@@ -129,6 +132,9 @@ class Dataset(Part, ABC):
     test_arguments: ClassVar[tuple[str, ...]] = ("base_size",)
     """Arguments that decide what is tested on, and nothing about what is learned from."""
 
+    metric: MetricName | None = None
+    """What the vectors are compared by: "l2", "cosine" or "ip", or None where the dataset does not say."""
+
     def __init__(
         self,
         base_size: int | None = None,
@@ -172,13 +178,32 @@ class Dataset(Part, ABC):
         named = (expanded(value) for value in vars(self).values() if isinstance(value, str | Path))
         return [file for path in named for file in files_of(path)]
 
-    def load(self, cache: ArrayCache) -> "Benchmark":
-        """Read the vectors, check that they fit together, and split the learn set; every row is looked at once.
+    def compared_by(self, name: MetricName | None = None) -> Metric:
+        """The metric of this name, not fitted yet; by default the one that the dataset says, else L2.
 
         Raises:
-            InvalidInput: as `read`; fewer base vectors than asked for; dimensions that differ; a learn set too small to split;
-                ground truth of another size than the queries or with ids outside the base; NaN or infinity anywhere.
+            InvalidInput: another metric than the dataset says.
         """
+        if None not in (name, self.metric) and name != self.metric:
+            raise InvalidInput(
+                f"metric={name} contradicts {self.label}, whose true neighbours are by {self.metric}; leave out metric="
+            )
+        return Metric(name or self.metric or "l2")
+
+    def load(self, cache: ArrayCache, metric: Metric | None = None) -> "Benchmark":
+        """Read the vectors, check that they fit together, and split the learn set; every row is looked at once.
+
+        Args:
+            cache: keeps the true neighbours.
+            metric: what vectors are compared by; None is as `compared_by` says. Inner products without a `max_norm` take it
+                from the base and those learn vectors that are used.
+
+        Raises:
+            InvalidInput: as `read` and `compared_by`; fewer base vectors than asked for; dimensions that differ; a learn set
+                too small to split; ground truth of another size than the queries or with ids outside the base; NaN or infinity
+                anywhere; for cosine a row of zeros, for inner products one that is longer than `max_norm`.
+        """
+        named = self.compared_by(None if metric is None else metric.name)
         read = DatasetVectors(*self.read(cache))
         name, ground_truth = self.label, read.ground_truth
         learn, base, queries = (_checked(name, part, getattr(read, part)) for part in ("learn", "base", "queries"))
@@ -194,27 +219,40 @@ class Dataset(Part, ABC):
                     f"{where}dataset.base_size = {self.base_size:,} asks for more than its {len(base):,} base vectors; "
                     f"use dataset.base_size={len(base)} or less"
                 )
-            base = base.first(self.base_size) if isinstance(base, VectorFile) else base[: self.base_size]
+            base = _first(base, self.base_size)
         wanted = (self.train_size, self.validation_base_size, self.validation_queries_size)
         train, val_base, val_queries = split_sizes(name, len(learn), *wanted)
-        held_out = learn[train : train + val_queries + val_base]
-        validation = Split(held_out[val_queries:], held_out[:val_queries], cache=cache)
-        test = Split(base, queries[:], ground_truth, cache, "test")
+        val_first = train + val_queries
+        used = _first(learn, val_first + val_base)
+        metric = (metric or named).fitted(used, base)
+        if metric.name == "ip":
+            metric.warn_of_rare_length(as_float32(learn[:train]))
+        stored = metric.stored(used, f"{name}, learn")
+        held_out = metric.searched(learn, f"{name}, learn")[train:val_first]
+        validation = Split(stored[val_first:], held_out, cache=cache)
+        test = Split(
+            metric.stored(base, f"{name}, base"), metric.searched(queries, f"{name}, queries")[:], ground_truth, cache, "test"
+        )
         if ground_truth is not None:
             _check_ground_truth(name, ground_truth, len(queries), len(base))
-        benchmark = Benchmark(name, without_outliers(learn[:train]), validation, test)
+        benchmark = Benchmark(name, without_outliers(stored[:train]), validation, test, metric)
         _ = test.key  # reads, and so checks, every row before hours of work depend on it
         if (train, val_base, val_queries) != wanted:
             log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",
                      " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
         log.info(
-            "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries",
-            name, f"{train:,}", benchmark.dim, f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
+            "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries; by %s",
+            name, f"{train:,}", learn.shape[1], f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",
+            metric.name,
         )  # fmt: skip
         return benchmark
 
 
-def _checked(name: str, part: str, vectors: Vectors) -> Vectors:
+def _first(vectors: np.ndarray | VectorFile, n: int) -> np.ndarray | VectorFile:
+    return vectors.first(n) if isinstance(vectors, VectorFile) else vectors[:n]
+
+
+def _checked(name: str, part: str, vectors: Vectors) -> np.ndarray | VectorFile:
     """The vectors, those in memory finite, C-contiguous and in this machine's byte order."""
     if isinstance(vectors, VectorFile):
         return vectors

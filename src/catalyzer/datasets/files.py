@@ -55,6 +55,7 @@ class Published(Dataset):
         sizes: see `Dataset`.
     """
 
+    metric = "l2"  # of the published neighbours
     source: ClassVar[str]
     """Where the files come from, for the message that says what is missing."""
 

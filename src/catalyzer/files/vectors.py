@@ -1,7 +1,7 @@
 """One door to all vectors in files, of whatever format (`catalyzer.files.formats`): read lazily, and checked as read."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Self, TypeVar
@@ -108,8 +108,46 @@ def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
     return file
 
 
-Vectors = np.ndarray | VectorFile
-"""`(n, d)` vectors, in memory or in a file; both have `shape`, `dtype`, `len` and slices that are ndarrays."""
+class MappedVectors:
+    """What a function makes of vectors, `(n, d)` float32, block by block where they are sliced, so that nothing is held.
+
+    Args:
+        vectors: `(n, d_in)`, in memory or in a file.
+        d: dimension of what is made.
+        function: of `(m, d_in)` rows and the number of the first of them; returns `(m, d)` float32. What it raises, a slice
+            raises.
+
+    >>> x = np.array([[1, 2], [3, 4], [5, 6]], np.uint8)
+    >>> doubled = MappedVectors(x, 2, lambda rows, first: np.float32(2) * rows)
+    >>> doubled.shape, doubled[1:], doubled[0]
+    ((3, 2), array([[ 6.,  8.], [10., 12.]], dtype=float32), array([2., 4.], dtype=float32))
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, vectors: "np.ndarray | VectorFile", d: int, function: Callable[[np.ndarray, int], np.ndarray]) -> None:
+        self.vectors, self.shape, self.function = vectors, (len(vectors), d), function
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, rows: slice | int) -> np.ndarray:
+        """Rows `start:stop` as a C-contiguous `(m, d)` ndarray; or one row, `(d,)`."""
+        if not isinstance(rows, slice):
+            row = range(len(self))[rows]
+            return self[row : row + 1][0]
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise IndexError("mapped vectors are read by slices of step 1")
+        out = np.empty((max(0, stop - start), self.shape[1]), np.float32)
+        for first in range(start, stop, BLOCK):
+            last = min(first + BLOCK, stop)
+            out[first - start : last - start] = self.function(self.vectors[first:last], first)
+        return out
+
+
+Vectors = np.ndarray | VectorFile | MappedVectors
+"""`(n, d)` vectors, in memory, in a file or mapped; all have `shape`, `dtype`, `len` and slices that are ndarrays."""
 
 
 def open_vectors(path: str | Path, limit: int | None = None) -> VectorFile:
