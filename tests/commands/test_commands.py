@@ -26,7 +26,7 @@ def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) ->
     assert "Warning" not in process.stderr
     run = only_run(tmp_path)
     assert {p.name for p in run.iterdir()} == {
-        "catalyzer.json", "catalyzer.safetensors", "checkpoints", "config.yaml", "figures", "metrics.csv",
+        "catalyzer.json", "catalyzer.safetensors", "checkpoints", "config.yaml", "figures", "metric.json", "metrics.csv",
         "quantizer.json", "quantizer.safetensors", "results.json", "train.log",
     }  # fmt: skip
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "step-000000015.ckpt", "step-000000030.ckpt"}

@@ -417,10 +417,10 @@ def _export(options: argparse.Namespace) -> None:
     from catalyzer import TrainedRun
     from catalyzer.index.file import read
     from catalyzer.index.onnx import export
-    from catalyzer.metric import Metric
 
     if options.index.is_dir():
-        codec, metric = TrainedRun.load(options.index, trust=options.trust).codec, Metric("l2")
+        run = TrainedRun.load(options.index, trust=options.trust)
+        codec, metric = run.codec, run.metric
     else:
         contents = read(options.index, mmap=True, trust=options.trust)
         codec, metric = contents.codec, contents.metric

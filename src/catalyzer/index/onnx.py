@@ -30,7 +30,7 @@ def export(
 
     Args:
         codec: whose networks they are.
-        metric: of the index; for a run, "l2".
+        metric: of the index or the run.
         onnx: file of the transform: `vectors` (batch, d), those to be stored, to `latent` (batch, d_out).
         decoder: file of the decoder: `latent` (batch, d_out), rows of norm 1, to `vectors` (batch, d).
         query: file of what maps queries: `queries` (batch, d) to `latent` (batch, d_out).

@@ -81,6 +81,10 @@ def learn_codec(
         own |= {"catalyzer.hidden": hidden, **({"decoder.hidden": hidden} if decoder else {})}
     own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": str(folder / "cache")}
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
+    if settings.metric is not None:
+        raise InvalidInput(
+            f'metric={settings.metric} is no override of an index; give CatalyzerIndex(metric="{settings.metric}")'
+        )
     check(settings, folder, learn.shape[1])
     benchmark = _benchmark(learn, folder)
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None

@@ -18,6 +18,7 @@ import catalyzer
 from catalyzer.datasets import Benchmark
 from catalyzer.evaluation import Result
 from catalyzer.files.atomic import write_atomically
+from catalyzer.metric import Metric
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
 from catalyzer.runs.build import build_dataset, load_dataset, modules_of
@@ -139,11 +140,15 @@ class Lab:
         groundtruth = ["dataset.groundtruth=null"] if "groundtruth" in self.common.dataset else []
         return [f"dataset.base_size={n}", *groundtruth]
 
-    def benchmark(self, settings: Settings) -> Benchmark:
-        """The dataset of a run; the latest is kept, since a run's many questions are asked one after the other."""
-        key = repr(settings.dataset)
+    def benchmark(self, settings: Settings, metric: Metric | None = None) -> Benchmark:
+        """The dataset of a run, by the metric of one that is trained, or else by that of the settings.
+
+        The latest is kept, since a run's many questions are asked one after the other.
+        """
+        metric = metric or build_dataset(settings).compared_by(settings.metric)
+        key = repr((settings.dataset, metric))
         if self._benchmark is None or self._benchmark[0] != key:
-            self._benchmark = key, load_dataset(settings)
+            self._benchmark = key, load_dataset(settings, metric)
         return self._benchmark[1]
 
     def command(self, overrides: Sequence[str], on: Sequence[str] | None = None) -> str:
@@ -192,7 +197,7 @@ class Lab:
         run = self.trained(overrides if on is None else on)
 
         def compute() -> dict[str, Any]:
-            benchmark = self.benchmark(settings)
+            benchmark = self.benchmark(settings, run.metric)
             chosen = run.with_settings(settings, benchmark.train)
             codec = chosen.codec
             return asdict(measure_method(method_name(codec), benchmark, codec, (settings.rerank,), chosen.fitting)[0])
@@ -207,7 +212,7 @@ class Lab:
         """Base and queries `(n, d_out)` as `run` maps them; those of the latest run are kept."""
         key = f"{run.folder} {run.settings.dataset!r}"
         if self._latent is None or self._latent[0] != key:
-            test = self.benchmark(run.settings).test
+            test = self.benchmark(run.settings, run.metric).test
             base, queries = (embed(run.codec.transform, part, f"embedding {name}") for name, part in
                              (("base", test.base), ("queries", test.queries)))  # fmt: skip
             self._latent = key, base, queries
@@ -245,13 +250,15 @@ def training_digest(settings: Settings) -> str:
     """Names a training by all that decides it: settings and the files it learns from, not what it is tested on."""
     decisive = settings.model_dump(mode="json", by_alias=True, exclude={"logger", "cache", "baselines", "dataset", "split"})
     dataset = build_dataset(settings)
+    if settings.metric == "ip":  # whose largest norm is that of the base, too
+        return _digest([decisive, dataset_digest(settings)])
     learned = {key: value for key, value in settings.dataset.items() if key not in dataset.test_arguments}
     return _digest([decisive, learned, _states(dataset.files(learn_only=True))])
 
 
 def dataset_digest(settings: Settings) -> str:
-    """Names a dataset by its settings and its files."""
-    return _digest([settings.dataset, _states(build_dataset(settings).files())])
+    """Names a dataset by its settings, its metric and its files."""
+    return _digest([settings.dataset, settings.metric, _states(build_dataset(settings).files())])
 
 
 def _states(files: Sequence[Path]) -> list[tuple[str, int, int]]:

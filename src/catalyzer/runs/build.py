@@ -15,6 +15,7 @@ from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, Dataset
 from catalyzer.errors import CatalyzerError, InvalidInput, MissingPackage
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.metric import Metric
 from catalyzer.parts import Trust, find_class, parameters
 from catalyzer.quantizers import Quantizer
 from catalyzer.runs.settings import Settings, number
@@ -216,11 +217,16 @@ def build_dataset(settings: Settings) -> Dataset:
     return _built("dataset", settings.dataset)
 
 
-def load_dataset(settings: Settings) -> Benchmark:
-    """The dataset, read; see `catalyzer.datasets.Dataset.load` for the errors."""
+def load_dataset(settings: Settings, metric: Metric | None = None) -> Benchmark:
+    """The dataset, read; see `catalyzer.datasets.Dataset.load` for the errors.
+
+    Args:
+        settings: of the run.
+        metric: of a run that has been trained; None is the metric of the settings, fitted to the dataset.
+    """
     dataset = build_dataset(settings)
     with blamed(settings.dataset["_target_"]):
-        return dataset.load(ArrayCache(settings.cache))
+        return dataset.load(ArrayCache(settings.cache), metric or dataset.compared_by(settings.metric))
 
 
 def build_quantizer(part: dict[str, Any], dim: int) -> Quantizer:
@@ -233,7 +239,7 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
 
     Args:
         settings: of the run.
-        d_in: dimension of the data.
+        d_in: dimension of the data, as the metric compares them.
         d_out: dimension to map to, for transforms that take one.
 
     Raises:

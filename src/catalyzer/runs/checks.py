@@ -35,13 +35,15 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
     Args:
         settings: of the run.
         folder: of the run; nothing is written.
-        d_in: dimension of the data; None for what the dataset says before it is read. Where it says nothing, a dimension is
-            made up too, and a part that fails on it is left to a second check.
+        d_in: dimension of the data, as the metric compares them; None for what the dataset says before it is read. Where it
+            says nothing, a dimension is made up too, and a part that fails on it is left to a second check.
 
     Raises:
         InvalidInput: one sentence on what is wrong first.
     """
-    d_in = build_dataset(settings).dim if d_in is None else d_in
+    dataset = build_dataset(settings)
+    if d_in is None and dataset.dim is not None:
+        d_in = dataset.dim + dataset.compared_by(settings.metric).extra
     try:
         codec, d_out = _tried(settings, d_in)
         rehearse(codec)

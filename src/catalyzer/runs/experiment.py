@@ -34,7 +34,7 @@ from catalyzer.runs.figures import draw_sphere, draw_training
 from catalyzer.runs.results import COLUMNS, print_table, table_cells
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
-from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
+from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_metric, save_results
 from catalyzer.training import COMPETITORS, QueryData, TripletData, choose_dimension, fit, is_first
 from catalyzer.training.dimension import TOLERANCE
 from catalyzer.training.memory import tell_memory
@@ -137,11 +137,12 @@ def train(
     codec.fit(benchmark.train)
     fitting = time.perf_counter() - start
     save_part(codec.quantizer, folder, "quantizer", fitting)
+    save_metric(benchmark.metric, folder)
     # The transform comes last: its file says that the run has been trained.
     for name, network in (("decoder", codec.decoder), ("query", codec.query), ("catalyzer", codec.transform)):
         if network is not None:
             save_part(network, folder, name, seconds)
-    return TrainedRun(folder, settings, codec, seconds, fitting)
+    return TrainedRun(folder, settings, codec, seconds, fitting, benchmark.metric)
 
 
 def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from catalyzer.datasets import Dataset, fetch_published, make_glosses, make_photosift
 from catalyzer.errors import DamagedFile, InvalidInput, did_you_mean
 from catalyzer.files.atomic import write_atomically
+from catalyzer.metric import MetricName
 from catalyzer.parts import find_class
 
 VERSION = 1
@@ -83,6 +84,7 @@ class Settings(_Settings):
 
     version: Literal[1] = 1
     dataset: PartSettings
+    metric: MetricName | None = None
     catalyzer: PartSettings
     quantizer: PartSettings
     decoder: OptionalPart

@@ -266,7 +266,7 @@ def measure_on_test(folder: Path) -> None:
     settings = Settings.load(folder / "config.yaml")
     trained = TrainedRun.load(folder, trust=modules_of(settings))  # they have just been run
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    benchmark = load_dataset(settings)
+    benchmark = load_dataset(settings, trained.metric)
     baselines = build_baselines(settings, benchmark.dim, trained.codec.quantizer.code_size * 8)
     rows = compare(benchmark, trained, baselines)
     save_results(rows, settings, benchmark, folder, started)

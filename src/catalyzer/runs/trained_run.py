@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 import catalyzer
-from catalyzer.codec import Codec
+from catalyzer.codec import Codec, check_vectors
 from catalyzer.datasets import Benchmark
 from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.files.atomic import write_atomically
-from catalyzer.files.vectors import Vectors
+from catalyzer.files.vectors import VectorFile, Vectors, as_float32
+from catalyzer.metric import L2, Metric
 from catalyzer.neighbors import engine
 from catalyzer.nn import Identity, Transform, load_part
 from catalyzer.parts import Trust, describe
@@ -37,6 +38,8 @@ from catalyzer.runs.settings import Evaluation, Settings
 
 log = logging.getLogger(__name__)
 
+METRIC = "metric.json"
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -45,15 +48,16 @@ class TrainedRun:
     Attributes:
         folder: of the run.
         settings: what it was made with.
-        codec: its parts, fitted, in evaluation mode on the CPU.
+        codec: its parts, fitted, in evaluation mode on the CPU; of vectors as the metric maps them.
         seconds: that the training of its networks took.
         fitting: seconds that the quantizer took to learn.
+        metric: what vectors are compared by, with the `max_norm` of the training where it has one.
 
     A run's folder is all that is needed:
 
         run = TrainedRun.load("outputs/my-run")
         codes = run.encode(base)                     # (n, code_size) uint8
-        D, I = run.search(queries, codes, k=10)      # squared distances, row numbers
+        D, I = run.search(queries, codes, k=10)      # squared distances or similarities, row numbers
     """
 
     folder: Path
@@ -61,6 +65,7 @@ class TrainedRun:
     codec: Codec
     seconds: float
     fitting: float = 0.0
+    metric: Metric = L2
 
     @classmethod
     def load(cls, folder: str | Path, trust: Trust = ()) -> Self:
@@ -84,10 +89,11 @@ class TrainedRun:
         }
         quantizer, fitting = load_part(folder, "quantizer", Quantizer, trust)
         codec = Codec(transform, quantizer, refine=settings.refine, latent_share=settings.latent_share, **networks)
-        return cls(folder, settings, codec, seconds, fitting)
+        return cls(folder, settings, codec, seconds, fitting, _load_metric(folder, settings))
 
     def with_settings(self, settings: Settings, train: np.ndarray) -> Self:
-        """The run with the quantizer and the search of other settings; the quantizer is fitted to `(n, d_in)` training vectors.
+        """The run with the quantizer and the search of other settings; the quantizer is fitted to the training vectors, as
+        a `Benchmark` has them.
 
         Raises:
             InvalidInput: a quantizer, rerank or refine that does not go with the run's networks.
@@ -102,20 +108,62 @@ class TrainedRun:
         codec.fit(train)
         return replace(self, settings=settings, codec=codec, fitting=time.perf_counter() - start)
 
-    def encode(self, x: Vectors) -> np.ndarray:
-        """Map and code `(n, d_in)` vectors: `(n, code_size)` uint8."""
-        return self.codec.encode(x)
+    @property
+    def d(self) -> int:
+        """Dimension of the vectors, as the user has them."""
+        return self.codec.transform.d_in - self.metric.extra
+
+    def stored(self, x: np.ndarray | VectorFile, name: str = "vectors") -> Vectors:
+        """`(n, d)` vectors as the codec encodes them; see `Metric.stored`.
+
+        Raises:
+            InvalidInput: another shape or type.
+        """
+        check_vectors(x, self.d)
+        return self.metric.stored(x, name)
+
+    def searched(self, queries: np.ndarray | VectorFile, name: str = "queries") -> Vectors:
+        """`(nq, d)` queries as the codec searches them; see `Metric.searched`.
+
+        Raises:
+            InvalidInput: another shape or type.
+        """
+        check_vectors(queries, self.d)
+        return self.metric.searched(queries, name)
+
+    def scores(self, distances: np.ndarray, queries: np.ndarray, rerank: int) -> np.ndarray:
+        """What the codec's `(nq, k)` float32 squared distances mean for `(nq, d)` queries; see `Metric.scores`."""
+        on_sphere = not rerank and not isinstance(self.codec.transform, Identity)
+        return self.metric.scores(distances, as_float32(queries), on_sphere)
+
+    def encode(self, x: np.ndarray | VectorFile) -> np.ndarray:
+        """Map and code `(n, d)` vectors: `(n, code_size)` uint8.
+
+        Raises:
+            InvalidInput: another shape or type, NaN, infinity, or a row that the metric does not compare (`Metric.stored`).
+        """
+        return self.codec.encode(self.stored(x))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors, `(n, d_in)` float32 in the original space, that codes stand for; see `Codec.decode`."""
-        return self.codec.decode(codes)
+        """The vectors, `(n, d)` float32, for cosine of norm 1, that codes stand for; see `Codec.decode`."""
+        return self.metric.restore(self.codec.decode(codes))
 
-    def search(self, queries: Vectors, codes: np.ndarray, k: int, rerank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k codes nearest to each `(nq, d_in)` query: `(nq, k)` squared distances and int64 row numbers.
+    def search(
+        self, queries: np.ndarray | VectorFile, codes: np.ndarray, k: int, rerank: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k codes nearest to each `(nq, d)` query, best first.
 
         `rerank` is by default the run's own; see `Codec.search`.
+
+        Returns:
+            `(nq, k)` float32 squared distances, for cosine and inner product similarities, and `(nq, k)` int64 row numbers.
+
+        Raises:
+            InvalidInput: as `encode`, but queries of inner products have any length; or as `Codec.search`.
         """
-        return self.codec.search(queries, codes, k, self.settings.rerank if rerank is None else rerank)
+        rerank = self.settings.rerank if rerank is None else rerank
+        distances, ids = self.codec.search(self.searched(queries), codes, k, rerank)
+        return self.scores(distances, queries[:], rerank), ids
 
 
 def evaluate_run(evaluation: Evaluation) -> list[Result]:
@@ -142,7 +190,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
             f"rerank = {settings.rerank} needs decoded vectors, and {folder} has no decoder; train with decoder=mlp"
         )
     rehearse(codec)
-    benchmark = load_dataset(settings)
+    benchmark = load_dataset(settings, trained.metric)
     baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
     rows = compare(benchmark, trained.with_settings(settings, benchmark.train), baselines)
     name = "-".join([quantizer.label.lower(), f"{quantizer.bits}bits", *(f"{key}{n}" for key, n in given.items())])
@@ -193,11 +241,13 @@ def method_name(codec: Codec) -> str:
 def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, folder: Path, started: str) -> str:
     """Write the figure and, last since it says that the run has ended, results.json; returns the table's title."""
     test = benchmark.test
-    title = f"{benchmark.name}: {len(test.base):,} base vectors, {len(test.queries):,} queries"
+    by = "" if benchmark.metric.name == "l2" else f", by {benchmark.metric.name}"
+    title = f"{benchmark.name}: {len(test.base):,} base vectors, {len(test.queries):,} queries{by}"
     draw_recall(rows, title, folder / "figures" / "recall.png")
     results = {
         "title": title,
         "rows": [asdict(row) for row in rows],
+        "metric": asdict(benchmark.metric),
         "seed": settings.seed,
         "settings": settings.model_dump(mode="json", by_alias=True),
         "fingerprints": {"base": test.key[0], "queries": test.key[1]},
@@ -207,6 +257,23 @@ def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, f
     }
     write_atomically(folder / "results.json", lambda file: file.write(json.dumps(results, indent=1).encode()))
     return title
+
+
+def save_metric(metric: Metric, folder: Path) -> None:
+    """Write what a run compares vectors by into its folder, `metric.json`."""
+    write_atomically(folder / METRIC, lambda file: file.write(json.dumps(asdict(metric)).encode()))
+
+
+def _load_metric(folder: Path, settings: Settings) -> Metric:
+    path = folder / METRIC
+    if not path.exists() and settings.metric in (None, "l2"):  # of a run from when there was no other
+        return L2
+    try:
+        return Metric(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended") from None
+    except (ValueError, TypeError):
+        raise DamagedFile(f"{path} cannot be loaded; expected a metric and its max_norm") from None
 
 
 def environment() -> dict[str, Any]:

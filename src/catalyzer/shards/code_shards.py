@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from catalyzer.errors import DamagedFile, InvalidInput
 from catalyzer.files.atomic import write_atomically
+from catalyzer.metric import L2, Metric
 from catalyzer.progress import progress
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Manifest(_Part):
         run: folder of the run whose catalyzer made them.
         parts: BLAKE2b-256 of its transform, quantizer, decoder and query network; see `catalyzer.nn.digest`.
         refine: lattice points that were tried for each vector.
+        metric: of the run, which decides what is coded.
         input: the file of vectors.
         rows: how many vectors that has.
         code_size: bytes of a code.
@@ -74,6 +76,7 @@ class Manifest(_Part):
     run: str
     parts: str
     refine: int
+    metric: Metric = L2
     input: Input
     rows: int = Field(ge=1)
     code_size: int = Field(ge=1)
@@ -227,7 +230,7 @@ class CodeShards:
 
     def _check_same(self, wanted: Manifest) -> None:
         there = self.manifest
-        decide = {"parts", "refine"}
+        decide = {"parts", "refine", "metric"}
         if there.model_dump(include=decide) != wanted.model_dump(include=decide):
             reason = f"holds codes of another run, {there.run}"
         elif there.input != wanted.input:

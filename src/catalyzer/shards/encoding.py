@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
 from catalyzer.files.atomic import locked
 from catalyzer.files.paths import expanded
@@ -37,7 +36,7 @@ def encode(
 
     Args:
         run: folder of the run.
-        source: file of `(n, d_in)` vectors in any format of `catalyzer.files.vectors`.
+        source: file of `(n, d)` vectors in any format of `catalyzer.files.vectors`.
         folder: of the shards; made if it is missing.
         shard_size: vectors of a shard.
         engine: runs the tasks.
@@ -54,13 +53,14 @@ def encode(
     run, source, folder = Path(run).resolve(), expanded(source).resolve(), Path(folder)
     trained, vectors = TrainedRun.load(run, trust), open_vectors(source)
     codec = trained.codec
-    if vectors.shape[1] != codec.transform.d_in:
-        raise InvalidInput(f"{source}: its vectors have dimension {vectors.shape[1]}, those of {run} {codec.transform.d_in}")
+    if vectors.shape[1] != trained.d:
+        raise InvalidInput(f"{source}: its vectors have dimension {vectors.shape[1]}, those of {run} {trained.d}")
     wanted = Manifest(
         format=1,
         run=str(run),
         parts=digest(codec.parts),
         refine=codec.refine,
+        metric=trained.metric,
         input=Input.of(source),
         rows=len(vectors),
         code_size=codec.quantizer.code_size,
@@ -73,7 +73,7 @@ def encode(
         todo = shards.unfinished()
         log.info("%s: %s of %s shards to encode", folder, f"{len(todo):,}", f"{shards.count:,}")
         with progress("encoding", sum(len(shards.rows(number)) for number in todo), "vectors") as advance:
-            for number, shard in engine(_Encode(codec, source, shards), todo):
+            for number, shard in engine(_Encode(trained, source, shards), todo):
                 shards.record(number, shard)
                 advance(shard.rows)
         shards.remove_leftovers()
@@ -84,15 +84,15 @@ def encode(
 class _Encode:
     """A task: encode and write one shard."""
 
-    codec: Codec
+    run: TrainedRun
     source: Path
     shards: CodeShards
 
     def __call__(self, number: int) -> Shard:
         # Opened for each shard: pages of a mapped file count as memory of the process until it is closed.
-        vectors, rows = open_vectors(self.source), self.shards.rows(number)
+        vectors, rows = self.run.stored(open_vectors(self.source)), self.shards.rows(number)
         blocks = [
-            self.codec.encode(vectors[first : min(first + BLOCK, rows.stop)], None)
+            self.run.codec.encode(vectors[first : min(first + BLOCK, rows.stop)], None)
             for first in range(rows.start, rows.stop, BLOCK)
         ]
         return self.shards.write(number, np.concatenate(blocks))

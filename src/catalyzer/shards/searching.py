@@ -33,14 +33,14 @@ def search(
     engine: Engine = local,
     trust: Trust = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k codes nearest to each query, exactly as `Codec.search` finds them in all codes at once.
+    """The k codes nearest to each query, exactly as `TrainedRun.search` finds them in all codes at once.
 
     Memory is that of a shard, of the result and of the candidates of the queries that are searched together, some 8 million
     at most.
 
     Args:
         shards: all that `encode` makes; each is compared with its checksum when it is scanned.
-        queries: file of `(nq, d_in)` vectors.
+        queries: file of `(nq, d)` vectors.
         k: at most the number of codes.
         rerank: see `Codec.search`; None is as the run's settings say.
         run: folder of the run that made the codes; None is where it was then.
@@ -48,8 +48,8 @@ def search(
         trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
-        `D` `(nq, k)` float32 squared distances, ascending, and `I` `(nq, k)` int64 rows of the file that was encoded; ties by
-        lower row.
+        `D` `(nq, k)` float32 squared distances, ascending, or for cosine and inner product similarities, descending, and `I`
+        `(nq, k)` int64 rows of the file that was encoded; ties by lower row.
 
     Raises:
         InvalidInput: shards that are not encoded yet or are codes of another run; queries, k or rerank that do not fit.
@@ -59,19 +59,20 @@ def search(
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
     if run is None and not folder.is_dir():
         raise InvalidInput(f"{folder}, the run that made the codes in {shards.folder}, is gone; say where it is by run=FOLDER")
-    trained, vectors = TrainedRun.load(folder, trust), open_vectors(queries)
+    trained, given = TrainedRun.load(folder, trust), open_vectors(queries)
     codec = trained.codec
-    if digest(codec.parts) != manifest.parts:
+    if (digest(codec.parts), trained.metric) != (manifest.parts, manifest.metric):
         raise InvalidInput(
             f"{shards.folder} holds codes of another run than {folder}; give the run that made them by run=FOLDER"
         )
-    if vectors.shape[1] != codec.transform.d_in:
-        raise InvalidInput(f"{queries}: its vectors have dimension {vectors.shape[1]}, the run's {codec.transform.d_in}")
+    if given.shape[1] != trained.d:
+        raise InvalidInput(f"{queries}: its vectors have dimension {given.shape[1]}, the run's {trained.d}")
     k = integer("k", k, 1, manifest.rows, "the number of codes")
     rerank = trained.settings.rerank if rerank is None else integer("rerank", rerank, 0)
     if rerank:
         codec.decode(np.empty((0, manifest.code_size), np.uint8))  # refuses a codec without decoder before the search
 
+    vectors = trained.searched(given)
     latent = codec.map_queries(vectors)
     candidates = min(max(k, rerank), manifest.rows)
     distances, ids = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
@@ -85,7 +86,8 @@ def search(
             for piece, found in engine(scan, pieces):
                 best.merge(found)
                 advance(sum(len(shards.rows(number)) for number in piece))
-            distances[part], ids[part] = best.reranked(codec, vectors[part], k) if rerank else (best.distances, best.ids)
+            nearest, ids[part] = best.reranked(codec, vectors[part], k) if rerank else (best.distances, best.ids)
+            distances[part] = trained.scores(nearest.astype(np.float32), given[part], rerank)
     return distances, ids
 
 
