@@ -133,9 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
     length = fit.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
-    length.add_argument(
-        "--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h; 0 trains nothing"
-    )
+    length.add_argument("--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h; 0 trains nothing")
     about_folder = "keep the training here (default: INDEX.training, which is removed when the index is written)"
     fit.add_argument("--folder", type=Path, help=about_folder)
     fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")

@@ -305,6 +305,69 @@ def scan_one(codes, tables, products, rest, limit):
     return found[:kept].copy()
 
 
+@kernel(inline="always")
+def _leaf_product(leaves, t, points, leaf):
+    low = leaves[t, 0] * F(points[leaf, 0]) + leaves[t, 1] * F(points[leaf, 1])
+    return low + (leaves[t, 2] * F(points[leaf, 2]) + leaves[t, 3] * F(points[leaf, 3]))
+
+
+@kernel(parallel=lambda codes, *_: len(codes) > ONE_THREAD_CODES)
+def scan_block(codes, dots, tables, points, leaves, rest, limit, rows, sums):
+    """`scan_one` for a block of a product: add its dot products, and keep the codes that may reach `limit`.
+
+    Args:
+        codes: `(n,)` uint64, of one block.
+        dots: `(n,)` float32, dot products of the blocks before.
+        tables: of the block's sphere.
+        points: `(kinds · p, 4)` int8, its leaves.
+        leaves: as `prepare_query` makes them of the query's block, like `rest`.
+        rest: the most that leaves after t can add.
+        limit: dot product, less the most that the blocks after this one can add.
+        rows: `(n,)` int64, to be filled in: which codes are kept, ascending.
+        sums: `(n,)` float32, to be filled in: their dot products.
+
+    Returns:
+        How many are kept.
+    """
+    n, last = len(codes), U(tables.leaves - 1)
+    tasks = (n + ONE_QUERY_TASK - 1) // ONE_QUERY_TASK
+    kept_in = np.zeros(tasks, np.int64)
+    for task in prange(tasks):
+        code, norm = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint64)
+        dot, row = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, np.uint64)
+        start = U(task * ONE_QUERY_TASK)
+        end, out = U(min(n, (task + 1) * ONE_QUERY_TASK)), start
+        for first in range(start, end, U(ONE_QUERY_TILE)):
+            alive = min(U(ONE_QUERY_TILE), end - first)
+            kept = U(0)
+            for i in range(alive):
+                leaf, left, left_norm = split_first_leaf(codes[first + i], tables)
+                total = dots[first + i] + _leaf_product(leaves, U(0), points, leaf)
+                code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, first + i
+                kept += U(total + rest[0, left_norm] >= limit)
+            for t in range(U(1), last):
+                alive, kept = kept, U(0)
+                for i in range(alive):
+                    leaf, left, left_norm = split_leaf(t, code[i], norm[i], tables)
+                    total = dot[i] + _leaf_product(leaves, t, points, leaf)
+                    code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
+                    kept += U(total + rest[t, left_norm] >= limit)
+            for i in range(kept):
+                leaf = U(tables.last_kind * tables.kind_size) + code[i]
+                leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
+                total = dot[i] + _leaf_product(leaves, last, points, leaf)
+                if total >= limit:
+                    rows[out], sums[out] = np.int64(row[i]), total
+                    out += U(1)
+        kept_in[task] = np.int64(out - start)
+    kept_all = 0
+    for task in range(tasks):
+        for i in range(kept_in[task]):
+            rows[kept_all], sums[kept_all] = rows[task * ONE_QUERY_TASK + i], sums[task * ONE_QUERY_TASK + i]
+            kept_all += 1
+    return kept_all
+
+
 @kernel(parallel=lambda *args: len(args[2]) > NEAREST_TASK)  # more queries than a task takes
 def nearest_columns(columns, halves, queries, distances, ids):
     """Fill each query's heap with the nearest of few points; the same bits for a query alone and among others.
@@ -400,12 +463,6 @@ def prepare_query(query, tables, scale, leaves, rest):
         while at > t * width:
             at -= 1
             left += np.float64(query[at]) * np.float64(query[at])
-
-
-@kernel(inline="always")
-def _leaf_product(leaves, t, points, leaf):
-    low = leaves[t, 0] * F(points[leaf, 0]) + leaves[t, 1] * F(points[leaf, 1])
-    return low + (leaves[t, 2] * F(points[leaf, 2]) + leaves[t, 3] * F(points[leaf, 3]))
 
 
 @kernel()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK_CODES = 1 << 16  # codes decoded at a time
 TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
 FEW_CODES = 1 << 15  # that one thread scans for one query without tables of products
+FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product for one query
+SLACK = 2.0**-20  # of the most that blocks can add, for the rounding of single precision
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 
@@ -74,6 +76,8 @@ def search_part(
         distances, ids = _search_runs(lattice, queries, codes, np.array([0]), np.array([len(codes)]), k)
     elif len(queries) == 1 and _splits(lattice):
         distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
+    elif len(queries) == 1 and _splits_blocks(lattice):
+        distances, ids = _search_blocks(lattice, queries, codes, np.array([0]), np.array([len(codes)]), k, description)
     else:
         distances, ids = _search_many(lattice, queries, codes, k, description)
     return distances, ids.astype(np.int64)
@@ -115,6 +119,9 @@ def search_lists(
         raise InvalidInput(f"probed must be (nq, nprobe) lists from 0 to {last:,}, got shape {probed.shape} of {probed.dtype}")
     if len(queries) == 1 and _splits(lattice):
         distances, ids = _search_runs(lattice, queries, codes, offsets[probed[0]], offsets[probed[0] + 1], k)
+        return distances.astype(np.float32), ids
+    if len(queries) == 1 and _splits_blocks(lattice):
+        distances, ids = _search_blocks(lattice, queries, codes, offsets[probed[0]], offsets[probed[0] + 1], k)
         return distances.astype(np.float32), ids
     starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
     queries_by_list(probed, starts, probing)
@@ -170,6 +177,87 @@ def _search_runs(
         lattice.words(codes[refused : refused + 1], refused)  # which raises
     sort_heaps(distances, ids)
     return distances, ids
+
+
+def _search_blocks(
+    lattice: Lattice,
+    query: np.ndarray,
+    codes: np.ndarray,
+    firsts: np.ndarray,
+    ends: np.ndarray,
+    k: int,
+    description: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_search_runs` for a product of spheres: block by block, while the blocks that follow can lift a code to the limit."""
+    from catalyzer.lattice.kernels import decode
+    from catalyzer.scan.kernels import exact_distances, prepare_query, scan_block
+
+    blocks, r = [], lattice.radii
+    (square,), (slack,) = _measured(query)
+    for (sphere, column, part), radius in zip(_blocks(lattice), r.tolist(), strict=True):
+        tables, own = sphere.tables, query[0, column : column + sphere.dim]
+        leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, sphere.radius_sq + 1), np.float32)
+        scale = sphere.radius_sq**0.5 / radius  # the block's norm
+        prepare_query(own, tables, np.float32(1 / radius), leaves, rest)
+        most = float(np.linalg.norm(own.astype(np.float64))) * scale
+        blocks.append((most, sphere, column, part, leaves, rest * np.float32(scale)))
+    # Blocks that can add the most come first.
+    order = sorted(blocks, key=lambda block: -block[0])
+    after = np.cumsum([0, *(block[0] for block in order[:0:-1])])[::-1]
+
+    distances, ids = np.full(k, np.inf), np.full(k, -1)
+    runs = [(int(first), int(end)) for first, end in zip(firsts, ends, strict=True)]
+    total, seen = sum(end - first for first, end in runs), 0
+    with progress(description, total, "codes") as advance:
+        while seen < total:
+            at, names = _taken(runs, min(max(FIRST_BLOCK_CODES, k, 3 * seen), BLOCK_CODES))
+            some = np.asarray(codes[at])
+            words = {column: _words_of(sphere, some[:, part], lattice, some, names) for _, sphere, column, part, *_ in order}
+            rows, dots = np.arange(len(some)), np.zeros(len(some), np.float32)
+            limit = (square + 1 - distances[-1]) / 2 - slack
+            for (_, sphere, column, _, leaves, rest), most in zip(order, after, strict=True):
+                kept, sums = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+                points = sphere.numbering.points.reshape(-1, 4)
+                n = scan_block(
+                    *(words[column][rows], dots, sphere.tables, points, leaves, rest, np.float32(limit - most - SLACK * most)),
+                    *(kept, sums),
+                )
+                rows, dots = rows[kept[:n]], sums[:n]
+            points = np.empty((len(rows), lattice.dim), np.float32)
+            for _, sphere, column, *_ in order:
+                own_points = np.empty((len(rows), sphere.dim), np.float32)
+                decode(words[column][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
+                points[:, column : column + sphere.dim] = own_points
+            distances = np.concatenate([distances, exact_distances(query[0], points, _ends(lattice), r, square)])
+            ids = np.concatenate([ids, names[rows]])
+            best = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances))[:k]
+            distances, ids = distances[best], ids[best]
+            seen += len(some)
+            advance(len(some))
+    return distances[None], ids[None]
+
+
+def _taken(runs: list[tuple[int, int]], size: int) -> tuple[slice | np.ndarray, np.ndarray]:
+    """At most `size` rows off the front of runs, which get shorter: what takes them from codes, and their numbers."""
+    parts = []
+    while size and runs:
+        first, end = runs[0]
+        stop = min(end, first + size)
+        parts.append(np.arange(first, stop))
+        size -= stop - first
+        runs[:1] = [(stop, end)] if stop < end else []
+    rows = np.concatenate(parts)
+    return (slice(int(rows[0]), int(rows[-1]) + 1) if len(parts) == 1 else rows), rows
+
+
+def _words_of(sphere: SphericalLattice, part: np.ndarray, lattice: Lattice, some: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """The words of a block's codes; an error names the row where it stands."""
+    try:
+        return sphere.words(part)[0]
+    except InvalidInput:
+        for row, name in enumerate(names.tolist()):
+            lattice.check_codes(some[row : row + 1], name)
+        raise
 
 
 def _gathered(
@@ -257,6 +345,11 @@ def _checked(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -
 def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
     """Whether codes of this lattice can be split leaf by leaf for one query."""
     return isinstance(lattice, SphericalLattice) and len(lattice.numbering.widths) > 1 and not lattice.numbering.wide
+
+
+def _splits_blocks(lattice: Lattice) -> bool:
+    """Whether each block of codes can be split leaf by leaf for one query."""
+    return all(_splits(sphere) for sphere in lattice.spheres)
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
