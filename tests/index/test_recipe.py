@@ -1,6 +1,7 @@
 """What an index learns from few vectors, or from vectors among which some are mistakes."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,3 +61,36 @@ def test_an_index_takes_a_linear_map_where_that_finds_as_much(caplog: pytest.Log
     found = recall(index)
     assert found > 0.9
     assert index.reconstruct([0]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("ivf", [0, 8])
+def test_an_index_without_training(ivf: int, tmp_path: Path) -> None:
+    x = clustered(2000, 32, 0)
+    index = CatalyzerIndex(bits=128, method="linear", ivf=ivf).fit(x)
+    found = recall(index)
+    assert found > 0.9
+    assert index.codes.shape == (2000, 16)
+    index.save(tmp_path / "x.catalyzer")
+    loaded = CatalyzerIndex.load(tmp_path / "x.catalyzer", mmap=True)
+    assert loaded._contents is not None
+    assert isinstance(loaded._contents.codec.transform, Linear)
+    assert isinstance(loaded._contents.codec.decoder, LinearDecoder)
+    for ours, theirs in zip(loaded.search(QUERIES), index.search(QUERIES, rerank=0), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for row in range(3):  # alone as among others
+        for ours, theirs in zip(loaded.search(QUERIES[row]), index.search(QUERIES), strict=True):
+            np.testing.assert_array_equal(ours, theirs[row])
+    assert np.abs(index.reconstruct(np.arange(200)) - BASE[:200]).mean() < np.abs(BASE[:200] - BASE.mean(0)).mean() / 2
+
+
+def test_no_budget_is_no_training() -> None:
+    x = clustered(600, 32, 0)
+    linear, zero = CatalyzerIndex(d_out=24, method="linear").fit(x), CatalyzerIndex(d_out=24).fit(x, budget="0")
+    for index in (linear, zero):
+        index.add(BASE)
+    np.testing.assert_array_equal(linear.codes, zero.codes)
+    for more in ({"epochs": 3}, {"budget": "1min"}):
+        with pytest.raises(InvalidInput, match='method="linear" trains no network, so it takes neither epochs nor a budget'):
+            CatalyzerIndex(d_out=24, method="linear").fit(x, **more)
+    with pytest.raises(InvalidInput, match=r"method must be .auto. or .linear., got 'pca'"):
+        CatalyzerIndex(method="pca")  # type: ignore[arg-type]

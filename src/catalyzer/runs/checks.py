@@ -93,7 +93,9 @@ def _tried(settings: Settings, d_in: int | None) -> tuple[Codec, int]:
     from catalyzer.training.dimension import dimensions
 
     proposed = find_class(settings.quantizer["_target_"], Quantizer).default_dim(settings.bits)
-    choices = (proposed, *dimensions(settings.bits)) if settings.d_out == "auto" else (settings.d_out,)
+    choices = (
+        (proposed, *dimensions(settings.bits, d_in or max(128, proposed))) if settings.d_out == "auto" else (settings.d_out,)
+    )
     for d_out in choices:
         try:
             with torch.random.fork_rng(devices=[]):

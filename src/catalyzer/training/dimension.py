@@ -26,14 +26,15 @@ ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
 QUERIES = 2_000
 
 
-def dimensions(bits: int) -> tuple[int, ...]:
-    """Those that are tried for so many bits: `DIMENSIONS` in each block of at most 64.
+def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
+    """Those that are tried for so many bits and vectors of d_in dimensions: `DIMENSIONS` in each block of at most 64 bits.
 
-    >>> dimensions(64)[:3], dimensions(256)[:3]
-    ((8, 12, 16), (80, 96, 112))
+    >>> dimensions(64, 20), dimensions(256, 100), dimensions(256, 50)
+    ((8, 12, 16, 20), (80, 96), (50,))
     """
     blocks = -(-bits // BLOCK_BITS)
-    return tuple(blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= LEAST_OF_64_BITS)
+    each = (blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= LEAST_OF_64_BITS)
+    return tuple(dim for dim in each if dim <= d_in) or (d_in,)
 
 
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache, tolerance: float = TOLERANCE) -> int:
@@ -53,17 +54,17 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         tolerance: share of the neighbours that a smaller dimension may lose.
 
     Returns:
-        One of `dimensions(bits)`, at most d.
+        One of `dimensions(bits, d)`.
 
     Raises:
-        InvalidInput: vectors of fewer dimensions than the smallest of these, or than a lattice of so many bits needs.
+        InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`, or than a lattice of so many bits needs.
     """
-    smallest = dimensions(bits)[0]
-    if train.shape[1] < smallest:
+    if train.shape[1] < DIMENSIONS[0]:
         raise InvalidInput(
-            f"d_out=auto chooses among {smallest} dimensions and more, but the vectors have {train.shape[1]}; "
+            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {train.shape[1]}; "
             "set d_out to a number"
         )
+    smallest = dimensions(bits, train.shape[1])[0]
 
     def compute() -> np.ndarray:
         log.info("d_out=auto: trying a linear map + lattice in %d dimensions and more", smallest)
@@ -96,9 +97,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
 def _atoms(d_in: int, bits: int) -> dict[int, int]:
     """How many atoms the lattices of so many bits have, by dimension: of those that exist, and that fill their bits."""
     atoms: dict[int, int] = {}
-    for dim in dimensions(bits):
-        if dim > d_in:
-            break
+    for dim in dimensions(bits, d_in):
         try:
             lattice = LatticeQuantizer(dim, bits).lattice
         except InvalidInput:  # more dimensions than so few bits have points for, or fewer than so many have atoms for
@@ -107,7 +106,7 @@ def _atoms(d_in: int, bits: int) -> dict[int, int]:
             atoms[dim] = sum(len(sphere.atoms) for sphere in lattice.spheres)
     if not atoms:
         raise InvalidInput(
-            f"d_out=auto found no lattice of {bits} bits in {dimensions(bits)[0]} to {d_in} dimensions; "
+            f"d_out=auto found no lattice of {bits} bits in {dimensions(bits, d_in)[0]} to {d_in} dimensions; "
             "use fewer bits, or set d_out to a number"
         )
     return atoms
