@@ -63,7 +63,7 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
-        "opq.catalyzer", "photos.hdf5", "wiki.parquet", "recall.png",
+        "opq.catalyzer", "texts.catalyzer", "photos.hdf5", "wiki.parquet", "recall.png",
         "found.ivecs", "found.fvecs", "model.onnx",
     }  # fmt: skip
 
