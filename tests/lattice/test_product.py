@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalyzer import InvalidInput, ProductLattice, SphericalLattice
+from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
 from catalyzer.nn import StraightThrough
 from tests.helpers import all_points
 
@@ -105,6 +105,27 @@ def test_for_bits_wastes_few(dim: int, bits: int) -> None:
     assert ProductLattice.for_bits(dim, bits).bits > 0.97 * bits
 
 
+def test_no_rows() -> None:
+    lattice = ProductLattice([(8, 10), (8, 10), (5, 7)])
+    none = np.empty((0, 21), np.float32)
+    for y in (none, torch.from_numpy(none)):
+        assert lattice.encode(y).shape == (0, lattice.code_size)
+        assert lattice.quantize(y).shape == lattice.decode(lattice.encode(y)).shape == (0, 21)
+
+
+def test_the_first_row_that_is_no_code_is_named(random: np.random.Generator) -> None:
+    lattice = ProductLattice([(8, 10), (5, 7)])
+    codes = lattice.encode(random.normal(size=(9, 13)))
+    codes[5, 1], codes[2, -1] = 255, 255
+    for call in (
+        lattice.check_codes,
+        lattice.decode,
+        lambda codes: scan.search(lattice, np.ones((9, 13), np.float32), codes, 1),
+    ):
+        with pytest.raises(InvalidInput, match=r"row 2 holds the code .* in block 1"):
+            call(codes)
+
+
 def test_copies_are_equal() -> None:
     lattice = ProductLattice([(8, 10), (5, 7)])
     assert pickle.loads(pickle.dumps(lattice)).blocks == lattice.blocks
@@ -122,14 +143,19 @@ def test_refusals(random: np.random.Generator) -> None:
         (lambda: lattice.quantize(y), "row 4 contains NaN"),
         (lambda: lattice.nearest(y, 2), "row 4 contains NaN"),
         (lambda: lattice.encode(y[:, :20]), r"expected vectors of shape \(n, 21\), got \(10, 20\)"),
-        (lambda: lattice.decode(codes), r"row 7 holds the code \d+, but SphericalLattice\(dim=5, radius_sq=7\)"),
+        (lambda: lattice.decode(codes), r"row 7 holds the code \d+ in block 2, but SphericalLattice\(dim=5, radius_sq=7\)"),
         (lambda: lattice.decode(torch.from_numpy(codes)), "row 7 holds the code"),
         (lambda: lattice.decode(codes[:, 1:]), "codes must be"),
-        (lambda: ProductLattice([]), "at least one block"),
+        (lambda: ProductLattice([]), "blocks must be pairs of a dimension and a squared radius"),
+        (lambda: ProductLattice(5), "blocks must be pairs"),
+        (lambda: ProductLattice([(2, 1, 3)]), "blocks must be pairs"),
+        (lambda: ProductLattice([(2, 1.0)]), "radius_sq must be an integer"),
+        (lambda: ProductLattice.for_bits(2, 65), "65 bits are too many for 2 dimensions"),
+        (lambda: ProductLattice.for_bits(200, 9), "9 bits are too few for 200 dimensions"),
         (lambda: ProductLattice([(128, 11)] * 33), "dimensions of a product lattice must be .* got 4,?224"),
         (lambda: ProductLattice.for_bits(100, 4097), "bits of a product lattice must be"),
-        (lambda: ProductLattice.for_bits(1000, 40), "bits are too few for"),
-        (lambda: ProductLattice.for_bits(16, 64, blocks=9), "blocks must be .* between 1 and 8"),
+        (lambda: ProductLattice.for_bits(1000, 40), "40 bits are too few for 1000 dimensions"),
+        (lambda: ProductLattice.for_bits(16, 64, blocks=9), "blocks must be .* between 1 and 8, for 16 dimensions and 64 bits"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             call()

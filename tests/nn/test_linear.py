@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalyzer import Catalyzer, InvalidInput, open_vectors
+from catalyzer import Catalyzer, Codec, InvalidInput, LatticeQuantizer, open_vectors
 from catalyzer.nn import PCA, Axes, Linear, LinearDecoder, row_wise
 from catalyzer.nn.statistics import mean_and_covariance, mean_and_deviation
 
@@ -112,6 +112,12 @@ def test_refusals() -> None:
         (lambda: Linear(8, 9), "at most as many dimensions as its input, 8; got d_out = 9"),
         (lambda: Linear(8, 8, damping=0.6), "damping must be between 0 and 0.5, got 0.6"),
         (lambda: LinearDecoder(9, 8), "at most as many dimensions"),
+        (lambda: Linear(8, 4).adapt(np.ones((100, 8), np.float32)), "all training vectors are equal"),
+        (
+            lambda: Codec(Linear(32, 24, seed=1), LatticeQuantizer(24), LinearDecoder(24, 32)),
+            "catalyzer=linear has damping 0.1 and seed 1, its decoder 0.1 and 0; give both the same",
+        ),
+        (lambda: Codec(PCA(32, 24), LatticeQuantizer(24), LinearDecoder(24, 32)), "decoder=linear is the way back of"),
         (lambda: Catalyzer(8, 12, spheres=[6, 5]), r"spheres = \[6, 5\] have 11 dimensions together, and d_out = 12"),
     ]:
         with pytest.raises(InvalidInput, match=message):

@@ -47,7 +47,12 @@ def test_every_option_of_every_group_is_valid(choice: str) -> None:
         with pytest.raises(InvalidInput, match="the trainer refuses its settings"):
             check(choice)
     else:
-        check(choice, *{"dataset=files": FILES, "dataset=annbenchmarks": ["dataset.path=x.hdf5"]}.get(choice, []))
+        needed = {
+            "dataset=files": FILES,
+            "dataset=annbenchmarks": ["dataset.path=x.hdf5"],
+            "decoder=linear": ["catalyzer=linear"],
+        }
+        check(choice, *needed.get(choice, []))
 
 
 @pytest.mark.parametrize("dataset", sorted(path.stem for path in (CONF / "prepare").glob("*.yaml")))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput, Unavailable, integer
 from catalyzer.lattice.counting import MAX_DIM as MAX_BLOCK_DIM
-from catalyzer.lattice.counting import best_radius_sq, num_atoms
+from catalyzer.lattice.counting import best_radius_sq, check_sphere, num_atoms, num_points
 from catalyzer.lattice.numbering import FORMAT
 from catalyzer.lattice.spherical import SphericalLattice, refuse_row
 
@@ -23,6 +24,7 @@ Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 MAX_DIM, MAX_BITS = 4096, 4096
 BLOCK_BITS = 64  # of a block that is chosen: one machine word, which the loops are fastest with
 BLOCK_ATOMS = 2_500  # of a block that is chosen, at most; encoding takes time for each
+FILLED = 0.9  # share of its bits with which a lattice is content
 NEAREST_ROWS = 1 << 12  # vectors whose nearest points are found together
 
 
@@ -68,10 +70,15 @@ class ProductLattice:
 
     format = FORMAT
 
-    def __init__(self, blocks: Sequence[tuple[int, int]]) -> None:
-        if not blocks:
-            raise InvalidInput("a product lattice has at least one block, got none")
-        self.spheres = tuple(_sphere(dim, radius_sq) for dim, radius_sq in blocks)
+    def __init__(self, blocks: Iterable[Sequence[int]]) -> None:
+        try:
+            pairs = [(dim, radius_sq) for dim, radius_sq in blocks]
+        except (TypeError, ValueError):
+            pairs = []
+        if not pairs:
+            given = textwrap.shorten(repr(blocks), 60)
+            raise InvalidInput(f"blocks must be pairs of a dimension and a squared radius, one for each sphere; got {given}")
+        self.spheres = tuple(_sphere(*check_sphere(dim, radius_sq)) for dim, radius_sq in pairs)
         self.blocks = tuple((sphere.dim, sphere.radius_sq) for sphere in self.spheres)
         self.dim = integer("dimensions of a product lattice", sum(dim for dim, _ in self.blocks), 2, MAX_DIM)
         self.bits = integer("bits of a product lattice", sum(sphere.bits for sphere in self.spheres), 1, MAX_BITS)
@@ -104,23 +111,28 @@ class ProductLattice:
             integer("dimensions of a product lattice", dim, 2, MAX_DIM),
             integer("bits of a product lattice", bits, 8, MAX_BITS),
         )
+        most = min(dim // 2, -(-bits // 8))  # of two dimensions and a byte each
         if blocks is not None:
-            return cls(
-                _cut(dim, bits, integer("blocks", blocks, 1, min(dim // 2, -(-bits // 8)), "half of dim, or a byte a block"))
-            )
-        least = max(-(-bits // BLOCK_BITS), -(-dim // MAX_BLOCK_DIM))
-        refused: InvalidInput | None = None
-        for count in range(least, min(dim // 2, -(-bits // 8)) + 1):
+            return cls(_cut(dim, bits, integer("blocks", blocks, 1, most, f"for {dim} dimensions and {bits} bits")))
+        best: list[tuple[int, int]] = []
+        filled = 0
+        for count in range(max(-(-bits // BLOCK_BITS), -(-dim // MAX_BLOCK_DIM)), most + 1):
             try:
                 cut = _cut(dim, bits, count)
-            except InvalidInput as error:
-                refused = refused or error
+            except InvalidInput:
                 continue
-            if max(num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS:
-                return cls(cut)
-        raise refused or InvalidInput(
-            f"{bits} bits are too few for {dim} dimensions: a block has at most {MAX_BLOCK_DIM}, and takes a byte"
-        )
+            size = sum((num_points(*block) - 1).bit_length() for block in cut)
+            if max(num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS and size > filled:
+                best, filled = cut, size
+            if filled >= FILLED * bits:
+                break
+        if not best:
+            few = bits * MAX_BLOCK_DIM < 8 * dim + BLOCK_BITS
+            raise InvalidInput(
+                f"{bits} bits are too {'few' if few else 'many'} for {dim} dimensions: a block has 2 to {MAX_BLOCK_DIM} "
+                f"dimensions and 1 to {BLOCK_BITS // 8} bytes"
+            )
+        return cls(best)
 
     def __repr__(self) -> str:
         runs = ", ".join(f"{run.repeats} x ({run.sphere.dim}, {run.sphere.radius_sq})" for run in self._runs)
@@ -241,16 +253,25 @@ class ProductLattice:
         except InvalidInput:
             self.check_codes(codes if isinstance(codes, np.ndarray) else codes.cpu().numpy())  # which knows the row
             raise
-        return _joined([part.reshape(len(codes), -1) for part in parts])
+        return self._joined(parts, len(codes))
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
         """Raise `InvalidInput` for the first row that is no code; see `SphericalLattice.check_codes`."""
         if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype != np.uint8:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
-        byte = 0
-        for sphere in self.spheres:
-            sphere.words(codes[:, byte : byte + sphere.code_size], first_row)
+        byte, refused = 0, [(len(codes), "")]
+        for block, sphere in enumerate(self.spheres):
+            part = codes[:, byte : byte + sphere.code_size]
             byte += sphere.code_size
+            try:
+                sphere.words(part)
+            except InvalidInput:
+                values = [int.from_bytes(row.tobytes(), "little") for row in part]
+                row = next(row for row, value in enumerate(values) if value >= sphere.num_points)
+                refused.append((row, f"{values[row]} in block {block}, but {sphere!r} has codes below {sphere.num_points}"))
+        row, what = min(refused)
+        if what:
+            raise InvalidInput(f"row {first_row + row:,} holds the code {what}")
 
     def _norm(self, run: _Run) -> float:
         """The norm of a block in a vector of norm 1."""
@@ -268,7 +289,18 @@ class ProductLattice:
         except InvalidInput:  # which names the row of a block
             _check_finite(y if isinstance(y, np.ndarray) else y.detach().cpu().float().numpy())
             raise
-        return _joined([part.reshape(len(y), -1) for part in parts])
+        return self._joined(parts, len(y))
+
+    def _joined(self, parts: list[Array], n: int) -> Array:
+        """What runs of blocks were turned into, `(n · repeats, width)` each, side by side."""
+        each = [part.reshape(n, run.repeats * part.shape[1]) for run, part in zip(self._runs, parts, strict=True)]
+        if len(each) == 1:
+            return each[0]
+        if isinstance(each[0], np.ndarray):
+            return np.concatenate(each, axis=1)
+        import torch
+
+        return torch.cat(each, dim=1)
 
 
 def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
@@ -294,13 +326,3 @@ _sphere = cache(SphericalLattice)  # equal blocks share their tables
 def _rows(x: Array, width: int) -> Array:
     """Blocks that lie side by side as rows: `(n, m · width)` to `(n · m, width)`."""
     return x.reshape(-1, width)
-
-
-def _joined(parts: list[Array]) -> Array:
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts, axis=1)
-    import torch
-
-    return torch.cat(parts, dim=1)

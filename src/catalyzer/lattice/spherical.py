@@ -237,20 +237,24 @@ class SphericalLattice:
         if self.code_size < size:
             codes = np.pad(codes, ((0, 0), (0, size - self.code_size)))
         words = np.ascontiguousarray(codes).view("<u8")
-        last_low, last_high = np.uint64((self.num_points - 1) & (1 << 64) - 1), np.uint64((self.num_points - 1) >> 64)
         low, high = words[:, 0], words[:, 1:].reshape(-1)
-        # The largest leading word tells in one pass whether to look closer.
-        top, last_top = (low, last_low) if size == 8 else (high, last_high)
-        beyond = np.zeros(1, np.bool_)
-        if top.max(initial=0) >= last_top:
-            beyond = low > last_low if size == 8 else (high > last_high) | ((high == last_high) & (low > last_low))
-        if beyond.any():
-            row = int(np.argmax(beyond))
+        row = self._first_beyond(low, high)
+        if row >= 0:
             value = int.from_bytes(codes[row].tobytes(), "little")
             raise InvalidInput(
                 f"row {first_row + row:,} holds the code {value}, but {self!r} has codes below {self.num_points}"
             )
         return np.require(low, requirements=["C", "W"]), np.require(high, requirements=["C", "W"])
+
+    def _first_beyond(self, low: np.ndarray, high: np.ndarray) -> int:
+        """The first row whose words are no code, or -1."""
+        last_low, last_high = np.uint64((self.num_points - 1) & (1 << 64) - 1), np.uint64((self.num_points - 1) >> 64)
+        # The largest leading word tells in one pass whether to look closer.
+        top, last_top = (high, last_high) if len(high) else (low, last_low)
+        if top.max(initial=0) < last_top:
+            return -1
+        beyond = (high > last_high) | ((high == last_high) & (low > last_low)) if len(high) else low > last_low
+        return int(np.argmax(beyond)) if beyond.any() else -1
 
     def _checked(self, y: Array) -> Array:
         if y.ndim != 2 or y.shape[1] != self.dim:

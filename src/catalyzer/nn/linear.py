@@ -36,7 +36,11 @@ class Axes(NamedTuple):
 
     @classmethod
     def of(cls, x: Vectors, count: int) -> Self:
-        """The first axes of at most 131,072 of the vectors `(n, d)`, outliers left out."""
+        """The first axes of at most 131,072 of the vectors `(n, d)`, outliers left out.
+
+        Raises:
+            InvalidInput: all vectors are equal.
+        """
         mean, covariance = mean_and_covariance(x)
         width = min(len(mean), count + SUBSPACE)
         # Of few of many axes, iterating a subspace takes a tenth of the time that all eigenvectors take.
@@ -47,10 +51,12 @@ class Axes(NamedTuple):
             for _ in range(ITERATIONS):
                 basis = torch.linalg.qr(covariance @ basis)[0]
         values, vectors = torch.linalg.eigh(basis.T @ covariance @ basis)
+        if not values.max() > 0:
+            raise InvalidInput("all training vectors are equal; there is nothing to learn from them")
         directions = (basis @ vectors).flip(1)[:, :count]
         # A sign of its own for each, so that the same data give the same map.
         signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-        variances = values.flip(0)[:count].clamp(min=max(float(values.max()), 1e-30) * LEAST_VARIANCE)
+        variances = values.flip(0)[:count].clamp(min=float(values.max()) * LEAST_VARIANCE)
         return cls(mean, variances, directions * signs)
 
     def first(self, count: int) -> Self:
@@ -82,7 +88,10 @@ class Linear(Transform):
     def __init__(self, d_in: int, d_out: int, damping: float = 0.1, seed: int = 0) -> None:
         super().__init__(d_in, d_out)
         if d_out > d_in:
-            raise InvalidInput(f"a linear map has at most as many dimensions as its input, {d_in}; got d_out = {d_out}")
+            raise InvalidInput(
+                f"a linear map has at most as many dimensions as its input, {d_in}; got d_out = {d_out}: "
+                "give fewer, or d_out=auto"
+            )
         if not 0 <= damping <= 0.5:
             raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")
         self.damping, self.seed = damping, integer("seed", seed, 0)

@@ -1,6 +1,6 @@
 """The spherical lattice quantizer of section 4.2, and products of such: no codebook, nothing to fit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -45,13 +45,15 @@ class LatticeQuantizer(Quantizer):
         if radius_sq is not None and blocks is not None:
             raise InvalidInput(f"radius_sq = {radius_sq} is of one sphere, and blocks = {blocks} of several; give one of them")
         self.lattice = _lattice(dim, bits, radius_sq, blocks)
-        self.dim, self.bits = dim, self.lattice.bits
+        self.dim, self.bits = self.lattice.dim, self.lattice.bits
         # What is kept in files says which lattice it is, also where a later version would choose another.
         single = isinstance(self.lattice, SphericalLattice)
         self.radius_sq = self.lattice.radius_sq if isinstance(self.lattice, SphericalLattice) else None
         self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in self.lattice.spheres]
         if self.lattice.dim != dim:
-            raise InvalidInput(f"the blocks {blocks} have {self.lattice.dim} dimensions together, and the vectors {dim}")
+            raise InvalidInput(
+                f"{self.lattice!r} has {self.lattice.dim} dimensions, and the vectors {dim}; give blocks for as many"
+            )
         if self.bits > bits:
             raise InvalidInput(
                 f"{self.lattice!r} needs {self.bits} bits, which do not fit in bits = {bits}; "
@@ -112,10 +114,5 @@ def _lattice(
     if blocks is None:
         product = bits > BLOCK_BITS or dim > MAX_DIM
         return ProductLattice.for_bits(dim, bits) if product else SphericalLattice.for_bits(dim, bits)
-    if isinstance(blocks, int):
-        lattice = ProductLattice.for_bits(dim, bits, blocks)
-    else:
-        if any(len(block) != 2 for block in blocks):
-            raise InvalidInput(f"blocks must be a number, or pairs of a dimension and a squared radius; got {blocks!r}")
-        lattice = ProductLattice([(width, squared) for width, squared in blocks])
+    lattice = ProductLattice(blocks) if isinstance(blocks, Iterable) else ProductLattice.for_bits(dim, bits, blocks)
     return lattice if len(lattice.spheres) > 1 else lattice.spheres[0]

@@ -93,17 +93,17 @@ def _tried(settings: Settings, d_in: int | None) -> tuple[Codec, int]:
     from catalyzer.training.dimension import dimensions
 
     proposed = find_class(settings.quantizer["_target_"], Quantizer).default_dim(settings.bits)
-    choices = (
-        (proposed, *dimensions(settings.bits, d_in or max(128, proposed))) if settings.d_out == "auto" else (settings.d_out,)
-    )
-    for d_out in choices:
+    made_up = max(128, proposed)
+    choices = dimensions(settings.bits, d_in or made_up) if settings.d_out == "auto" else (settings.d_out,)
+    refused: InvalidInput | None = None
+    for d_out in choices[::-1]:  # fewer bits than so many dimensions need are told of by the last
         try:
             with torch.random.fork_rng(devices=[]):
                 return build_codec(settings, d_in or max(128, d_out), d_out), d_out
-        except InvalidInput:
-            if d_out == choices[-1]:
-                raise
-    raise AssertionError("unreachable: there is a choice")
+        except InvalidInput as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 def _is_ours(part: object) -> bool:

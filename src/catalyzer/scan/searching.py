@@ -212,7 +212,9 @@ def _search_blocks(
         while seen < total:
             at, names = _taken(runs, min(max(FIRST_BLOCK_CODES, k, 3 * seen), BLOCK_CODES))
             some = np.asarray(codes[at])
-            words = {column: _words_of(sphere, some[:, part], lattice, some, names) for _, sphere, column, part, *_ in order}
+            words = {
+                column: low for (low, _), (_, column, _) in zip(_words(lattice, some, names), _blocks(lattice), strict=True)
+            }
             rows, dots = np.arange(len(some)), np.zeros(len(some), np.float32)
             limit = (square + 1 - distances[-1]) / 2 - slack
             for (_, sphere, column, _, leaves, rest), most in zip(order, after, strict=True):
@@ -250,13 +252,16 @@ def _taken(runs: list[tuple[int, int]], size: int) -> tuple[slice | np.ndarray, 
     return (slice(int(rows[0]), int(rows[-1]) + 1) if len(parts) == 1 else rows), rows
 
 
-def _words_of(sphere: SphericalLattice, part: np.ndarray, lattice: Lattice, some: np.ndarray, names: np.ndarray) -> np.ndarray:
-    """The words of a block's codes; an error names the row where it stands."""
+def _words(lattice: Lattice, codes: np.ndarray, names: int | np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The words, low and high, of each block of codes; an error names the row, counted from a number or as in `(n,)` int64."""
     try:
-        return sphere.words(part)[0]
+        return [sphere.words(codes[:, part]) for sphere, _, part in _blocks(lattice)]
     except InvalidInput:
-        for row, name in enumerate(names.tolist()):
-            lattice.check_codes(some[row : row + 1], name)
+        if isinstance(names, int):
+            lattice.check_codes(codes, names)
+        else:
+            for row, name in enumerate(names.tolist()):
+                lattice.check_codes(codes[row : row + 1], name)
         raise
 
 
@@ -265,14 +270,12 @@ def _gathered(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The words, low and high, of each block of several runs of codes, one behind the other."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
-    runs = [codes[first : first + size] for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
-    gathered = np.concatenate(runs)
+    runs = [(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
+    gathered = np.concatenate([codes[first:end] for first, end in runs])
     try:
-        return [sphere.words(gathered[:, part]) for sphere, _, part in _blocks(lattice)]
-    except InvalidInput:
-        for first, run in zip(firsts.tolist(), runs, strict=True):
-            lattice.check_codes(run, first)  # which says the row where it stands
-        raise
+        return _words(lattice, gathered, 0)
+    except InvalidInput:  # which counts the rows gathered
+        return _words(lattice, gathered, np.concatenate([np.arange(first, end) for first, end in runs]))
 
 
 def _blocks(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
@@ -372,9 +375,9 @@ def _search_many(
     ends, task_size = _ends(lattice), _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
-            block = codes[first : first + BLOCK_CODES]
-            for sphere, row, part in _blocks(lattice):
-                decode_columns(*sphere.words(block[:, part], first), sphere.tables, columns, row)
+            block = np.asarray(codes[first : first + BLOCK_CODES])
+            for (low, high), (sphere, row, _) in zip(_words(lattice, block, first), _blocks(lattice), strict=True):
+                decode_columns(low, high, sphere.tables, columns, row)
             scan_many(
                 *(columns, len(block), first, ends, lattice.radii),
                 *(queries, scaled, squares, slacks, task_size, distances, ids),
