@@ -292,7 +292,7 @@ def test_wandb_without_a_network_and_tensorboard(
     assert list((tmp_path / "run" / "tensorboard").glob("events.out.*"))
 
 
-QUANTIZERS = "quantizer: itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign"
+QUANTIZERS = "quantizer: eden, itq, lattice, lsh, lsq, opq, pq, rabitq, rq, sign, sq"
 
 
 @pytest.mark.parametrize(

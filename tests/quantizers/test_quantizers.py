@@ -10,12 +10,14 @@ import torch
 from catalyzer import InvalidInput
 from catalyzer.quantizers import (
     AdditiveQuantizer,
+    EdenQuantizer,
     ITQQuantizer,
     LatticeQuantizer,
     LSHQuantizer,
     ProductQuantizer,
     Quantizer,
     RaBitQuantizer,
+    ScalarQuantizer,
     SignQuantizer,
 )
 from tests.helpers import clustered
@@ -33,6 +35,9 @@ def made(name: str) -> Quantizer:
         "pq padded": ProductQuantizer(DIM, 40),
         "rq": AdditiveQuantizer(DIM, 32),
         "lsq": AdditiveQuantizer(DIM, 32, local_search=True),
+        "sq 4": ScalarQuantizer(DIM, 4),
+        "sq 6": ScalarQuantizer(DIM, 6),
+        "sq 8": ScalarQuantizer(DIM),
     }[name].fit(vectors(2000, 0))
 
 
@@ -41,7 +46,9 @@ def vectors(n: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.fixture(scope="module", params=["lattice", "lattice 32", "sign", "pq", "opq", "pq padded", "rq", "lsq"])
+@pytest.fixture(
+    scope="module", params=["lattice", "lattice 32", "sign", "pq", "opq", "pq padded", "rq", "lsq", "sq 4", "sq 6", "sq 8"]
+)
 def quantizer(request: pytest.FixtureRequest) -> Quantizer:
     return made(request.param)
 
@@ -139,10 +146,38 @@ def test_rabitq_is_faiss_s() -> None:
     assert ((quantizer.decode(codes) - base) ** 2).sum() < ((base - x.mean(axis=0)) ** 2).sum()
 
 
+@pytest.mark.parametrize(
+    ("kind", "bits_per_dim", "size"),
+    [
+        *((RaBitQuantizer, b, 3 + 12 + 3 * (b - 1) + 8) for b in (2, 3, 4, 8, 9)),
+        *((EdenQuantizer, b, 3 * b + 8) for b in (2, 3, 4, 8)),
+    ],
+)
+def test_estimates_are_distances_to_what_is_decoded_up_to_its_norm(
+    kind: type[RaBitQuantizer | EdenQuantizer], bits_per_dim: int, size: int
+) -> None:
+    x, base, queries = vectors(2000, 0), vectors(500, 1), vectors(20, 2)
+    quantizer = kind(DIM, bits_per_dim=bits_per_dim).fit(x)
+    codes = quantizer.encode(base)
+    assert codes.shape == (500, size)
+    assert quantizer.code_size == size
+    error = ((quantizer.decode(codes) - base) ** 2).sum() / ((base - x.mean(axis=0)) ** 2).sum()
+    assert error < 1.2 * 0.35**bits_per_dim + 1e-4
+    distances, ids = quantizer.search(queries, codes, 10)
+    exact = ((queries[:, None] - base[None]) ** 2).sum(-1)
+    # <x, q> of an estimate is that of the decoded vector; |x|² is kept in the code
+    center = x.mean(axis=0)
+    decoded, q = quantizer.decode(codes) - center, queries - center
+    estimates = ((base - center) ** 2).sum(1) + (q**2).sum(1)[:, None] - 2 * q @ decoded.T
+    if kind is RaBitQuantizer:
+        np.testing.assert_allclose(distances, np.take_along_axis(estimates, ids, 1), atol=1e-4)
+    assert (ids == exact.argmin(axis=1)[:, None]).any(axis=1).mean() > 0.9
+
+
 LEARNED = [
     ProductQuantizer(DIM, 64), ProductQuantizer(DIM, 64, rotate=True), ProductQuantizer(DIM, 40, rotate=True),
     AdditiveQuantizer(DIM, 32), AdditiveQuantizer(DIM, 32, local_search=True), LSHQuantizer(DIM, 30), ITQQuantizer(DIM, 20),
-    RaBitQuantizer(DIM),
+    RaBitQuantizer(DIM), RaBitQuantizer(DIM, bits_per_dim=4), EdenQuantizer(DIM), ScalarQuantizer(DIM), ScalarQuantizer(DIM, 6),
 ]  # fmt: skip
 FIXED = [LatticeQuantizer(DIM, 64), LatticeQuantizer(DIM, 64, 10), SignQuantizer(DIM), SignQuantizer(DIM, asymmetric=True)]
 
@@ -187,6 +222,9 @@ def test_what_another_quantizer_has_learned_is_refused(quantizer: Quantizer) -> 
         (lambda: ProductQuantizer(24, 12), "multiple of 8, got 12"),
         (lambda: AdditiveQuantizer(24, 12), "multiple of 8, got 12"),
         (lambda: AdditiveQuantizer(8, 64).fit(np.ones((100, 8), np.float32)), "at least 256 vectors, got 100"),
+        (lambda: RaBitQuantizer(24, bits_per_dim=10), "bits_per_dim must be an integer between 1 and 9; got 10"),
+        (lambda: EdenQuantizer(24, 9), "bits_per_dim must be an integer between 1 and 8; got 9"),
+        (lambda: ScalarQuantizer(24, 5), "4, 6 or 8 bits a dimension, got bits_per_dim = 5"),
         (lambda: ITQQuantizer(24, 32), "32 bits need as many dimensions, got 24"),
         (lambda: ITQQuantizer(24, 16).fit(np.ones((9, 24), np.float32)), "at least as many vectors, got 9"),
         (lambda: ProductQuantizer(4, 64), "8 bytes need at least 8 dimensions, got 4"),
@@ -201,7 +239,8 @@ def test_refusals(make, message: str) -> None:
 @pytest.mark.parametrize(
     "quantizer",
     [ProductQuantizer(16, 32), ProductQuantizer(16, 32, rotate=True), AdditiveQuantizer(16, 16), LSHQuantizer(16, 16),
-     ITQQuantizer(16, 16), RaBitQuantizer(16), SignQuantizer(16), LatticeQuantizer(16, 32)],
+     ITQQuantizer(16, 16), RaBitQuantizer(16), EdenQuantizer(16), ScalarQuantizer(16), SignQuantizer(16),
+     LatticeQuantizer(16, 32)],
     ids=lambda quantizer: quantizer.label,
 )  # fmt: skip
 def test_what_cannot_be_encoded(quantizer: Quantizer) -> None:
