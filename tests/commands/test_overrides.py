@@ -135,7 +135,7 @@ SENTENCES = {
     "xyzzy=1": "there is no key xyzzy; --help shows all keys",
     "~xyzzy": "there is no key xyzzy; --help shows all keys",
     "dataset.learn=x": "dataset.learn is a key of dataset=files, which is not chosen; add it",
-    "quantizer=latice": "quantizer=latice: no option of this name, among itq, lattice, lsh",
+    "quantizer=latice": "quantizer=latice: no option of this name, among eden, itq, lattice, lsh",
     "hydra/launcher=jobli": "among basic, joblib",
     "trainer.gradient_clip_val=1": "add it with a +: +trainer.gradient_clip_val=1",
     "callbacks.mine={_target_: a.B}": "add it with a +: '+callbacks.mine={_target_: a.B}'",

@@ -144,7 +144,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["trainer.check_val_every_n_epoch=9"], "no epoch would be validated"),
         (["batch_size=1"], "batch_size=1"),
         (["miner.negatives=fast"], "miner.negatives=fast: input should be 'auto', 'exact', 'ivf' or 'hnsw'"),
-        (["baselines=[hsl]"], "baselines: there is no quantizer hsl; choose among itq, lattice, lsh"),
+        (["baselines=[hsl]"], "baselines: there is no quantizer hsl; choose among eden, itq, lattice, lsh"),
         (["dataset=files"], "dataset.learn is missing; give it on the command line: dataset.learn=..."),
         (["decay=[[2,0.1]]"], "decay.0.0=2"),
         (["rerank=1e3", "decoder=mlp"], "rerank=1000.0: input should be a whole number, without a point or an exponent"),
