@@ -42,17 +42,22 @@ class Part:
     def arguments(self) -> dict[str, Any]:
         """What makes an equal part, apart from what it has learned: by default the attributes named like the arguments.
 
+        What is None by default, and is None, is left out: so a class may get another argument, and files without it stay as
+        they are.
+
         Raises:
             InvalidInput: the part keeps an argument under no attribute of its name.
         """
         try:
-            return {name: getattr(self, name) for name in parameters(type(self))}
+            arguments = {name: getattr(self, name) for name in parameters(type(self))}
         except AttributeError as error:
             name = str(error.name)
             raise InvalidInput(
                 f"{type(self).__name__} takes {name} and does not keep it, so no file could say how it was made; "
                 f"add self.{name} = {name} to its __init__"
             ) from None
+        defaults = inspect.signature(type(self)).parameters
+        return {name: value for name, value in arguments.items() if value is not None or defaults[name].default is not None}
 
 
 def parameters(cls: type) -> list[str]:

@@ -233,7 +233,7 @@ def test_format_1_stays_readable(tmp_path: Path) -> None:
     contents = verify(COMMITTED)
     codec = contents.codec
     assert (contents.d, contents.metric, contents.last_id) == (10, Metric("ip", 12.5), 2**40)
-    assert (codec.latent_share, codec.refine, codec.quantizer.arguments) == (0.25, 2, {"dim": 8, "bits": 16, "radius_sq": 15, "blocks": None})
+    assert (codec.latent_share, codec.refine, codec.quantizer.arguments) == (0.25, 2, {"dim": 8, "bits": 16, "radius_sq": 15})
     assert [type(part) for part in contents.codec.parts.values()] == [Catalyzer, LatticeQuantizer, Decoder, Catalyzer]
     assert contents.lists is not None
     assert contents.lists.offsets.tolist() == [0, 2, 2, 3]
