@@ -1,7 +1,11 @@
-"""`ProductLattice`: a sphere for each block of coordinates, for codes of any size."""
+"""`ProductLattice`: a sphere for each block of coordinates, for codes of any size.
+
+Equal blocks that lie side by side are rows of one array, so one call of a sphere's method does them all.
+"""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
@@ -82,11 +86,8 @@ class ProductLattice:
         self.blocks = tuple((sphere.dim, sphere.radius_sq) for sphere in self.spheres)
         self.dim = integer("dimensions of a product lattice", sum(dim for dim, _ in self.blocks), 2, MAX_DIM)
         self.bits = integer("bits of a product lattice", sum(sphere.bits for sphere in self.spheres), 1, MAX_BITS)
-        self.num_points = 1
-        self.code_size = 0
-        for sphere in self.spheres:
-            self.num_points *= sphere.num_points
-            self.code_size += sphere.code_size
+        self.num_points = math.prod(sphere.num_points for sphere in self.spheres)
+        self.code_size = sum(sphere.code_size for sphere in self.spheres)
         self.radii = np.array([(sphere.radius_sq * self.dim / sphere.dim) ** 0.5 for sphere in self.spheres])
 
     @classmethod
@@ -94,7 +95,7 @@ class ProductLattice:
         """A lattice whose codes fit in `bits` bits, with blocks as equal as whole bytes let them be.
 
         Args:
-            dim: 5 to 4,096.
+            dim: 2 to 4,096.
             bits: 8 to 4,096.
             blocks: how many; by default as few as keep a block's bits in one machine word and its atoms few.
 
@@ -107,10 +108,8 @@ class ProductLattice:
         >>> ProductLattice.for_bits(dim=60, bits=160).blocks
         ((18, 66), (21, 72), (21, 72))
         """
-        dim, bits = (
-            integer("dimensions of a product lattice", dim, 2, MAX_DIM),
-            integer("bits of a product lattice", bits, 8, MAX_BITS),
-        )
+        dim = integer("dimensions of a product lattice", dim, 2, MAX_DIM)
+        bits = integer("bits of a product lattice", bits, 8, MAX_BITS)
         most = min(dim // 2, -(-bits // 8))  # of two dimensions and a byte each
         if blocks is not None:
             return cls(_cut(dim, bits, integer("blocks", blocks, 1, most, f"for {dim} dimensions and {bits} bits")))
@@ -168,7 +167,7 @@ class ProductLattice:
     def vectors(self, z: Array) -> Array:
         """Integer points `(n, dim)` as vectors of norm 1, float32: each block divided by its radius."""
         scales = np.concatenate(
-            [np.full(s.dim, (s.dim / self.dim) ** 0.5 * s.radius_sq**-0.5, np.float32) for s in self.spheres]
+            [np.full(sphere.dim, self._norm(sphere) * sphere.radius_sq**-0.5, np.float32) for sphere in self.spheres]
         )
         if isinstance(z, np.ndarray):
             return z * scales
@@ -248,7 +247,8 @@ class ProductLattice:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
         try:
             parts = [
-                run.sphere.decode(_rows(codes[:, run.bytes], run.sphere.code_size), norm=self._norm(run)) for run in self._runs
+                run.sphere.decode(codes[:, run.bytes].reshape(-1, run.sphere.code_size), norm=self._norm(run.sphere))
+                for run in self._runs
             ]
         except InvalidInput:
             self.check_codes(codes if isinstance(codes, np.ndarray) else codes.cpu().numpy())  # which knows the row
@@ -273,9 +273,9 @@ class ProductLattice:
         if what:
             raise InvalidInput(f"row {first_row + row:,} holds the code {what}")
 
-    def _norm(self, run: _Run) -> float:
+    def _norm(self, sphere: SphericalLattice) -> float:
         """The norm of a block in a vector of norm 1."""
-        return (run.sphere.dim / self.dim) ** 0.5
+        return (sphere.dim / self.dim) ** 0.5
 
     def _check(self, y: Array) -> None:
         if y.ndim != 2 or y.shape[1] != self.dim:
@@ -285,7 +285,7 @@ class ProductLattice:
         """What a method of the spheres makes of their blocks, joined again."""
         self._check(y)
         try:
-            parts = [getattr(run.sphere, method)(_rows(y[:, run.columns], run.sphere.dim)) for run in self._runs]
+            parts = [getattr(run.sphere, method)(y[:, run.columns].reshape(-1, run.sphere.dim)) for run in self._runs]
         except InvalidInput:  # which names the row of a block
             _check_finite(y if isinstance(y, np.ndarray) else y.detach().cpu().float().numpy())
             raise
@@ -321,8 +321,3 @@ def _check_finite(y: np.ndarray) -> None:
 
 _radius_sq = cache(best_radius_sq)
 _sphere = cache(SphericalLattice)  # equal blocks share their tables
-
-
-def _rows(x: Array, width: int) -> Array:
-    """Blocks that lie side by side as rows: `(n, m · width)` to `(n · m, width)`."""
-    return x.reshape(-1, width)
