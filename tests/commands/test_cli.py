@@ -116,7 +116,7 @@ def test_lists(run: Run) -> None:
     run("fit b.catalyzer learn.fvecs --hidden 32 --d-out 24 --epochs 1 --ivf 12")
     info = run("info b.catalyzer")
     assert "lists  12\n" in info
-    assert re.search(r"validation  R@1 \d+\.\d%, R@10 \d+\.\d% \(24 queries, 96 vectors, 500 reranked\)\n", info)
+    assert re.search(r"validation  R@1 \d+\.\d%, R@10 \d+\.\d% \(24 queries, 96 vectors, \d+ reranked\)\n", info)
     assert run("add b.catalyzer base.fvecs").endswith("holds 300\n")
     assert run("add b.catalyzer queries.fvecs").endswith("holds 320\n")
     index = CatalyzerIndex.load("b.catalyzer")

@@ -83,7 +83,7 @@ def test_similarities(metric: MetricName, tmp_path: Path) -> None:
     index = CatalyzerIndex.load(tmp_path / "plain.catalyzer")
     assert (index.metric, index.d) == (metric, 16)
     index.add(base)
-    similarities, ids = index.search(queries, k=400)
+    similarities, ids = index.search(queries, k=400, rerank=500)
     assert (np.diff(similarities, axis=1) <= 0).all()
     decoded = held.codec.decode(index.codes)
     distances = ((held.metric.queries(queries)[:, None] - decoded) ** 2).sum(axis=2)
@@ -423,7 +423,7 @@ def test_options_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
             {"bits": 200_000, "d_out": 40, "decoder": False, "overrides": ["quantizer=lsh"]},
             "at most 16,384 bytes, got 40 and 25,000",
         ),
-        ({"bits": 128, "d_out": 8}, "use more dimensions or fewer bits"),
+        ({"bits": 128, "d_out": 2}, "128 bits are too many for 2 dimensions"),
         ({"overrides": ["nonsense=1"]}, "nonsense"),
         ({"overrides": ["quantizer=nonsense"]}, "nonsense"),
         ({"overrides": ["quantizer=opq"], "ivf": 8}, "ProductQuantizer cannot search inverted lists"),

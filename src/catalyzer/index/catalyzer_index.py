@@ -108,7 +108,7 @@ class CatalyzerIndex:
             "d_out": d_out if d_out == "auto" else integer('d_out, if not "auto",', d_out, 2),
             "hidden": integer("hidden", hidden, 1),
             "decoder": decoder,
-            "linear": method == "linear",
+            "method": method,
             "overrides": list(overrides),
         }
         self._metric, self._max_norm = Metric(metric, max_norm), max_norm
@@ -283,7 +283,8 @@ class CatalyzerIndex:
                 raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
             if self._options is None:
                 raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
-            options = self._options | {"linear": self._options["linear"] or seconds == 0}
+            options = {name: value for name, value in self._options.items() if name != "method"}
+            options["linear"] = self._options["method"] == "linear" or seconds == 0
             if options["linear"] and (epochs is not None or seconds):
                 raise InvalidInput('method="linear" trains no network, so it takes neither epochs nor a budget; leave them out')
             if budget is None and epochs is None:
