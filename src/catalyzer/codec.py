@@ -12,7 +12,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, check_finite
-from catalyzer.nn import Identity, Linear, LinearDecoder, Transform, embed, row_wise
+from catalyzer.nn import Identity, Transform, embed, row_wise
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 from catalyzer.progress import progress
@@ -64,15 +64,8 @@ class Codec:
                 f"refine = {self.refine} tries lattice points, {type(self.quantizer).__name__} has none; "
                 "use quantizer=lattice, or refine=1"
             )
-        if isinstance(self.decoder, LinearDecoder):
-            other = self.transform
-            if not isinstance(other, Linear):
-                raise InvalidInput(f"decoder=linear is the way back of catalyzer=linear; got {type(other).__name__}")
-            if (other.damping, other.seed) != (self.decoder.damping, self.decoder.seed):
-                raise InvalidInput(
-                    f"catalyzer=linear has damping {other.damping} and seed {other.seed}, "
-                    f"its decoder {self.decoder.damping} and {self.decoder.seed}; give both the same"
-                )
+        if self.decoder is not None:
+            self.decoder.check_decodes(self.transform)
         if self.transform.d_out != self.quantizer.dim:
             raise InvalidInput(
                 f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "

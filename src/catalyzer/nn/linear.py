@@ -87,13 +87,7 @@ class Linear(Transform):
 
     def __init__(self, d_in: int, d_out: int, damping: float = 0.1, seed: int = 0) -> None:
         super().__init__(d_in, d_out)
-        if d_out > d_in:
-            raise InvalidInput(
-                f"a linear map has at most as many dimensions as its input, {d_in}; got d_out = {d_out}: "
-                "give fewer, or d_out=auto"
-            )
-        if not 0 <= damping <= 0.5:
-            raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")
+        _check(d_in, d_out, damping)
         self.damping, self.seed = damping, integer("seed", seed, 0)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("bias", torch.zeros(d_out))
@@ -114,7 +108,7 @@ class Linear(Transform):
 
 
 class LinearDecoder(Transform):
-    """Back from what `Linear` makes of vectors: rotated back, undamped, and at the distance from the mean that vectors have.
+    """Decodes what `Linear` makes of vectors: undoes rotation and damping, and gives the norm that centred vectors have.
 
     Args:
         d_in: dimension of the latent space, at most d_out.
@@ -138,8 +132,8 @@ class LinearDecoder(Transform):
 
     def __init__(self, d_in: int, d_out: int, damping: float = 0.1, seed: int = 0) -> None:
         super().__init__(d_in, d_out)
-        Linear(d_out, d_in, damping, seed)  # which checks
-        self.damping, self.seed = damping, seed
+        _check(d_out, d_in, damping)
+        self.damping, self.seed = damping, integer("seed", seed, 0)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("mean", torch.zeros(d_out))
 
@@ -155,8 +149,26 @@ class LinearDecoder(Transform):
         self.matrix.copy_(size * (axes.directions * axes.variances**self.damping) @ _rotation(self.d_in, self.seed).T)
         return self
 
+    def check_decodes(self, transform: Transform) -> None:
+        if not isinstance(transform, Linear):
+            raise InvalidInput(f"decoder=linear is the way back of catalyzer=linear; got {type(transform).__name__}")
+        if (transform.damping, transform.seed) != (self.damping, self.seed):
+            raise InvalidInput(
+                f"catalyzer=linear has damping {transform.damping} and seed {transform.seed}, "
+                f"its decoder {self.damping} and {self.seed}; give both the same"
+            )
+
     def forward(self, z: Tensor) -> Tensor:
         return F.linear(z.float(), self.matrix, self.mean)
+
+
+def _check(d: int, count: int, damping: float) -> None:
+    if count > d:
+        raise InvalidInput(
+            f"a linear map has at most as many dimensions as its input, {d}; got d_out = {count}: give fewer, or d_out=auto"
+        )
+    if not 0 <= damping <= 0.5:
+        raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")
 
 
 def _rotation(dim: int, seed: int) -> Tensor:

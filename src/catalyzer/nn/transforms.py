@@ -64,6 +64,9 @@ class Transform(Part, nn.Module, ABC):
         """
         return self
 
+    def check_decodes(self, transform: "Transform") -> None:
+        """Raise `InvalidInput` unless this, as a decoder, goes with what the transform makes; any does, by default."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Map `(n, d_in)` of any real dtype to `(n, d_out)` float32; for the lattice, rows of L2 norm 1."""
