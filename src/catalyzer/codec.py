@@ -34,8 +34,9 @@ class Codec:
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
             vector itself; 1 takes the nearest point.
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
-            to the decoded vector alone.
+            to the decoded vector alone, and so does a search in the first blocks, which say less than what is decoded.
         query: maps queries in the transform's place, where they have a network of their own.
+        blocks: search in the first so many blocks of the codes; reranking then takes the whole codes. None takes all blocks.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -52,6 +53,7 @@ class Codec:
     refine: int = 1
     latent_share: float = 0.0
     query: Transform | None = None
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         integer("refine", self.refine, 1)
@@ -66,11 +68,27 @@ class Codec:
             )
         if self.decoder is not None:
             self.decoder.check_decodes(self.transform)
+        if self.quantizer.gain and not self.transform.keeps_norm:
+            raise InvalidInput(
+                f"gain=true codes the norms of vectors, and {type(self.transform).__name__} makes all of them equal; "
+                "use gain=false"
+            )
         if self.transform.d_out != self.quantizer.dim:
             raise InvalidInput(
                 f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "
                 f"makes {self.transform.d_out}; give both the same"
             )
+
+    @cached_property
+    def _first_stage(self) -> Quantizer:
+        return self.quantizer if self.blocks is None else self.quantizer.first(self.blocks)
+
+    def first_stage(self, latent: np.ndarray, codes: np.ndarray) -> tuple[Quantizer, np.ndarray, np.ndarray]:
+        """What the first stage searches with, mapped queries, and codes: of all blocks, or of the first ones alone."""
+        first = self._first_stage
+        if first is self.quantizer:
+            return first, latent, codes
+        return first, np.ascontiguousarray(latent[:, : first.dim]), codes[:, : first.code_size]
 
     @property
     def parts(self) -> dict[str, Part | None]:
@@ -179,11 +197,11 @@ class Codec:
         given = queries[:]
         check_finite(given, "queries")
         original = as_float32(given)
-        latent = self.map_queries(original)
+        quantizer, latent, first = self.first_stage(self.map_queries(original), codes)
         if not rerank:
-            return self.quantizer.search(latent, codes, k)
+            return quantizer.search(latent, first, k)
         self.check_decodes()  # before the search and not after it
-        on_sphere, candidates = self.quantizer.search(latent, codes, min(max(k, rerank), len(codes)))
+        on_sphere, candidates = quantizer.search(latent, first, min(max(k, rerank), len(codes)))
         block = max(1, PAIRS // candidates.shape[1])
         parts = [
             self.rerank(original[rows], codes, on_sphere[rows], candidates[rows], k)
@@ -234,7 +252,7 @@ class Codec:
                 distances[there[pairs]] = of_pairs
                 advance(len(rows))
         table = distances.reshape(ids.shape)
-        if self.latent_share:
+        if self.latent_share and self.blocks is None:
             on_sphere = np.where(missing, 0, on_sphere)
             count = np.maximum((~missing).sum(axis=1, keepdims=True), 1).astype(np.float32)
             mean, mean_on_sphere = (stage.sum(axis=1, keepdims=True) / count for stage in (table, on_sphere))

@@ -42,8 +42,8 @@ class Part:
     def arguments(self) -> dict[str, Any]:
         """What makes an equal part, apart from what it has learned: by default the attributes named like the arguments.
 
-        What is None by default, and is None, is left out: so a class may get another argument, and files without it stay as
-        they are.
+        An argument that is None or a boolean by default is left out where it has its default. So a class can get another
+        argument, and the files of parts without it stay the same.
 
         Raises:
             InvalidInput: the part keeps an argument under no attribute of its name.
@@ -57,7 +57,11 @@ class Part:
                 f"add self.{name} = {name} to its __init__"
             ) from None
         defaults = inspect.signature(type(self)).parameters
-        return {name: value for name, value in arguments.items() if value is not None or defaults[name].default is not None}
+        return {name: value for name, value in arguments.items() if not _as_by_default(value, defaults[name].default)}
+
+
+def _as_by_default(value: Any, default: Any) -> bool:
+    return value is default and (default is None or isinstance(default, bool))
 
 
 def parameters(cls: type) -> list[str]:

@@ -83,6 +83,62 @@ def test_an_index_without_training(ivf: int, tmp_path: Path) -> None:
     assert np.abs(index.reconstruct(np.arange(200)) - BASE[:200]).mean() < np.abs(BASE[:200] - BASE.mean(0)).mean() / 2
 
 
+NESTED = ["catalyzer.nested=true", "quantizer.gain=false"]
+
+
+def test_nested_codes_are_searched_by_their_first_blocks(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(3000, 80)).astype(np.float32) * np.linspace(2, 0.2, 80, dtype=np.float32)
+    queries, truth = x[:100], np.argsort(((x[:100, None] - x[None]) ** 2).sum(2), axis=1)[:, :10]
+    indexes = []
+    for overrides in (NESTED, NESTED[1:]):
+        index = CatalyzerIndex(bits=192, d_out=72, method="linear", overrides=overrides).fit(x)
+        index.add(x)
+        index.save(tmp_path / "x.catalyzer")
+        indexes.append(CatalyzerIndex.load(tmp_path / "x.catalyzer"))
+    nested, rotated = indexes
+
+    def found(index: CatalyzerIndex, **search: int) -> float:
+        ids = index.search(queries, 10, **search)[1]
+        return float(np.mean([len({*row} & {*true}) for row, true in zip(ids, truth, strict=True)]))
+
+    # The first block has the axes of the largest variance, so it finds more by itself than a third of rotated axes does.
+    first = found(nested, blocks=1, rerank=0)
+    assert first > found(rotated, blocks=1, rerank=0) + 1
+    assert found(nested, blocks=1, rerank=200) > first + 1
+    assert found(nested, blocks=2, rerank=0) > first + 1
+    whole = CatalyzerIndex(bits=192, d_out=72, method="linear", overrides=[*NESTED, "latent_share=0"]).fit(x)
+    whole.add(x)
+    for ours, theirs in zip(nested.search(queries, blocks=3, rerank=50), whole.search(queries, rerank=50), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(nested.search(queries[0], blocks=1), nested.search(queries, blocks=1), strict=True):
+        np.testing.assert_array_equal(ours, theirs[0])  # alone as among others
+    with pytest.raises(InvalidInput, match="blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"):
+        nested.search(queries, blocks=4)
+
+
+@pytest.mark.parametrize("ivf", [0, 8])
+def test_norms_that_differ_are_coded(ivf: int) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(3000, 32)).astype(np.float32) * np.exp(0.7 * random.normal(size=(3000, 1))).astype(np.float32)
+    index = CatalyzerIndex(bits=128, d_out=32, method="linear", ivf=ivf).fit(x)
+    assert index._contents is not None
+    assert index._contents.codec.quantizer.gain
+    index.add(x)
+    scores, ids = index.search(x[:200], 10)
+    assert (ids[:, :1] == np.arange(200)[:, None]).mean() > 0.9
+    assert (np.diff(scores, axis=1) >= 0).all()
+    # The norm of a vector is that of its code, but for the projection and half a step.
+    norms = np.linalg.norm(index.reconstruct(np.arange(200)) - x.mean(0), axis=1)
+    np.testing.assert_allclose(norms, np.linalg.norm(x[:200] - x.mean(0), axis=1), rtol=0.2)
+    without = CatalyzerIndex(bits=128, d_out=32, method="linear", ivf=ivf, overrides=["quantizer.gain=false"]).fit(x)
+    without.add(x)
+    truth = np.argsort(((x[:200, None] - x[None]) ** 2).sum(2), axis=1)[:, :10]
+    hits = [
+        np.mean([len({*a} & {*b}) for a, b in zip(each.search(x[:200])[1], truth, strict=True)]) for each in (index, without)
+    ]
+    assert hits[0] > hits[1] + 1
+
+
 def test_no_budget_is_no_training() -> None:
     x = clustered(600, 32, 0)
     linear, zero = CatalyzerIndex(d_out=24, method="linear").fit(x), CatalyzerIndex(d_out=24).fit(x, budget="0")

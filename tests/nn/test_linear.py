@@ -59,6 +59,30 @@ def test_decoding_gives_the_direction_from_the_mean(damping: float, count: int) 
     np.testing.assert_allclose(cosine, 1, atol=1e-4)
 
 
+def test_nested_blocks_have_axes_of_their_own() -> None:
+    x = correlated(3000, 40, 40)
+    f = Linear(40, 12, damping=0, nested=True, spheres=[4, 8], gain=True).adapt(x)
+    g = LinearDecoder(12, 40, damping=0, nested=True, spheres=[4, 8]).adapt(x)
+    axes = Axes.of(x, 12)
+    for block, columns in ((slice(0, 4), slice(0, 4)), (slice(4, 12), slice(4, 12))):
+        # All of a block is in the span of its axes, so distances within it are those there, times a constant.
+        ours, theirs = of(f, x)[:, block], (x - axes.mean.numpy()) @ axes.directions.numpy()[:, columns]
+        ratio = np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    # Points whose blocks have the norms of the lattice's are decoded with the norms that blocks have in the data.
+    z = np.eye(12, dtype=np.float32)[[0, 4]]
+    norms = np.linalg.norm(of(g, z) - axes.mean.numpy(), axis=1) * np.sqrt([4 / 12, 8 / 12])
+    np.testing.assert_allclose(norms**2, [axes.variances[:4].sum(), axes.variances[4:].sum()], rtol=1e-3)
+
+
+def test_with_gain_distances_are_kept_but_for_their_unit() -> None:
+    x = correlated(3000, 40, 12)
+    y = of(Linear(40, 12, damping=0, gain=True).adapt(x), x)
+    np.testing.assert_allclose((y**2).sum(1).mean(), 1, rtol=1e-3)
+    ours, theirs = np.linalg.norm(y[1:200] - y[0], axis=1), np.linalg.norm(x[1:200] - x[0], axis=1)
+    np.testing.assert_allclose(ours / theirs, ours[0] / theirs[0], rtol=1e-2)
+
+
 def test_what_never_varies_is_no_axis() -> None:
     x = correlated(1000, 8, 8)
     x[:, 3:] = x[:, :1]  # four dimensions of eight
@@ -86,10 +110,11 @@ def test_a_file_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Monke
     "transform",
     [
         Linear(16, 12).adapt(correlated(500, 16, 16)),
+        Linear(16, 12, gain=True).adapt(correlated(500, 16, 16)),
         LinearDecoder(12, 16).adapt(correlated(500, 16, 16)),
         Catalyzer(16, 12, hidden=64, spheres=[5, 7]).eval(),
     ],
-    ids=["linear", "decoder", "spheres"],
+    ids=["linear", "gain", "decoder", "spheres"],
 )
 def test_searches_map_as_the_transform_does(transform: torch.nn.Module) -> None:
     x = np.random.default_rng(0).normal(size=(40, transform.d_in)).astype(np.float32)
@@ -115,9 +140,15 @@ def test_refusals() -> None:
         (lambda: Linear(8, 4).adapt(np.ones((100, 8), np.float32)), "all training vectors are equal"),
         (
             lambda: Codec(Linear(32, 24, seed=1), LatticeQuantizer(24), LinearDecoder(24, 32)),
-            "catalyzer=linear has damping 0.1 and seed 1, its decoder 0.1 and 0; give both the same",
+            "catalyzer=linear has seed 1, and its decoder 0; give both the same",
         ),
-        (lambda: Codec(PCA(32, 24), LatticeQuantizer(24), LinearDecoder(24, 32)), "decoder=linear is the way back of"),
+        (
+            lambda: Codec(PCA(32, 24), LatticeQuantizer(24), LinearDecoder(24, 32)),
+            "decoder=linear decodes what catalyzer=linear maps",
+        ),
+        (lambda: Linear(8, 4, nested=True), "nested=true is for codes of several blocks"),
+        (lambda: Linear(8, 4, nested=True, spheres=[2, 3]), r"spheres = \[2, 3\] have 5 dimensions together, and the codes 4"),
+        (lambda: Codec(Linear(32, 24), LatticeQuantizer(24, gain=True)), "Linear makes all of them equal; use gain=false"),
         (lambda: Catalyzer(8, 12, spheres=[6, 5]), r"spheres = \[6, 5\] have 11 dimensions together, and d_out = 12"),
     ]:
         with pytest.raises(InvalidInput, match=message):

@@ -9,18 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
+from catalyzer.lattice import GainShapeLattice
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.scan.searching import _search_torch
 
-Lattice = SphericalLattice | ProductLattice
+Lattice = scan.Lattice
 
 SPHERES = [(24, 79), (24, 10), (5, 7), (2, 25), (24, 200), (128, 20), (16, 200)]
 LATTICES: list[Lattice] = [SphericalLattice(*each) for each in SPHERES]
 PRODUCTS = [[(32, 36)] * 4, [(5, 7), (8, 10)], [(24, 79), (3, 6), (24, 200)], [(2, 1)] * 20]
 LATTICES += [ProductLattice(each) for each in PRODUCTS]
+GAINS = [GainShapeLattice(SphericalLattice(24, 79)), GainShapeLattice(ProductLattice([(5, 7), (8, 10)]))]
 
 
 def brute_force(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(lattice, GainShapeLattice):
+        distances = ((queries.astype(float)[:, None] - lattice.decode(codes)) ** 2).sum(axis=2)
+        ids = np.argsort(distances.round(5), axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, ids, 1), ids
     radii = np.repeat(lattice.radii, [sphere.dim for sphere in lattice.spheres])
     points = np.rint(lattice.decode(codes) * radii)
     dots = queries.astype(float) @ (points / radii).T
@@ -44,6 +50,19 @@ def test_the_k_nearest(lattice: Lattice, nq: int, random: np.random.Generator) -
     assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
     np.testing.assert_allclose(distances, expected, atol=1e-6)
     np.testing.assert_array_equal(ids, expected_ids)
+
+
+@pytest.mark.parametrize("lattice", GAINS, ids=repr)
+@pytest.mark.parametrize("nq", [1, 7])
+def test_vectors_of_any_norm(lattice: GainShapeLattice, nq: int, random: np.random.Generator) -> None:
+    y = sphere(random, 3_000, lattice.dim) * np.exp(2 * random.normal(size=(3_000, 1))).astype(np.float32)
+    codes, queries = lattice.encode(y), 2 * sphere(random, nq, lattice.dim)
+    distances, ids = scan.search(lattice, queries, codes, 30)
+    np.testing.assert_allclose(distances, brute_force(lattice, queries, codes, 30)[0], rtol=1e-4)
+    # In lists and by torch it is the same.
+    offsets, probed = np.array([0, 700, 700, 3_000]), np.tile([2, 0], (nq, 1))
+    np.testing.assert_array_equal(scan.search_lists(lattice, queries, codes, offsets, probed, 30)[1], ids)
+    np.testing.assert_array_equal(_search_torch(lattice, queries, codes, 30, torch.device("cpu"))[1], ids)
 
 
 @pytest.mark.parametrize("lattice", [LATTICES[0], LATTICES[-4]], ids=repr)

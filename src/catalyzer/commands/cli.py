@@ -158,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
     search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
+    search.add_argument(
+        "--blocks", type=int, help="scan the first blocks of codes alone, and rerank by whole ones (default: all)"
+    )
     search.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search these alone")
     search.add_argument("--exclude", metavar="IDS", help="file of ids: do not find these")
     search.add_argument("--threads", type=int, help="at most so many (default: all)")
@@ -302,7 +305,7 @@ def _search(options: argparse.Namespace) -> None:
         if path.resolve() in (Path(options.queries).resolve(), options.index.resolve()):
             raise InvalidInput(f"--output {options.output} would replace {path}, which is read; give another name")
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
-    among = {"ids": options.ids, "exclude": options.exclude, "threads": options.threads}
+    among = {"blocks": options.blocks, "ids": options.ids, "exclude": options.exclude, "threads": options.threads}
     distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe, **among)
     if outputs:
         _write_files(outputs, distances, ids)

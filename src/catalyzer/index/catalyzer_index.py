@@ -388,6 +388,7 @@ class CatalyzerIndex:
         rerank: int | None = None,
         nprobe: int | None = None,
         *,
+        blocks: int | None = None,
         ids: IdSource | None = None,
         exclude: IdSource | None = None,
         threads: int | None = None,
@@ -400,10 +401,13 @@ class CatalyzerIndex:
             queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
             k: neighbours per query, at most 1,024 or as many as there are vectors.
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
-                stage alone. By default ten times k, from 50 to 500; without a decoder 0.
+                stage alone. By default ten times k, from 50 to 500; 0 without a decoder, or with a linear one if all blocks are
+                scanned.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
                 would. Of some ids alone, so many lists are scanned by default that they hold as many of these, and all where
                 less than an eighth of the vectors is allowed.
+            blocks: scan only so many blocks of each code, the first ones, and rerank by the whole codes; by default all. It is
+                for nested codes (`catalyzer.nested=true`), whose first blocks find nearly as much as codes of their size.
             ids: search only these: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file of
                 ids. Those that the index does not hold are ignored.
             exclude: do not find these; as `ids`.
@@ -417,14 +421,14 @@ class CatalyzerIndex:
 
         Raises:
             InvalidInput: not trained, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
-                without lists or beyond their number, an invalid query, or what are no ids.
+                without lists or beyond their number, more blocks than a code has, an invalid query, or what are no ids.
             Unavailable: the results do not fit into memory.
         """
         contents = self._trained()
         source, single = open_queries(queries, contents.d)
         k = check_k(k, contents)
         with limited(threads):
-            scores, found = Search.of(contents, k, rerank, nprobe, ids, exclude, _COMPUTING).nearest(source, k)
+            scores, found = Search.of(contents, k, rerank, nprobe, ids, exclude, _COMPUTING, blocks).nearest(source, k)
         return (scores[0], found[0]) if single else (scores, found)
 
     def range_search(

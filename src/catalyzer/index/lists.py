@@ -148,7 +148,8 @@ class InvertedLists:
         candidates = min(max(k, rerank), len(codes))
         latent = codec.map_queries(queries)
         probed = self.probe(latent, nprobe)
-        distances, rows = codec.quantizer.search_lists(latent, codes, self.offsets, probed, candidates)
+        quantizer, latent, first = codec.first_stage(latent, codes)
+        distances, rows = quantizer.search_lists(latent, first, self.offsets, probed, candidates)
         return codec.rerank(queries, codes, distances, rows, k) if rerank else (distances, rows)
 
 

@@ -49,15 +49,26 @@ class Search:
 
     @classmethod
     def of(
-        cls, contents: Contents, k: int, rerank: int | None, nprobe: int | None, ids: Any, exclude: Any, lock: Lock
+        cls,
+        contents: Contents,
+        k: int,
+        rerank: int | None,
+        nprobe: int | None,
+        ids: Any,
+        exclude: Any,
+        lock: Lock,
+        blocks: int | None = None,
     ) -> "Search":
         """Check the arguments that all searches have; see `CatalyzerIndex.search`. The default of rerank depends on k."""
         lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
         probes = _check_nprobe(nprobe, lists)
+        if blocks is not None:
+            integer("blocks", blocks, 1, len(codec.quantizer.spheres), "the number of blocks of a code")
+            codec = replace(codec, blocks=blocks)
         if rerank is None:
-            # A linear decoder finds nothing more: it has no more to go by than the first stage.
-            learned = contents.codec.decoder is not None and contents.codec.decoder.is_trained
-            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if learned else 0
+            # A linear decoder finds nothing more by the bytes that the first stage has seen.
+            pays = contents.codec.decoder is not None and (blocks is not None or contents.codec.decoder.is_trained)
+            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if pays else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
             codec.check_decodes()

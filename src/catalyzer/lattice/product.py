@@ -106,7 +106,7 @@ class ProductLattice:
         >>> ProductLattice.for_bits(dim=128, bits=256).blocks
         ((32, 36), (32, 36), (32, 36), (32, 36))
         >>> ProductLattice.for_bits(dim=60, bits=160).blocks
-        ((18, 66), (21, 72), (21, 72))
+        ((21, 72), (21, 72), (18, 66))
         """
         dim = integer("dimensions of a product lattice", dim, 2, MAX_DIM)
         bits = integer("bits of a product lattice", bits, 8, MAX_BITS)
@@ -149,6 +149,18 @@ class ProductLattice:
             runs.append(_Run(sphere, count, slice(column, column + columns), slice(byte, byte + size)))
             column, byte = column + columns, byte + size
         return runs
+
+    def first(self, blocks: int) -> SphericalLattice | ProductLattice:
+        """The lattice of the first so many blocks, whose codes are the first `code_size` bytes of these.
+
+        Raises:
+            InvalidInput: none, or more than there are.
+
+        >>> ProductLattice([(32, 36)] * 4).first(2)
+        ProductLattice(2 x (32, 36))
+        """
+        blocks = integer("blocks", blocks, 1, len(self.blocks), "the number of blocks of a code")
+        return self if blocks == len(self.blocks) else self.spheres[0] if blocks == 1 else ProductLattice(self.blocks[:blocks])
 
     def quantize(self, y: Array) -> Array:
         """The integer points nearest to each block's direction.
@@ -304,14 +316,23 @@ class ProductLattice:
 
 
 def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
-    """So many blocks of about equal bytes, with a share of the dimensions that is as large as that of the bits."""
-    size = -(-bits // 8)
-    ends = np.minimum(8 * np.cumsum([(size + block) // count for block in range(count)]), bits)
-    columns = np.rint(ends / bits * dim).astype(int)
-    if np.diff(columns, prepend=0).max() > MAX_BLOCK_DIM:
-        columns = np.arange(1, count + 1) * dim // count
-    each = zip(np.diff(columns, prepend=0).tolist(), np.diff(ends, prepend=0).tolist(), strict=True)
-    return [(width, _radius_sq(width, share)) for width, share in each]
+    """So many blocks of about equal bytes, with a share of the dimensions that is as large as that of the bits.
+
+    Equal blocks lie side by side, the largest first: those are coded together.
+    """
+    small, larger = divmod(-(-bits // 8), count)
+    shares = np.array([8 * (small + (block < larger)) for block in range(count)])
+    shares[-1] -= -bits % 8
+    wide = min(round(dim * int(shares[:larger].sum()) / bits), dim)
+    widths = [*_even(wide, larger), *_even(dim - wide, count - larger)]
+    if max(widths) > MAX_BLOCK_DIM:
+        widths = _even(dim, count)
+    return [(width, _radius_sq(width, share)) for width, share in zip(widths, shares.tolist(), strict=True)]
+
+
+def _even(total: int, count: int) -> list[int]:
+    """A sum of so many numbers that differ by one at most, the largest first."""
+    return [total // count + (part < total % count) for part in range(count)] if count else []
 
 
 def _check_finite(y: np.ndarray) -> None:

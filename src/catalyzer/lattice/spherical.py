@@ -100,6 +100,11 @@ class SphericalLattice:
     def spheres(self) -> tuple[SphericalLattice, ...]:
         return (self,)
 
+    def first(self, blocks: int) -> SphericalLattice:
+        """The lattice itself, of one block; see `ProductLattice.first`."""
+        integer("blocks", blocks, 1, 1, "the number of blocks of a code")
+        return self
+
     def quantize(self, y: Array, out: Array | None = None) -> Array:
         """The integer point nearest to r·y/|y|: argmax of the dot product, equation 5.
 

@@ -145,10 +145,10 @@ class _Affine(RowWise):
 
     def __init__(self, linear: PCA | Linear | PCADecoder | LinearDecoder) -> None:
         super().__init__(linear.d_in, linear.d_out)
-        maps = isinstance(linear, PCA | Linear)
+        normalizes = isinstance(linear, PCA | Linear) and not linear.keeps_norm
         offset = linear.bias if isinstance(linear, PCA | Linear) else linear.mean
         self._matrix, self._offset = np.ascontiguousarray(linear.matrix.cpu().numpy().T), offset.cpu().numpy()
-        self._ends = np.array([linear.d_out] if maps else [], np.int64)
+        self._ends = np.array([linear.d_out] if normalizes else [], np.int64)
 
     def map(self, x: np.ndarray) -> np.ndarray:
         from catalyzer.nn.inference_kernels import map_affine

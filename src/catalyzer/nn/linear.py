@@ -1,10 +1,16 @@
-"""Linear maps for products of spheres: principal axes, damped and rotated, so that all blocks have equal shares.
+"""Linear maps for products of spheres: principal axes, damped and rotated.
 
-With the eigenvalues Λ of the covariance and the principal axes V, y = R Λ^-p Vᵀ (x - mean), normalized. A rotated lattice loses
-as much in each coordinate of Λ^-p Vᵀ x, and Λ^p times that in x; the sum of the squares is least for p = 1/4. But the search
-compares y, whose distances are those of x for p = 0 alone.
+With the eigenvalues Λ of the covariance and the principal axes V, y = R Λ^-p Vᵀ (x - mean). A rotated lattice loses as much in
+each coordinate of Λ^-p Vᵀ x, and Λ^p times that in x; the sum of the squares is least for p = 1/4. But the search compares y,
+whose distances are those of x for p = 0 alone.
+
+R rotates all axes together, so that all blocks have equal shares of the norm. Nested, it rotates the axes of each block alone:
+the first block has the axes of the largest variance and is a code by itself. The lattice gives a block of d_b of d_out
+dimensions the norm c_b = √(d_b / d_out), but there it has s_b on average; y is multiplied by s_b / c_b block by block, and
+q · z is then what it is for points with the norms s_b.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -71,10 +77,13 @@ class Linear(Transform):
         d_in: dimension of the input.
         d_out: dimension of the output, at most d_in.
         damping: p, from 0 to 0.5: principal coordinates are divided by that power of their variance.
+        nested: for each of the `spheres` the next principal axes, so that the first blocks of a code are codes themselves.
+        spheres: dimensions of the blocks of the output, for `nested`.
+        gain: keep the norms of mapped vectors, in units of their root mean square, for a quantizer that codes them.
         seed: of the rotation.
 
     Raises:
-        InvalidInput: d_out above d_in, or another damping.
+        InvalidInput: d_out above d_in, another damping, or blocks that do not add up to d_out.
 
     >>> x = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     >>> Linear(d_in=8, d_out=4).adapt(x.numpy())(x).norm(dim=1).allclose(torch.ones(1000))
@@ -85,12 +94,26 @@ class Linear(Transform):
     matrix: Tensor
     bias: Tensor
 
-    def __init__(self, d_in: int, d_out: int, damping: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        damping: float = 0.1,
+        seed: int = 0,
+        nested: bool = False,
+        spheres: Sequence[int] | None = None,
+        gain: bool = False,
+    ) -> None:
         super().__init__(d_in, d_out)
         _check(d_in, d_out, damping)
-        self.damping, self.seed = damping, integer("seed", seed, 0)
+        self.damping, self.seed, self.gain = damping, integer("seed", seed, 0), gain
+        self.nested, self.spheres = nested, _blocks(nested, spheres, d_out)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("bias", torch.zeros(d_out))
+
+    @property
+    def keeps_norm(self) -> bool:  # type: ignore[override]
+        return self.gain
 
     def adapt(self, x: Vectors) -> Self:
         """Find the principal axes, from at most 131,072 of the vectors, outliers left out."""
@@ -98,13 +121,15 @@ class Linear(Transform):
 
     def take(self, axes: Axes) -> Self:
         """`adapt`, where d_out principal axes are known."""
-        matrix = _rotation(self.d_out, self.seed) @ (axes.directions * axes.variances**-self.damping).T
+        rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
+        matrix = rotation @ (axes.directions * axes.variances**-self.damping).T / norm
         self.matrix.copy_(matrix)
         self.bias.copy_(-matrix @ axes.mean)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(F.linear(x.float(), self.matrix, self.bias))
+        y = F.linear(x.float(), self.matrix, self.bias)
+        return y if self.gain else F.normalize(y)
 
 
 class LinearDecoder(Transform):
@@ -113,11 +138,13 @@ class LinearDecoder(Transform):
     Args:
         d_in: dimension of the latent space, at most d_out.
         d_out: dimension of the original space.
-        damping: that of the `Linear`, like the seed.
+        damping: that of the `Linear`, like the other arguments.
         seed: of the rotation.
+        nested: whether each block has axes of its own.
+        spheres: dimensions of the blocks.
 
     Raises:
-        InvalidInput: d_in above d_out, or another damping.
+        InvalidInput: d_in above d_out, another damping, or blocks that do not add up to d_in.
 
     >>> x = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0)).numpy()
     >>> f, g = Linear(d_in=8, d_out=8).adapt(x), LinearDecoder(d_in=8, d_out=8).adapt(x)
@@ -130,10 +157,19 @@ class LinearDecoder(Transform):
     matrix: Tensor
     mean: Tensor
 
-    def __init__(self, d_in: int, d_out: int, damping: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        damping: float = 0.1,
+        seed: int = 0,
+        nested: bool = False,
+        spheres: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(d_in, d_out)
         _check(d_out, d_in, damping)
         self.damping, self.seed = damping, integer("seed", seed, 0)
+        self.nested, self.spheres = nested, _blocks(nested, spheres, d_in)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("mean", torch.zeros(d_out))
 
@@ -143,20 +179,20 @@ class LinearDecoder(Transform):
 
     def take(self, axes: Axes) -> Self:
         """`adapt`, where d_in principal axes are known."""
-        # The squared norm of Λ^-p Vᵀ (x - mean) is the sum of λ^(1 - 2p) on average.
-        size = (axes.variances ** (1 - 2 * self.damping)).sum().sqrt()
+        rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
         self.mean.copy_(axes.mean)
-        self.matrix.copy_(size * (axes.directions * axes.variances**self.damping) @ _rotation(self.d_in, self.seed).T)
+        self.matrix.copy_(norm * (axes.directions * axes.variances**self.damping) @ rotation.T)
         return self
 
     def check_decodes(self, transform: Transform) -> None:
         if not isinstance(transform, Linear):
-            raise InvalidInput(f"decoder=linear is the way back of catalyzer=linear; got {type(transform).__name__}")
-        if (transform.damping, transform.seed) != (self.damping, self.seed):
-            raise InvalidInput(
-                f"catalyzer=linear has damping {transform.damping} and seed {transform.seed}, "
-                f"its decoder {self.damping} and {self.seed}; give both the same"
-            )
+            raise InvalidInput(f"decoder=linear decodes what catalyzer=linear maps; got {type(transform).__name__}")
+        for name in ("damping", "seed", "nested", "spheres"):
+            if getattr(transform, name) != getattr(self, name):
+                raise InvalidInput(
+                    f"catalyzer=linear has {name} {getattr(transform, name)}, and its decoder {getattr(self, name)}; "
+                    "give both the same"
+                )
 
     def forward(self, z: Tensor) -> Tensor:
         return F.linear(z.float(), self.matrix, self.mean)
@@ -171,5 +207,24 @@ def _check(d: int, count: int, damping: float) -> None:
         raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")
 
 
-def _rotation(dim: int, seed: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))[0]
+def _blocks(nested: bool, spheres: Sequence[int] | None, dim: int) -> list[int] | None:
+    if not nested:
+        return None
+    if spheres is None:
+        raise InvalidInput("nested=true is for codes of several blocks, as those of more than 64 bits have; use nested=false")
+    if sum(spheres) != dim:
+        raise InvalidInput(f"spheres = {spheres} have {sum(spheres)} dimensions together, and the codes {dim}")
+    return [integer("dimensions of a sphere", each, 1) for each in spheres]
+
+
+def _rotation(axes: Axes, damping: float, spheres: list[int] | None, seed: int) -> tuple[Tensor, Tensor]:
+    """What damped coordinates are multiplied by, `(dim, dim)`, and their norm, as root mean square."""
+    squares = axes.variances ** (1 - 2 * damping)
+    dim, norm = len(squares), squares.sum().sqrt()
+    random = torch.Generator().manual_seed(seed)
+    blocks = [
+        torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=random))[0]
+        * (part.sum().sqrt() / norm / (width / dim) ** 0.5)
+        for width, part in ((len(part), part) for part in squares.split(spheres or [dim]))
+    ]
+    return torch.block_diag(*blocks), norm

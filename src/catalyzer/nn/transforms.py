@@ -44,6 +44,9 @@ class Transform(Part, nn.Module, ABC):
     (True, torch.Size([3, 2]))
     """
 
+    keeps_norm = False
+    """Whether the norms of mapped vectors tell something; most maps make all of them 1."""
+
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
         self.d_in, self.d_out = integer("d_in", d_in, 1), integer("d_out", d_out, 1)
@@ -258,6 +261,7 @@ class Identity(Transform):
     """
 
     label = ""
+    keeps_norm = True
 
     def __init__(self, d_in: int) -> None:
         super().__init__(d_in, d_in)

@@ -33,6 +33,7 @@ class Quantizer(Part, ABC):
         bits: bits of a code that carry information.
         code_size: bytes of a code, `ceil(bits / 8)`; a product of spheres gives each block whole bytes.
         symmetric: whether search quantizes the query as well.
+        gain: whether a code keeps the norm of a vector; without it, a transform may make all norms 1.
 
     >>> class Rounding(Quantizer):  # a byte a coordinate
     ...     def __init__(self, dim: int) -> None:
@@ -50,6 +51,7 @@ class Quantizer(Part, ABC):
     dim: int
     bits: int
     symmetric: bool = False
+    gain: bool = False
 
     @classmethod
     def default_dim(cls, bits: int) -> int:  # noqa: ARG003 (some depend on it)
@@ -128,6 +130,16 @@ class Quantizer(Part, ABC):
             InvalidInput: this quantizer knows the nearest one only.
         """
         raise InvalidInput(f"refine tries lattice points, {type(self).__name__} has none; use quantizer=lattice, or refine=1")
+
+    def first(self, blocks: int) -> "Quantizer":
+        """The quantizer of the first so many blocks of these codes, for a search that reads no more of them.
+
+        It codes the first `dim` coordinates, in the first `code_size` bytes.
+
+        Raises:
+            InvalidInput: codes without blocks, or with fewer.
+        """
+        raise InvalidInput(f"blocks = {blocks} is for codes of quantizer=lattice, and {type(self).__name__} made these")
 
     @abstractmethod
     def encode(self, x: np.ndarray) -> np.ndarray:

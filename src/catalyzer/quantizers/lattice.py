@@ -1,12 +1,13 @@
 """The spherical lattice quantizer of section 4.2, and products of such: no codebook, nothing to fit."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 import numpy as np
 
 from catalyzer import scan
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import ProductLattice, SphericalLattice
+from catalyzer.lattice import GainShapeLattice, ProductLattice, SphericalLattice
 from catalyzer.lattice.counting import MAX_DIM
 from catalyzer.lattice.product import BLOCK_BITS
 from catalyzer.nn import StraightThrough
@@ -25,6 +26,7 @@ class LatticeQuantizer(Quantizer):
         radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
         blocks: how many spheres the vectors are cut for, or the dimension and squared radius of each; None takes one up to
             64 bits and 128 dimensions, or if `radius_sq` is given, and beyond that as few as `ProductLattice.for_bits`.
+        gain: spend 8 of the bits on the norm of a vector; see `GainShapeLattice`.
 
     Raises:
         InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
@@ -34,31 +36,39 @@ class LatticeQuantizer(Quantizer):
     (SphericalLattice(dim=24, radius_sq=79), 8)
     >>> LatticeQuantizer(dim=128, bits=256).lattice
     ProductLattice(4 x (32, 36))
+    >>> LatticeQuantizer(dim=84, bits=256, gain=True).lattice
     """
 
     label = "lattice"
 
     def __init__(
-        self, dim: int, bits: int = 64, radius_sq: int | None = None, blocks: int | Sequence[Sequence[int]] | None = None
+        self,
+        dim: int,
+        bits: int = 64,
+        radius_sq: int | None = None,
+        blocks: int | Sequence[Sequence[int]] | None = None,
+        gain: bool = False,
     ) -> None:
-        integer("bits", bits, 1)
+        integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
             raise InvalidInput(f"radius_sq = {radius_sq} is of one sphere, and blocks = {blocks} of several; give one of them")
-        self.lattice = _lattice(dim, bits, radius_sq, blocks)
-        self.dim, self.bits = self.lattice.dim, self.lattice.bits
-        # What is kept in files says which lattice it is, also where a later version would choose another.
-        single = isinstance(self.lattice, SphericalLattice)
-        self.radius_sq = self.lattice.radius_sq if isinstance(self.lattice, SphericalLattice) else None
-        self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in self.lattice.spheres]
-        if self.lattice.dim != dim:
-            raise InvalidInput(
-                f"{self.lattice!r} has {self.lattice.dim} dimensions, and the vectors {dim}; give blocks for as many"
-            )
+        shape = _shape(dim, bits - 8 if gain else bits, radius_sq, blocks)
+        self._take(GainShapeLattice(shape) if gain else shape)
+        if self.dim != dim:
+            raise InvalidInput(f"{self.lattice!r} has {self.dim} dimensions, and the vectors {dim}; give blocks for as many")
         if self.bits > bits:
             raise InvalidInput(
                 f"{self.lattice!r} needs {self.bits} bits, which do not fit in bits = {bits}; "
                 f"raise bits, or leave radius_sq and blocks null for what fits"
             )
+
+    def _take(self, lattice: scan.Lattice) -> None:
+        self.lattice, self.gain = lattice, isinstance(lattice, GainShapeLattice)
+        self.dim, self.bits = lattice.dim, lattice.bits
+        # What is kept in files says which lattice it is, also where a later version would choose another.
+        single = len(lattice.spheres) == 1
+        self.radius_sq = lattice.spheres[0].radius_sq if single else None
+        self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in lattice.spheres]
 
     @classmethod
     def default_dim(cls, bits: int) -> int:
@@ -78,12 +88,21 @@ class LatticeQuantizer(Quantizer):
     def spheres(self) -> tuple[int, ...]:
         return tuple(sphere.dim for sphere in self.lattice.spheres)
 
+    def first(self, blocks: int) -> "LatticeQuantizer":
+        part = copy(self)
+        part._take(self.lattice.first(blocks))
+        return part
+
     def straight_through(self) -> StraightThrough:
+        if isinstance(self.lattice, GainShapeLattice):
+            raise InvalidInput("gain=true codes the norm of vectors, and a network makes all of norm 1; use gain=false")
         return StraightThrough(self.lattice)
 
     def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
-        near = self.lattice.nearest(x, k)
-        return self.lattice.vectors(near.reshape(-1, self.dim)).reshape(near.shape)
+        shape = self.lattice.shape if isinstance(self.lattice, GainShapeLattice) else self.lattice
+        near = shape.nearest(x, k)
+        points = shape.vectors(near.reshape(-1, self.dim)).reshape(near.shape)
+        return points * np.einsum("nd,nkd->nk", x, points)[:, :, None] if self.gain else points
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self.lattice.encode(x)
@@ -106,7 +125,7 @@ class LatticeQuantizer(Quantizer):
         self.lattice.check_codes(codes, first_row)
 
 
-def _lattice(
+def _shape(
     dim: int, bits: int, radius_sq: int | None, blocks: int | Sequence[Sequence[int]] | None
 ) -> SphericalLattice | ProductLattice:
     if radius_sq is not None:

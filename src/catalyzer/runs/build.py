@@ -246,14 +246,15 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
         InvalidInput: a part that refuses its arguments, or parts that do not fit together.
     """
     given: dict[str, Any] = {"d_in": d_in, "d_out": d_out}
-    if "spheres" in arguments_of(class_of("catalyzer", settings.catalyzer))[0]:
-        spheres = build_quantizer(settings.quantizer, d_out).spheres
-        given["spheres"] = list(spheres) if len(spheres) > 1 else None
+    if {"spheres", "gain"} & arguments_of(class_of("catalyzer", settings.catalyzer))[0].keys():
+        quantizer = build_quantizer(settings.quantizer, d_out)
+        given["spheres"] = [*quantizer.spheres] if len(quantizer.spheres) > 1 else None
+        given["gain"] = quantizer.gain
     transform = _built("catalyzer", settings.catalyzer, **given)
     quantizer = build_quantizer(settings.quantizer, transform.d_out)
     if settings.decoder.get("_target_") is None:
         return Codec(transform, quantizer)
-    decoder = _built("decoder", settings.decoder, d_in=transform.d_out, d_out=d_in)
+    decoder = _built("decoder", settings.decoder, **given | {"d_in": transform.d_out, "d_out": d_in})
     return Codec(transform, quantizer, decoder, settings.refine, settings.latent_share)
 
 

@@ -83,7 +83,7 @@ class TrainedRun:
         folder = Path(folder)
         settings = Settings.load(folder / "config.yaml")
         transform, seconds = load_part(folder, "catalyzer", Transform, trust)
-        networks = {
+        networks: dict[str, Any] = {
             name: load_part(folder, name, Transform, trust)[0] if part.get("_target_") is not None else None
             for name, part in (("decoder", settings.decoder), ("query", settings.query))
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import ProductLattice, SphericalLattice
+from catalyzer.lattice import GainShapeLattice, ProductLattice, SphericalLattice
 from catalyzer.progress import progress
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product 
 SLACK = 2.0**-20  # of the most that blocks can add, for the rounding of single precision
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
-
-Lattice = SphericalLattice | ProductLattice
+Lattice = SphericalLattice | ProductLattice | GainShapeLattice
 
 
 def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,8 +131,8 @@ def search_lists(
     firsts = offsets[lists] + SCAN_TILE * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
 
-    scaled, distances, ids = _scaled(lattice, queries), *_heaps(queries, k)
-    squares, slacks = _measured(queries)
+    (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
+    augmented, scaled, ends, radii = _augmented(lattice, queries)
     block = BLOCK_CODES // SCAN_TILE
     tiles = np.zeros((min(block, len(lists)), scaled.shape[1], SCAN_TILE), np.float32)
     task_size = _task_size(len(queries))
@@ -141,9 +140,14 @@ def search_lists(
         words, each = _gathered(lattice, codes, firsts[part], sizes[part]), np.append(0, np.cumsum(sizes[part]))
         for (low, high), (sphere, row, _) in zip(words, _blocks(lattice), strict=True):
             decode_tiles(low, high, each, sphere.tables, tiles, row)
+        if isinstance(lattice, GainShapeLattice):
+            gains = np.ones((len(firsts[part]), SCAN_TILE), np.float32)
+            gains[np.arange(SCAN_TILE) < sizes[part][:, None]] = lattice.gains(_rows(codes, firsts[part], sizes[part]))
+            _amplify(np.moveaxis(tiles[: len(gains)], 1, 0), gains, lattice.dim)
+            slacks = _slacks(queries, squares, gains)
         scan_lists(
-            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, _ends(lattice), lattice.radii),
-            *(queries, scaled, squares, slacks, task_size, distances, ids),
+            *(tiles, firsts[part], sizes[part], lists[part], starts, probing, ends, radii),
+            *(augmented, scaled, squares, slacks, task_size, distances, ids),
         )
     sort_heaps(distances, ids)
     return distances.astype(np.float32), ids
@@ -269,13 +273,19 @@ def _gathered(
     lattice: Lattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The words, low and high, of each block of several runs of codes, one behind the other."""
-    codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
-    runs = [(first, first + size) for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True)]
-    gathered = np.concatenate([codes[first:end] for first, end in runs])
+    gathered = _rows(codes, firsts, sizes)
     try:
         return _words(lattice, gathered, 0)
     except InvalidInput:  # which counts the rows gathered
+        runs = zip(firsts, firsts + sizes, strict=True)
         return _words(lattice, gathered, np.concatenate([np.arange(first, end) for first, end in runs]))
+
+
+def _rows(codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Several runs of codes, one behind the other."""
+    codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
+    runs = zip(firsts.tolist(), sizes.tolist(), strict=True)
+    return np.concatenate([codes[first : first + size] for first, size in runs])
 
 
 def _blocks(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
@@ -352,7 +362,7 @@ def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
 
 def _splits_blocks(lattice: Lattice) -> bool:
     """Whether each block of codes can be split leaf by leaf for one query."""
-    return all(_splits(sphere) for sphere in lattice.spheres)
+    return not isinstance(lattice, GainShapeLattice) and all(_splits(sphere) for sphere in lattice.spheres)
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -364,35 +374,59 @@ def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return squares, slacks
 
 
+def _slacks(queries: np.ndarray, squares: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """`_measured`'s second for points times gains."""
+    largest = float(gains.max(initial=1))
+    return (queries.shape[1] + 17) * 2.0**-23 * (np.sqrt(squares) * largest + largest**2 + 1)
+
+
 def _search_many(
     lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many, sort_heaps
 
-    scaled, distances, ids = _scaled(lattice, queries), *_heaps(queries, k)
+    (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
+    augmented, scaled, ends, radii = _augmented(lattice, queries)
     columns = np.zeros((scaled.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
-    squares, slacks = _measured(queries)
-    ends, task_size = _ends(lattice), _task_size(len(queries))
+    task_size = _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
             block = np.asarray(codes[first : first + BLOCK_CODES])
             for (low, high), (sphere, row, _) in zip(_words(lattice, block, first), _blocks(lattice), strict=True):
                 decode_columns(low, high, sphere.tables, columns, row)
+            if isinstance(lattice, GainShapeLattice):
+                gains = lattice.gains(block)
+                _amplify(columns[:, : len(block)], gains, lattice.dim)
+                slacks = _slacks(queries, squares, gains)
             scan_many(
-                *(columns, len(block), first, ends, lattice.radii),
-                *(queries, scaled, squares, slacks, task_size, distances, ids),
+                *(columns, len(block), first, ends, radii),
+                *(augmented, scaled, squares, slacks, task_size, distances, ids),
             )
             advance(len(block))
     sort_heaps(distances, ids)
     return distances, ids
 
 
-def _scaled(lattice: Lattice, queries: np.ndarray) -> np.ndarray:
-    """Queries divided by the blocks' radii, padded for the loops to an even number and a multiple of 8 dimensions."""
+def _augmented(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Queries for the loops, these divided by the blocks' radii and padded to an even number and 8 dimensions, ends and radii.
+
+    A vector g z has the squared distance |q|² + g² - 2 q·(g z). The loops compute |q|² + 1 - 2 q·z, so gains are one coordinate
+    more: 1 in queries and (1 - g²) / 2 in vectors; see `_amplify`.
+    """
+    ends, radii = _ends(lattice), lattice.radii
+    if isinstance(lattice, GainShapeLattice):
+        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1)
+        ends, radii = np.append(ends, lattice.dim + 1), np.append(radii, 1.0)
     nq, dim = queries.shape
     scaled = np.zeros((nq + nq % 2, -(-dim // 8) * 8), np.float32)
-    scaled[:nq, :dim] = queries / np.repeat(lattice.radii, np.diff(_ends(lattice), prepend=0))
-    return scaled
+    scaled[:nq, :dim] = queries / np.repeat(radii, np.diff(ends, prepend=0))
+    return queries, scaled, ends, radii
+
+
+def _amplify(columns: np.ndarray, gains: np.ndarray, dim: int) -> None:
+    """Multiply decoded points, in columns of `dim` coordinates, by their gains, and write the coordinate behind these."""
+    columns[:dim] *= gains
+    columns[dim] = (1 - gains * gains) / 2
 
 
 def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -458,6 +492,7 @@ def _search_torch(
     import torch
 
     q, radii = torch.from_numpy(queries).to(device, torch.float64), lattice.radii.tolist()
+    shape = lattice.shape if isinstance(lattice, GainShapeLattice) else lattice
     squares, ends = q.square().sum(dim=1, keepdim=True), _ends(lattice)[:-1].tolist()
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
@@ -465,11 +500,12 @@ def _search_torch(
         for first in range(0, len(codes), BLOCK_CODES):
             lattice.check_codes(codes[first : first + BLOCK_CODES], first)  # here, where the row's number is known
             block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK_CODES])).to(device)
-            points = lattice.decode(block).double()
+            points = shape.decode(block[:, : shape.code_size]).double()
+            gains = lattice.gains(block).double() if isinstance(lattice, GainShapeLattice) else points.new_ones(len(block))
             for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
-                d = squares[rows] + 1
+                d = squares[rows] + gains**2
                 for radius, part, point in zip(radii, q[rows].tensor_split(ends, 1), points.tensor_split(ends, 1), strict=True):
-                    d = d - 2 / radius * (part @ (point * radius).round().T)
+                    d = d - 2 / radius * gains * (part @ (point * radius).round().T)
                 d.clamp_(min=0)
                 near = torch.cat([distances[rows], d], dim=1)
                 kept = near.topk(k, dim=1, largest=False)
