@@ -196,9 +196,11 @@ def _search_blocks(
     from catalyzer.lattice.kernels import decode
     from catalyzer.scan.kernels import exact_distances, prepare_query, scan_block
 
-    blocks, r = [], lattice.radii
-    (square,), (slack,) = _measured(query)
-    for (sphere, column, part), radius in zip(_blocks(lattice), r.tolist(), strict=True):
+    blocks = []
+    squares, _ = _measured(query)
+    (square,) = squares
+    (augmented,), _, all_ends, r = _augmented(lattice, query)
+    for (sphere, column, part), radius in zip(_blocks(lattice), r.tolist(), strict=False):
         tables, own = sphere.tables, query[0, column : column + sphere.dim]
         leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, sphere.radius_sq + 1), np.float32)
         scale = sphere.radius_sq**0.5 / radius  # the block's norm
@@ -208,6 +210,7 @@ def _search_blocks(
     # Blocks that can add the most come first.
     order = sorted(blocks, key=lambda block: -block[0])
     after = np.cumsum([0, *(block[0] for block in order[:0:-1])])[::-1]
+    largest = 2 * square**0.5 + 1  # beyond it a code is near or far whatever its point
 
     distances, ids = np.full(k, np.inf), np.full(k, -1)
     runs = [(int(first), int(end)) for first, end in zip(firsts, ends, strict=True)]
@@ -219,22 +222,27 @@ def _search_blocks(
             words = {
                 column: low for (low, _), (_, column, _) in zip(_words(lattice, some, names), _blocks(lattice), strict=True)
             }
-            rows, dots = np.arange(len(some)), np.zeros(len(some), np.float32)
-            limit = (square + 1 - distances[-1]) / 2 - slack
+            # What a code's dot product must reach, and its gain with it, is taken from the sum at once.
+            gains = lattice.gains(some) if isinstance(lattice, GainShapeLattice) else np.ones(len(some), np.float32)
+            (slack,) = _slacks(query, squares, gains)
+            least = ((square + 1 - distances[-1]) / 2 - slack - (1 - gains.astype(np.float64) ** 2) / 2) / gains
+            rows, dots = np.arange(len(some)), -np.clip(least, -largest, largest).astype(np.float32)
             for (_, sphere, column, _, leaves, rest), most in zip(order, after, strict=True):
                 kept, sums = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
                 points = sphere.numbering.points.reshape(-1, 4)
                 n = scan_block(
-                    *(words[column][rows], dots, sphere.tables, points, leaves, rest, np.float32(limit - most - SLACK * most)),
+                    *(words[column][rows], dots, sphere.tables, points, leaves, rest, np.float32(-most - SLACK * most)),
                     *(kept, sums),
                 )
                 rows, dots = rows[kept[:n]], sums[:n]
-            points = np.empty((len(rows), lattice.dim), np.float32)
+            points = np.empty((len(rows), len(augmented)), np.float32)
             for _, sphere, column, *_ in order:
                 own_points = np.empty((len(rows), sphere.dim), np.float32)
                 decode(words[column][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
                 points[:, column : column + sphere.dim] = own_points
-            distances = np.concatenate([distances, exact_distances(query[0], points, _ends(lattice), r, square)])
+            if isinstance(lattice, GainShapeLattice):
+                _amplify(points.T, gains[rows], lattice.dim)
+            distances = np.concatenate([distances, exact_distances(augmented, points, all_ends, r, square)])
             ids = np.concatenate([ids, names[rows]])
             best = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances))[:k]
             distances, ids = distances[best], ids[best]
@@ -362,7 +370,7 @@ def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
 
 def _splits_blocks(lattice: Lattice) -> bool:
     """Whether each block of codes can be split leaf by leaf for one query."""
-    return not isinstance(lattice, GainShapeLattice) and all(_splits(sphere) for sphere in lattice.spheres)
+    return all(_splits(sphere) for sphere in lattice.spheres)
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
