@@ -63,7 +63,7 @@ def test_the_quick_start(folder: Path, capsys: pytest.CaptureFixture[str], monke
     assert (names["codes"] == CatalyzerIndex.load("photos.catalyzer").codes).all(axis=1).mean() > 0.5  # type: ignore[attr-defined]
     assert {path.name for path in folder.iterdir()} == {
         "learn.fvecs", "base.fvecs", "queries.fvecs", "photos.catalyzer", "my.catalyzer", "large.catalyzer",
-        "opq.catalyzer", "texts.catalyzer", "photos.hdf5", "wiki.parquet", "recall.png",
+        "opq.catalyzer", "texts.catalyzer", "nested.catalyzer", "photos.hdf5", "wiki.parquet", "recall.png",
         "found.ivecs", "found.fvecs", "model.onnx",
     }  # fmt: skip
 
@@ -76,13 +76,21 @@ def test_the_readme_has_the_same_five_commands() -> None:
     assert [command for command in commands if command[0] == "catalyzer"] == five[1:]
 
 
-def test_the_snippets_of_the_readme(folder: Path) -> None:
-    run_folder, *_ = re.findall(r'TrainedRun.load\("(.*)"\)', (ROOT / "README.md").read_text())
-    make_run(folder / run_folder)
-    Path("queries.fvecs").rename("q.fvecs")
+def test_the_snippets_of_the_readme(folder: Path) -> None:  # noqa: ARG001 (where it runs)
     names = run("README.md")
     assert names["I"].shape == (20, 10)  # type: ignore[attr-defined]
+    assert names["index"].codes.shape == (5000, 32)  # type: ignore[attr-defined]
+    assert Path("wiki.catalyzer").exists()
+
+
+def test_the_snippets_of_the_experiments(folder: Path) -> None:
+    run_folder, *_ = re.findall(r'TrainedRun.load\("(.*)"\)', (ROOT / "docs/experiments.md").read_text())
+    make_run(folder / run_folder)
+    Path("queries.fvecs").rename("q.fvecs")
+    names = run("docs/experiments.md")
+    assert names["I"].shape[1] == 10  # type: ignore[attr-defined]
     assert names["vectors"].shape == (1000, 24)  # type: ignore[attr-defined]
+    assert names["long_codes"].shape == (1000, 32)  # type: ignore[attr-defined]
 
 
 def test_choosing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
