@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from catalyzer import CatalyzerIndex, SphericalLattice
+from catalyzer import CatalyzerIndex, ProductLattice, SphericalLattice
 from catalyzer.commands.cli import main
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index.recipe import learn_codec
@@ -122,13 +122,26 @@ def test_the_format(folder: Path, fitted: Path) -> None:
     np.testing.assert_allclose(names["same"], names["points"][:100], atol=1e-6)  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("dim", "bits"), [(40, 128), (20, 64), (8, 32)])  # leaves of three and one, of three and two, of two
-def test_points_of_other_lattices_in_python_alone(dim: int, bits: int) -> None:
-    content = blocks("docs/format.md")[-1][1]
-    lattice = SphericalLattice.for_bits(dim, bits)
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        *(SphericalLattice.for_bits(*each) for each in ((40, 128), (20, 64), (8, 32))),  # leaves of 3 and 1, 3 and 2, 2
+        ProductLattice.for_bits(60, 160),
+        ProductLattice([(24, 79), (128, 1), (5, 7), (4, 700)]),  # of 8, 1, 2 and 2 bytes
+    ],
+    ids=repr,
+)
+def test_points_of_other_lattices_in_python_alone(lattice: SphericalLattice | ProductLattice) -> None:
     random = Random(0)
-    numbers = [0, lattice.num_points - 1, *(random.randrange(lattice.num_points) for _ in range(98))]
-    codes = np.array([[*number.to_bytes(lattice.code_size, "little")] for number in numbers], np.uint8)
-    names = {"quantizer": {"dim": dim, "radius_sq": lattice.radius_sq}, "codes": codes}
-    exec(content, names)
+
+    def codes_of(sphere: SphericalLattice) -> np.ndarray:
+        numbers = [0, sphere.num_points - 1, *(random.randrange(sphere.num_points) for _ in range(98))]
+        return np.array([[*number.to_bytes(sphere.code_size, "little")] for number in numbers], np.uint8)
+
+    quantizer = {"dim": lattice.dim, "radius_sq": None, "blocks": [[each.dim, each.radius_sq] for each in lattice.spheres]}
+    if isinstance(lattice, SphericalLattice):
+        quantizer = {"dim": lattice.dim, "radius_sq": lattice.radius_sq}  # as in files from before there were products
+    codes = np.concatenate([codes_of(sphere) for sphere in lattice.spheres], axis=1)
+    names = {"quantizer": quantizer, "codes": codes}
+    exec(blocks("docs/format.md")[-1][1], names)
     np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)
