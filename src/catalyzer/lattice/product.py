@@ -120,8 +120,8 @@ class ProductLattice:
                 cut = _cut(dim, bits, count)
             except InvalidInput:
                 continue
-            size = sum((num_points(*block) - 1).bit_length() for block in cut)
-            if max(num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS and size > filled:
+            size = sum((_num_points(*block) - 1).bit_length() for block in cut)
+            if size > filled and max(_num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS:
                 best, filled = cut, size
             if filled >= FILLED * bits:
                 break
@@ -340,5 +340,5 @@ def _check_finite(y: np.ndarray) -> None:
     refuse_row(-1 if finite.all() else int(np.argmin(finite)))
 
 
-_radius_sq = cache(best_radius_sq)
+_radius_sq, _num_points, _num_atoms = cache(best_radius_sq), cache(num_points), cache(num_atoms)
 _sphere = cache(SphericalLattice)  # equal blocks share their tables
