@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,35 @@ def test_norms_that_differ_are_coded(ivf: int) -> None:
         np.mean([len({*a} & {*b}) for a, b in zip(each.search(x[:200])[1], truth, strict=True)]) for each in (index, without)
     ]
     assert hits[0] > hits[1] + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"bits": 160},
+            "codes have 128 bits where bits = 160: 32 dimensions hold no more, and the vectors have no others; "
+            "ask for fewer bits",
+        ),
+        (
+            {"bits": 160, "d_out": 24},
+            "codes have 106 bits where bits = 160: 24 dimensions hold no more; raise d_out, or ask for fewer bits",
+        ),
+        (
+            {"bits": 16, "d_out": 20},
+            "codes have 14 bits where bits = 16: 20 dimensions have no sphere between; lower d_out, or ask for fewer bits",
+        ),
+        ({"bits": 128}, ""),
+        ({"d_out": 24, "overrides": ["quantizer.radius_sq=20"]}, ""),  # which is the user's own choice
+        ({"d_out": 24, "overrides": ["quantizer.blocks=[[12,4],[12,4]]"]}, ""),
+    ],
+)
+def test_an_index_says_where_it_makes_fewer_bits(
+    options: dict[str, Any], sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        CatalyzerIndex(method="linear", **options).fit(clustered(600, 32, 0))
+    assert [record.message for record in caplog.records] == ([sentence] if sentence else [])
 
 
 def test_no_budget_is_no_training() -> None:

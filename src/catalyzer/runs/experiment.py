@@ -16,7 +16,9 @@ from catalyzer.datasets import Benchmark
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.lattice.product import FILLED
 from catalyzer.nn import Linear, embed, save_part
+from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.runs.build import (
     build_baselines,
     build_callbacks,
@@ -118,6 +120,7 @@ def train(
     """
     if is_first():
         settings.save(folder / "config.yaml")
+        _warn_of_unused_bits(settings, codec)
     start = time.perf_counter()
     if codec.transform.is_trained:
         seconds = train_networks(settings, benchmark, codec, folder, loggers)
@@ -143,6 +146,23 @@ def train(
         if network is not None:
             save_part(network, folder, name, seconds)
     return TrainedRun(folder, settings, codec, seconds, fitting, benchmark.metric)
+
+
+def _warn_of_unused_bits(settings: Settings, codec: Codec) -> None:
+    """Say so where a lattice that nobody named makes much smaller codes than were asked for."""
+    quantizer, part = codec.quantizer, settings.quantizer
+    named = part.get("radius_sq") is not None or isinstance(part.get("blocks"), list)
+    asked = part.get("bits", settings.bits)
+    if named or not isinstance(quantizer, LatticeQuantizer) or quantizer.bits >= FILLED * asked:
+        return
+    if asked <= quantizer.dim:  # of the smallest spheres each has many times the points of the one before
+        why, advice = "have no sphere between", "lower d_out, or ask for fewer bits"
+    elif quantizer.dim < codec.transform.d_in:
+        why, advice = "hold no more", "raise d_out, or ask for fewer bits"
+    else:
+        why, advice = "hold no more, and the vectors have no others", "ask for fewer bits"
+    what = f"codes have {quantizer.bits} bits where bits = {asked}: {quantizer.dim} dimensions {why}"
+    log.warning("%s; %s", what, advice)
 
 
 def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger]) -> float:

@@ -11,7 +11,7 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import Vectors, fingerprint
-from catalyzer.lattice.product import BLOCK_BITS
+from catalyzer.lattice.product import BLOCK_BITS, FILLED
 from catalyzer.nn import Axes, Linear
 from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
 
@@ -21,7 +21,6 @@ DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # of a block
 LEAST_OF_64_BITS = 20  # of a block of 64 bits, where there are several: fewer dimensions have thousands of atoms
 NEIGHBOURS = 10
 TOLERANCE = 0.015  # for a network
-FILLED = 0.9  # of the bits that a lattice must fill
 ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
 QUERIES = 2_000
 
