@@ -269,6 +269,8 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer cannot search inverted lists"),
         ("info a.catalyzer x=1", "unrecognized arguments: x=1"),
         ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
+        ("fit b.catalyzer learn.fvecs --method linear --hidden 512", "hidden = 512 is the width of networks"),
+        ("fit b.catalyzer learn.fvecs --epochs 2 trainer.max_epochs=3", "give epochs=3 to fit, or --epochs 3"),
     ):
         error = run(line, expect=2)
         assert sentence in error

@@ -1,6 +1,7 @@
 """What an index learns from few vectors, or from vectors among which some are mistakes."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,44 @@ def test_an_index_says_where_it_makes_fewer_bits(
     with caplog.at_level(logging.WARNING):
         CatalyzerIndex(method="linear", **options).fit(clustered(600, 32, 0))
     assert [record.message for record in caplog.records] == ([sentence] if sentence else [])
+
+
+IDLE = "trains no network, which leaves {} without effect; leave that out"
+
+
+@pytest.mark.parametrize(
+    ("options", "fit", "sentence"),
+    [
+        (
+            {"method": "linear", "hidden": 64},
+            {},
+            "hidden = 64 is the width of networks, and a linear map has none; leave it out",
+        ),
+        ({"hidden": 64}, {"budget": "0"}, "hidden = 64 is the width of networks"),
+        ({"method": "linear", "overrides": ["loss=triplet", "lambda=0.01"]}, {}, IDLE.format("loss=triplet lambda=0.01")),
+        ({"method": "linear", "overrides": ["trainer.max_epochs=3"]}, {}, IDLE.format("trainer.max_epochs=3")),
+        ({"method": "linear", "decoder": False, "overrides": ["catalyzer=mlp"]}, {}, "Catalyzer is one; leave one of them out"),
+        (
+            {"decoder": False, "d_out": 24, "overrides": ["catalyzer=pca", "lambda=1"]},
+            {},
+            "PCA is not trained, which leaves lambda=1",
+        ),
+        (
+            {"overrides": ["trainer.max_epochs=3"]},
+            {"epochs": 3},
+            "trainer.max_epochs=3 is no override of an index; give epochs=3 to fit, or --epochs 3",
+        ),
+        ({"overrides": ["++trainer.max_epochs=30"]}, {"budget": "1min"}, "give epochs=30 to fit, or --epochs 30"),
+        (
+            {"overrides": ["trainer.check_val_every_n_epoch=2"]},
+            {},
+            "is no override of an index, whose epochs say when it validates; leave it out",
+        ),
+    ],
+)
+def test_settings_without_effect(options: dict[str, Any], fit: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(sentence)):
+        CatalyzerIndex(**options).fit(clustered(600, 32, 0), **fit)
 
 
 def test_no_budget_is_no_training() -> None:

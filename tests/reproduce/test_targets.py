@@ -16,6 +16,7 @@ from catalyzer import InvalidInput
 from catalyzer.commands.reproduce import laboratory
 from catalyzer.reproduce import TARGETS, Lab, Outcome, code_sizes, jobs, make_target, tables
 from catalyzer.reproduce.lab import dataset_digest, training_digest
+from catalyzer.runs import checks
 from catalyzer.runs.sweeps import validation_recall
 from catalyzer.runs.targets import TARGET_NAMES
 from tests.helpers import FAST, ROOT, Command, settings_of
@@ -46,6 +47,12 @@ def test_help_lists_every_target_at_once(environment: dict[str, str]) -> None:
     process = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert f"Targets\n  {' '.join(TARGETS)}\n" in process.stdout
     assert process.stderr == "False"
+
+
+@pytest.mark.parametrize("overrides", [["catalyzer=pca"], ["catalyzer=identity", "quantizer=opq"], ["lambda=0.1"]])
+def test_the_commands_that_are_shown_run(lab: Lab, overrides: list[str], tmp_path: Path) -> None:
+    typed = shlex.split(lab.command(overrides))[2:]
+    checks.check(settings_of(*typed), tmp_path, typed=typed)
 
 
 def test_table1(lab: Lab, tmp_path: Path) -> None:

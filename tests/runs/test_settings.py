@@ -23,7 +23,7 @@ FOLDER = Path("no/run/yet")
 def check(*overrides: str) -> Settings:
     """The settings of `train.py OVERRIDES`, after all that is checked before data is read."""
     settings = settings_of(*overrides)
-    checks.check(settings, FOLDER)
+    checks.check(settings, FOLDER, typed=overrides)
     assert not FOLDER.exists()
     return settings
 
@@ -155,6 +155,13 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: input should be a whole number of at least 1"),
         (["trainer.max_epochs=true"], "trainer.max_epochs=True: input should be a whole number of at least 1"),
         (["catalyzer.hidden=64.0"], "catalyzer.hidden=64.0: input should be a whole number"),
+        (
+            ["catalyzer=linear", "seed=1", "loss=triplet", "lambda=0.5"],
+            "Linear is not trained, which leaves loss=triplet lambda=0.5 without effect; leave that out, or choose a network",
+        ),
+        (["catalyzer=pca", "trainer=cpu", "trainer.max_epochs=3"], "PCA is not trained, which leaves trainer.max_epochs=3"),
+        (["catalyzer=identity", "~loss.terms.koleo"], "Identity is not trained, which leaves ~loss.terms.koleo without effect"),
+        (["decoder=linear", "d_out=auto"], "decoder=linear is the way back of catalyzer=linear; got Catalyzer"),
         (["dataset.train_size=1e4"], "dataset.train_size=10000.0: input should be a whole number"),
     ],
 )

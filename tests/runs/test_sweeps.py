@@ -241,6 +241,15 @@ def test_the_same_folder_again_has_the_results_of_now(
     assert sweep_table("s").stdout == before
 
 
+def test_what_is_trained_in_some_jobs_is_no_mistake_in_the_others(train: Command, own_files: list[str], tmp_path: Path) -> None:
+    given = [*own_files, "baselines=[]", "trainer.max_epochs=1"]
+    idle = "is not trained, which leaves trainer.max_epochs=1 without effect"
+    process = train("-m", *given, "catalyzer=pca,linear", "d_out=16", "hydra.sweep.dir=s")
+    assert process.stderr.count(f"PCA {idle}\n") == process.stderr.count(f"Linear {idle}\n") == 1
+    assert all(row["test R@10"] for row in csv_rows(tmp_path / "s"))
+    refused(train(*given, "catalyzer=linear", expect=2), f"Linear {idle}; leave that out")
+
+
 def test_what_an_attempt_was_killed_in_is_not_its_result(tmp_path: Path) -> None:
     folder = tmp_path / "0"
     folder.mkdir()

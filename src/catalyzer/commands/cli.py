@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
     fit.add_argument("--max-norm", type=float, help="of ip: largest norm of a vector to add (default: that in LEARN)")
     fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, what suits the data)")
-    fit.add_argument("--hidden", type=int, default=1024, help="width of the networks (default: 1024)")
+    fit.add_argument("--hidden", type=int, help="width of the networks (default: 1024)")
     fit.add_argument("--no-decoder", action="store_true", help="train no decoder, so searches have one stage")
     about_method = "auto: a network, or a linear map where that finds as much; linear: no training (default: auto)"
     fit.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)

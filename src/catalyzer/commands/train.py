@@ -74,7 +74,7 @@ def main(config: DictConfig) -> float | None:
         from catalyzer.runs.experiment import run
         from catalyzer.runs.sweeps import validation_recall
 
-        run(settings, folder)
+        run(settings, folder, overrides, sweeping)
         if not sweeping:  # which has made up for a job of a sweep, where the folder is one
             (folder / ERROR_FILE).unlink(missing_ok=True)
         return validation_recall(folder).get(10)

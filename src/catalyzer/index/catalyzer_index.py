@@ -62,7 +62,7 @@ class CatalyzerIndex:
         metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product.
         max_norm: for "ip", the largest norm that a vector to add may have; by default that of all vectors given to `fit`.
         d_out: dimension that vectors are mapped to; "auto" tries which suits the data.
-        hidden: width of the networks.
+        hidden: width of the networks, 1,024 by default; a linear map has none.
         decoder: train a decoder, for searches in two stages and for `reconstruct`.
         method: "auto" trains a network, and takes a linear map where that finds as much of vectors held out; "linear" takes the
             linear map at once, which is fitted in seconds.
@@ -90,7 +90,7 @@ class CatalyzerIndex:
         *,
         max_norm: float | None = None,
         d_out: int | Literal["auto"] = "auto",
-        hidden: int = 1024,
+        hidden: int | None = None,
         decoder: bool = True,
         method: Literal["auto", "linear"] = "auto",
         ivf: int = 0,
@@ -106,7 +106,7 @@ class CatalyzerIndex:
         self._options: dict[str, Any] | None = {
             "bits": integer("bits", bits, 1),
             "d_out": d_out if d_out == "auto" else integer('d_out, if not "auto",', d_out, 2),
-            "hidden": integer("hidden", hidden, 1),
+            "hidden": None if hidden is None else integer("hidden", hidden, 1),
             "decoder": decoder,
             "method": method,
             "overrides": list(overrides),
@@ -264,8 +264,9 @@ class CatalyzerIndex:
 
         Raises:
             InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
-                one epoch, a folder of another training, a quantizer that searches no lists, a vector longer than `max_norm`, an
-                index that comes from a file or a codec, or one that holds vectors already, whose codes would become void.
+                one epoch, settings that have no effect, a folder of another training, a quantizer that searches no lists, a
+                vector longer than `max_norm`, an index that comes from a file or a codec, or one that holds vectors already,
+                whose codes would become void.
             Unavailable: the folder cannot be written.
         """
         if epochs is not None and budget is not None:
@@ -287,6 +288,10 @@ class CatalyzerIndex:
             options["linear"] = self._options["method"] == "linear" or seconds == 0
             if options["linear"] and (epochs is not None or seconds):
                 raise InvalidInput('method="linear" trains no network, so it takes neither epochs nor a budget; leave them out')
+            if options["linear"] and options["hidden"] is not None:
+                raise InvalidInput(
+                    f"hidden = {options['hidden']} is the width of networks, and a linear map has none; leave it out"
+                )
             if budget is None and epochs is None:
                 epochs = EPOCHS
             if self._ivf:

@@ -19,7 +19,7 @@ from catalyzer.index.contents import Validation, check_sizes
 from catalyzer.nn import Axes, Catalyzer, Linear, LinearDecoder
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
-from catalyzer.runs.checks import check
+from catalyzer.runs.checks import check, of_training
 from catalyzer.runs.compose import compose_config, resolved
 from catalyzer.runs.experiment import data_options, new_codec, train
 from catalyzer.runs.settings import Settings
@@ -44,7 +44,7 @@ def learn_codec(
     *,
     bits: int,
     d_out: int | Literal["auto"],
-    hidden: int,
+    hidden: int | None,
     decoder: bool,
     linear: bool = False,
     overrides: Sequence[str] = (),
@@ -60,7 +60,7 @@ def learn_codec(
         learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
         bits: of a code, at most.
         d_out: dimension of the sphere.
-        hidden: width of the networks, where they have one.
+        hidden: width of the networks; None for that of the settings. A linear map has none.
         decoder: train a decoder, and a query network, which pays only where there is one.
         linear: train nothing, and take the best linear map and lattice, with or without gain.
         overrides: settings of `src/train.py`, as typed there.
@@ -76,11 +76,12 @@ def learn_codec(
             training of other settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
-    own: dict[str, Any] = {"bits": bits, "d_out": d_out}
+    _refuse_idle(overrides, linear)
+    own: dict[str, Any] = {"bits": bits, "d_out": d_out, "trainer.check_val_every_n_epoch": 1}  # and then by the epochs
     if linear:
         own |= {"catalyzer": "linear", "query": "none", **({"decoder": "linear", "rerank": 0} if decoder else {})}
         epochs = 1  # of nothing
-    else:
+    elif hidden is not None:
         own |= {"catalyzer.hidden": hidden, **({"decoder.hidden": hidden} if decoder else {})}
     own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": str(folder / "cache")}
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
@@ -88,18 +89,22 @@ def learn_codec(
         raise InvalidInput(
             f'metric={settings.metric} is no override of an index; give CatalyzerIndex(metric="{settings.metric}")'
         )
-    check(settings, folder, learn.shape[1])
+    check(settings, folder, learn.shape[1], overrides)
     benchmark = _benchmark(learn, folder)
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:
         # A run that was interrupted goes on to where it wanted to, or its learning rate would fall twice.
         epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer["max_epochs"]
     settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
-    if held is not None and not held.decides_as(settings):
-        raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
     if linear:
         settings = _best_linear(settings, benchmark, overrides)
+    if held is not None and not held.decides_as(settings):
+        raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
     codec = new_codec(settings, benchmark)
+    if linear and codec.transform.is_trained:
+        raise InvalidInput(
+            f'method="linear" trains no network, but {type(codec.transform).__name__} is one; leave one of them out'
+        )
     check_sizes(codec.quantizer.dim, codec.quantizer.code_size)
     trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
@@ -150,6 +155,18 @@ def _best_linear(settings: Settings, benchmark: Benchmark, overrides: Sequence[s
 def _changed(part: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """A part with other values for those arguments that it has."""
     return part | {name: value for name, value in arguments.items() if name in part}
+
+
+def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
+    """Refuse overrides that would have no effect, since nothing is trained or `fit` says it."""
+    if linear and (idle := of_training(overrides)):
+        raise InvalidInput(f'method="linear" trains no network, which leaves {" ".join(idle)} without effect; leave that out')
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key == "trainer.max_epochs":
+            raise InvalidInput(f"{text} is no override of an index; give epochs={value} to fit, or --epochs {value}")
+        if key == "trainer.check_val_every_n_epoch":
+            raise InvalidInput(f"{text} is no override of an index, whose epochs say when it validates; leave it out")
 
 
 def _linear(codec: Codec, x: np.ndarray) -> Codec | None:

@@ -22,6 +22,7 @@ from catalyzer.metric import Metric
 from catalyzer.nn import embed
 from catalyzer.reproduce.outcome import Made
 from catalyzer.runs.build import build_dataset, load_dataset, modules_of
+from catalyzer.runs.checks import of_training
 from catalyzer.runs.experiment import new_codec, train
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import loggers
@@ -66,9 +67,10 @@ class Lab:
         return self.compose([*self.shared(overrides), *overrides, "baselines=[]"])
 
     def shared(self, overrides: Sequence[str]) -> list[str]:
-        """What the user gave and a run of these overrides has: PCA knows nothing of the network's width."""
+        """What the user gave and a run of these overrides has: PCA knows nothing of a network's width, and of its training."""
         another = any(text.startswith("catalyzer=") for text in overrides)
-        kept = [text for text in self.overrides if not (another and text.startswith("catalyzer."))]
+        idle = of_training(self.overrides) if another else []
+        kept = [text for text in self.overrides if not (another and text.startswith("catalyzer.")) and text not in idle]
         # An experiment with a decoder has one in the rows that are about it, and nowhere else; likewise the queries' network.
         decoder, query = self._networks
         if decoder and not any(text.startswith("decoder=") for text in overrides):

@@ -1,5 +1,7 @@
 """What is checked before any data is read: whether parts can do what is asked of them, also those of other packages."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,31 @@ from catalyzer.runs.build import (
 )
 from catalyzer.runs.settings import Settings
 
+log = logging.getLogger(__name__)
+
 MADE_UP = 300  # vectors that foreign parts are tried on
+OF_TRAINING = frozenset(
+    [
+        *("loss", "lambda", "optimizer", "scheduler", "miner", "callbacks", "monitor"),
+        *("batch_size", "learning_rate", "decay", "warmup", "k_pos", "k_neg"),
+    ]
+)
+"""Keys and groups that say how networks are trained, and nothing else."""
 
 
-def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
+def of_training(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that say how networks are trained, and nothing else.
+
+    >>> of_training(["loss=triplet", "~loss.terms.rank", "trainer=cpu", "trainer.max_epochs=3", "seed=1"])
+    ['loss=triplet', '~loss.terms.rank', 'trainer.max_epochs=3']
+    """
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    # An option of the group `trainer` says on what machine, which scripts say of every run.
+    own = [key.partition(".")[0] in OF_TRAINING or key.startswith("trainer.") for key in keys]
+    return [text for text, is_own in zip(overrides, own, strict=True) if is_own]
+
+
+def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequence[str] = (), sweeping: bool = False) -> None:
     """Check all that can be known before data is read: classes, arguments, and whether parts can do what is asked of them.
 
     Parts of other packages are tried on vectors that are made up.
@@ -37,6 +60,8 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
         folder: of the run; nothing is written.
         d_in: dimension of the data, as the metric compares them; None for what the dataset says before it is read. Where it
             says nothing, a dimension is made up too, and a part that fails on it is left to a second check.
+        typed: overrides of the user. Those about training are refused where nothing is trained.
+        sweeping: warn of these instead, since the jobs of a sweep share them.
 
     Raises:
         InvalidInput: one sentence on what is wrong first.
@@ -53,6 +78,11 @@ def check(settings: Settings, folder: Path, d_in: int | None = None) -> None:
         raise
     transform, quantizer = codec.transform, codec.quantizer
     chosen = f"{type(transform).__name__} and {type(quantizer).__name__}"
+    if not transform.is_trained and (idle := of_training(typed)):
+        what = f"{type(transform).__name__} is not trained, which leaves {' '.join(idle)} without effect"
+        if not sweeping:
+            raise InvalidInput(f"{what}; leave that out, or choose a network, such as catalyzer=mlp")
+        log.warning("%s", what)
     if (
         isinstance(quantizer, SignQuantizer)
         and transform.d_out == d_out
@@ -101,7 +131,8 @@ def _tried(settings: Settings, d_in: int | None) -> tuple[Codec, int]:
             with torch.random.fork_rng(devices=[]):
                 return build_codec(settings, d_in or max(128, d_out), d_out), d_out
         except InvalidInput as error:
-            refused = error
+            if refused is None or str(refused).startswith("quantizer: "):  # which depends on the dimension, unlike the others
+                refused = error
     assert refused is not None
     raise refused
 

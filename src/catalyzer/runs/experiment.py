@@ -44,8 +44,14 @@ from catalyzer.training.memory import tell_memory
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, folder: Path) -> list[Result]:
+def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: bool = False) -> list[Result]:
     """Do all of a run that `folder` does not hold yet; print and return the rows of its table, none with `split=validation`.
+
+    Args:
+        settings: all of the run's.
+        folder: of the run.
+        typed: overrides of the user, for `catalyzer.runs.checks.check`.
+        sweeping: whether the run is a job of a sweep.
 
     Raises:
         InvalidInput: settings and data that do not fit together, or a folder that holds a run of other settings;
@@ -62,7 +68,7 @@ def run(settings: Settings, folder: Path) -> list[Result]:
         print_table(rows, title)
         return rows
 
-    check(settings, folder)
+    check(settings, folder, typed=typed, sweeping=sweeping)
     benchmark = load_dataset(settings)
     if build_dataset(settings).dim is None:
         check(settings, folder, benchmark.dim)
