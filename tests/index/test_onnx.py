@@ -18,7 +18,7 @@ from catalyzer.index import onnx
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import write
 from catalyzer.metric import Metric, MetricName, norms
-from catalyzer.nn import PCA, Identity, Transform, embed
+from catalyzer.nn import PCA, Identity, Linear, LinearDecoder, Transform, embed
 from tests.helpers import clustered, make_run
 
 BASE = clustered(50, 32, 1).astype(np.float32)
@@ -95,6 +95,30 @@ def test_an_index_by_what_its_metric_does(metric: MetricName, run: Run) -> None:
     assert abs(mapped - latent).max() > 0.05
     if metric == "ip":
         assert np.isfinite(computed("query.onnx", np.zeros((1, 32), np.float32))).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("trained", [False, True], ids=["linear", "network"])
+def test_products_of_spheres(metric: MetricName, trained: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vectors, quantizer = clustered(500, 32, 1).astype(np.float32), LatticeQuantizer(28, 100)
+    compared = Metric(metric, float(norms(vectors).max()) if metric == "ip" else None)
+    x = compared.base(vectors)
+    d = x.shape[1]
+    transform, decoder = Linear(d, 28).adapt(x), LinearDecoder(28, d).adapt(x)
+    if trained:
+        transform, decoder = Catalyzer(d, 28, 64, quantizer.spheres).adapt(x).eval(), Decoder(28, d, 64).adapt(x).eval()
+    codec, model, way_back = Codec(transform, quantizer, decoder), tmp_path / "model.onnx", tmp_path / "decoder.onnx"
+    onnx.export(codec, compared, model, way_back)
+    codes = quantizer.encode(computed(str(model), vectors))
+    with torch.inference_mode():  # in float32, where `encode` may take bfloat16
+        latent = transform(torch.from_numpy(x)).numpy()
+        points = quantizer.decode(codes)
+        expected = compared.restore(decoder(torch.from_numpy(points)).numpy())
+    assert (codes == quantizer.encode(latent)).all(axis=1).mean() > 0.95
+    if not trained:
+        assert (codes == codec.encode(x)).all(axis=1).mean() > 0.95
+    np.testing.assert_allclose(computed(str(way_back), points), expected, atol=1e-4 * abs(expected).max())
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ def made(name: str) -> Quantizer:
     return {
         "lattice": LatticeQuantizer(DIM, 64),
         "lattice 32": LatticeQuantizer(DIM, 32),
+        "lattices": LatticeQuantizer(DIM, 72),
         "sign": SignQuantizer(DIM, asymmetric=True),
         "pq": ProductQuantizer(DIM, 64),
         "opq": ProductQuantizer(DIM, 64, rotate=True),
@@ -47,7 +48,8 @@ def vectors(n: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(
-    scope="module", params=["lattice", "lattice 32", "sign", "pq", "opq", "pq padded", "rq", "lsq", "sq 4", "sq 6", "sq 8"]
+    scope="module",
+    params=["lattice", "lattice 32", "lattices", "sign", "pq", "opq", "pq padded", "rq", "lsq", "sq 4", "sq 6", "sq 8"],
 )
 def quantizer(request: pytest.FixtureRequest) -> Quantizer:
     return made(request.param)
@@ -179,7 +181,10 @@ LEARNED = [
     AdditiveQuantizer(DIM, 32), AdditiveQuantizer(DIM, 32, local_search=True), LSHQuantizer(DIM, 30), ITQQuantizer(DIM, 20),
     RaBitQuantizer(DIM), RaBitQuantizer(DIM, bits_per_dim=4), EdenQuantizer(DIM), ScalarQuantizer(DIM), ScalarQuantizer(DIM, 6),
 ]  # fmt: skip
-FIXED = [LatticeQuantizer(DIM, 64), LatticeQuantizer(DIM, 64, 10), SignQuantizer(DIM), SignQuantizer(DIM, asymmetric=True)]
+FIXED = [
+    LatticeQuantizer(DIM, 64), LatticeQuantizer(DIM, 64, 10), LatticeQuantizer(DIM, 72), SignQuantizer(DIM),
+    SignQuantizer(DIM, asymmetric=True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("quantizer", [*LEARNED, *FIXED], ids=lambda quantizer: quantizer.label)

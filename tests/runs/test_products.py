@@ -1,0 +1,30 @@
+"""Runs of 256 bits, whose codes are products of spheres, with what was made for one sphere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalyzer import TrainedRun, knn, recall_at
+from tests.helpers import FAST, Command, clustered, rows
+
+BASE, QUERIES = clustered(2000, 32, 1).astype(np.float32), clustered(200, 32, 2).astype(np.float32)
+REFINED = ["decoder=mlp", "decoder.hidden=64", "rerank=100", "query=mlp", "refine=4"]
+
+
+@pytest.mark.parametrize("overrides", [["end_to_end=true"], ["metric=ip"], REFINED], ids=lambda overrides: overrides[-1])
+def test_a_run(overrides: list[str], train: Command, own_files: list[str], tmp_path: Path) -> None:
+    train(*own_files, *FAST, "bits=256", "baselines=[]", *overrides, "hydra.run.dir=run")
+    run, table = TrainedRun.load(tmp_path / "run"), rows(tmp_path / "run")
+    codec, base = run.codec, run.metric.base(BASE)
+    assert codec.transform.arguments["spheres"] == list(codec.quantizer.spheres) == [40] * 4
+    codes, truth = run.encode(BASE), knn(run.metric.queries(QUERIES), base, 1)[1]
+    assert codes.shape == (2000, 32)
+    for rerank, row in zip([0, run.settings.rerank], table.values(), strict=False):
+        found = recall_at(10, run.search(QUERIES, codes, 10, rerank)[1], truth)
+        assert row["recall"]["10"] == pytest.approx(found)
+        assert found > (0.3 if run.metric.name == "ip" else 0.7)
+    if codec.refine > 1:
+        nearest = replace(codec, refine=1).encode(base)
+        assert ((codec.decode(codes) - base) ** 2).sum() < ((codec.decode(nearest) - base) ** 2).sum()
