@@ -12,7 +12,7 @@ def main() -> None:
         description="Print the jobs of a sweep, the best recall@10 first, and write them into its folder as sweep.csv."
     )
     parser.add_argument("--version", action="version", version=catalyzer.__version__)
-    parser.add_argument("folder", type=Path, help="of the sweep, such as outputs/2026-01-31_12-00-00-000_sweep")
+    parser.add_argument("folder", type=Path, help="folder of the sweep, such as outputs/2026-01-31_12-00-00-000_sweep")
     folder = parser.parse_args().folder
     with one_sentence_errors():
         from catalyzer.runs.sweeps import Sweep

@@ -76,7 +76,7 @@ def test_the_readme_has_the_same_five_commands() -> None:
     assert [command for command in commands if command[0] == "catalyzer"] == five[1:]
 
 
-def test_the_snippets_of_the_readme(folder: Path) -> None:  # noqa: ARG001 (where it runs)
+def test_the_snippets_of_the_readme(folder: Path) -> None:
     names = run("README.md")
     assert names["I"].shape == (20, 10)  # type: ignore[attr-defined]
     assert names["index"].codes.shape == (5000, 32)  # type: ignore[attr-defined]

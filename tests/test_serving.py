@@ -56,7 +56,7 @@ def test_an_index_behind_a_server(server: str, fitted: Path, tmp_path: Path) -> 
         assert {*some} == {7, 8, -1}
         wrong = post(url, np.ones(2))
         assert (wrong.status_code, wrong.json()["detail"]) == (
-            422, "expected vectors of dimension 32, as those learned from; got 2",
+            422, "expected vectors of dimension 32, like the training vectors, got 2",
         )  # fmt: skip
         # Another file takes the place of this one, as after `catalyzer add`; every worker finds what is new.
         index.add(QUERIES, ids=range(1000, 1040))

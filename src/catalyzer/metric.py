@@ -95,8 +95,8 @@ class Metric:
         most = float(np.quantile(norms(x), MOST)) if self.max_norm is not None and len(x) else 0.0
         if self.max_norm is not None and self.max_norm > FAR * most:
             log.warning(
-                "the largest norm of the vectors is %.6g, and most are below %.6g: searches for inner products find less so; "
-                "remove what is so long from the vectors to learn from, or give a smaller max_norm", self.max_norm, most,
+                "the largest norm of the vectors is %.6g, but most are below %.6g, which lowers the recall of inner-product "
+                "searches; remove such long vectors from those to learn from, or give a smaller max_norm", self.max_norm, most,
             )  # fmt: skip
 
     def fitted(self, *parts: Vectors) -> "Metric":
@@ -140,14 +140,14 @@ class Metric:
             x = self.as_float32(rows)
             if self.name == "cosine" and not (some := x.any(axis=1)).all():
                 raise InvalidInput(
-                    f"{where}: row {first + int(np.argmin(some)):,} holds nothing but zeros, so it has no direction to compare "
+                    f"{where}: row {first + int(np.argmin(some)):,} contains only zeros, so it has no direction to compare "
                     "by cosine; remove such rows"
                 )
             if not searched and (longer := self.too_long(x)).any():
                 row = int(np.argmax(longer))
                 raise InvalidInput(
-                    f"{where}: row {first + row:,} has the norm {norms(x[row : row + 1])[0]:.6g}, and the run compares by "
-                    f"inner products what is no longer than {self.max_norm:.6g}; train with such vectors in the base"
+                    f"{where}: row {first + row:,} has the norm {norms(x[row : row + 1])[0]:.6g}, above the run's "
+                    f"limit for inner products, {self.max_norm:.6g}; train with such vectors in the base"
                 )
             return self.queries(x) if searched else self.base(x)
 

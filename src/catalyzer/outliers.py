@@ -93,8 +93,8 @@ def without_outliers(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarra
         return x
     named = np.sort(np.flatnonzero(out) if rows is None else rows[out])
     log.warning(
-        "%s of %s vectors to learn from are more than %.0f times as far from the middle as most, and nothing is learned from "
-        "them: rows %s%s", f"{len(named):,}", f"{len(x):,}", FAR, ", ".join(map(str, named[:NAMED].tolist())),
+        "%s of %s vectors to learn from are more than %.0f times as far from the middle as most, and are left out of "
+        "the training: rows %s%s", f"{len(named):,}", f"{len(x):,}", FAR, ", ".join(map(str, named[:NAMED].tolist())),
         ", ..." if len(named) > NAMED else "",
     )  # fmt: skip
     return x[~out]

@@ -53,7 +53,7 @@ class Part:
         except AttributeError as error:
             name = str(error.name)
             raise InvalidInput(
-                f"{type(self).__name__} takes {name} and does not keep it, so no file could say how it was made; "
+                f"{type(self).__name__} takes {name} but does not store it, so a file could not describe it; "
                 f"add self.{name} = {name} to its __init__"
             ) from None
         defaults = inspect.signature(type(self)).parameters
@@ -85,7 +85,7 @@ def describe(part: Part) -> dict[str, Any]:
         return json.loads(json.dumps(description, allow_nan=False))
     except (TypeError, ValueError):
         raise InvalidInput(
-            f"the arguments of {type(part).__name__} are to be kept in a file, so they must be numbers, texts, lists or "
+            f"the arguments of {type(part).__name__} are saved to a file, so they must be numbers, strings, lists or "
             f"dicts of these; got {part.arguments}"
         ) from None
 
@@ -129,7 +129,7 @@ def find_class(path: str, kind: type[Kind], trust: Trust | None = None) -> type[
 def _check_trust(path: str, module: str, allowed: tuple[str, ...] | None) -> None:
     if allowed is not None and not any(module == each or module.startswith(f"{each}.") for each in allowed):
         raise UntrustedPart(
-            f"{path} is not a class of catalyzer, and loading it would run its module; if you trust that, add "
+            f"{path} is not a class of catalyzer, and loading it would run the code of its module; if you trust it, add "
             f"trust={module.partition('.')[0] or path}"
         )
 

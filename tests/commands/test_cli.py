@@ -108,7 +108,7 @@ def test_info_and_verify(run: Run) -> None:
     Path("a.catalyzer").write_bytes(content)
     run("info a.catalyzer")
     for line in ("verify a.catalyzer", "add a.catalyzer base.fvecs"):
-        assert "vectors 0 to 299 differ from their checksum" in run(line, expect=2)
+        assert "vectors 0 to 299 do not match their checksum" in run(line, expect=2)
     assert Path("a.catalyzer").read_bytes() == content
 
 
@@ -138,8 +138,11 @@ def test_lists(run: Run) -> None:
             "search b.catalyzer queries.fvecs --nprobe 13",
             "between 1 and 12, the number of lists; got 13",
         ),
-        ("search a.catalyzer queries.fvecs --nprobe 3", "nprobe = 3 is for an index with lists, and this one has none"),
-        ("fit c.catalyzer learn.fvecs --ivf 76", "ivf = 76 lists need at least 608 vectors to learn from, 8 a list; got 600"),
+        (
+            "search a.catalyzer queries.fvecs --nprobe 3",
+            "nprobe = 3 is for an index with inverted lists, but this one has none",
+        ),
+        ("fit c.catalyzer learn.fvecs --ivf 76", "ivf = 76 lists need at least 608 vectors to learn from, 8 per list; got 600"),
         ("fit c.catalyzer learn.fvecs --ivf -1", "ivf must be an integer of at least 0; got -1"),
     ):
         assert sentence in run(line, expect=2)
@@ -179,12 +182,12 @@ def test_invalid_rows(run: Run, folder: Path) -> None:
     write_vecs(Path("nan.fvecs"), [x])
     before = files(folder)
     for line, way in (
-        ("add a", ", or leave them out by skip_invalid"),
-        ("fit b", ", or leave them out by skip_invalid"),
+        ("add a", "; or leave them out with skip_invalid"),
+        ("fit b", "; or leave them out with skip_invalid"),
         ("search a", ""),
     ):
         said = run(f"{line}.catalyzer nan.fvecs", expect=2)
-        assert said == f"error: nan.fvecs: row 7 holds NaN or infinity; remove such rows{way}\n"
+        assert said == f"error: nan.fvecs: row 7 contains NaN or infinity; remove such rows{way}\n"
     assert files(folder) == before
     assert run("add a.catalyzer nan.fvecs --skip-invalid").splitlines() == [
         "left out 2 invalid rows: 7, 9", "added 298 vectors; a.catalyzer holds 298",
@@ -202,7 +205,7 @@ def test_nothing_to_add_and_an_id_given_twice(run: Run, folder: Path) -> None:
             "none.npy: expected an array of shape (rows, dimension), at least one of each; got (0, 32)",
         ),
         ("add a.catalyzer none.fbin", "none.fbin: the header says 0 rows of dimension 32; expected at least one of each"),
-        ("add a.catalyzer base.fvecs --ids twice.npy", "row 299 has the id 7, as a row before it; ids must be distinct"),
+        ("add a.catalyzer base.fvecs --ids twice.npy", "row 299 repeats the id 7 of an earlier row; ids must be distinct"),
         ("search a.catalyzer none.npy", "at least one of each; got (0, 32)"),
     ):
         assert run(line, expect=2).endswith(f"{sentence}\n")
@@ -243,7 +246,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
     Path("folder.fvecs").mkdir()
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     for line, sentence in (
-        ("add a.catalyzer narrow.fvecs", "narrow.fvecs: expected vectors of dimension 32, as those learned from; got 16"),
+        ("add a.catalyzer narrow.fvecs", "narrow.fvecs: expected vectors of dimension 32, like the training vectors, got 16"),
         ("search a.catalyzer narrow.fvecs", "expected vectors of dimension 32"),
         ("add a.catalyzer mixed.fvecs", "mixed.fvecs: row 1 has dimension 31, the first row has 32"),
         ("add a.catalyzer cut.fvecs", "not a whole number of rows"),
@@ -258,7 +261,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("search note.txt queries.fvecs", "note.txt is not an index"),
         ("info .", ".: no such file"),
         ("verify missing.catalyzer", "missing.catalyzer: no such file"),
-        ("fit a.catalyzer learn.fvecs", "a.catalyzer is there already; remove it, or choose another name"),
+        ("fit a.catalyzer learn.fvecs", "a.catalyzer already exists; remove it, or choose another name"),
         ("fit b.catalyzer queries.fvecs", "the learn set has 20 vectors; at least 500 are needed"),
         ("fit b.catalyzer learn.fvecs --budget soon", "expected a duration such as 90s"),
         ("fit b.catalyzer learn.fvecs --bits 999", "bits"),
@@ -266,7 +269,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit b.catalyzer learn.fvecs quantizer=nonsense", "nonsense"),
         ("fit b.catalyzer learn.fvecs nonsense", "nonsense"),
         ("fit b.catalyzer learn.fvecs --bits 32 nonsense", "unrecognized arguments: nonsense"),
-        ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer cannot search inverted lists"),
+        ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer has no method search_lists"),
         ("info a.catalyzer x=1", "unrecognized arguments: x=1"),
         ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
         ("fit b.catalyzer learn.fvecs --method linear --hidden 512", "hidden = 512 is the width of networks"),
@@ -344,7 +347,9 @@ def test_parts_of_the_users_own(folder: Path, run: Run, monkeypatch: pytest.Monk
     assert run("verify b.catalyzer --trust cli_parts") == "b.catalyzer is intact: 300 vectors\n"
     before = files(folder)
     for line in ("add b.catalyzer base.fvecs", "search b.catalyzer queries.fvecs", "info b.catalyzer", "verify b.catalyzer"):
-        assert "cli_parts.Rounding is not a class of catalyzer, and loading it would run its module" in run(line, expect=2)
+        assert "cli_parts.Rounding is not a class of catalyzer, and loading it would run the code of its module" in run(
+            line, expect=2
+        )
     assert files(folder) == before
 
 
@@ -477,7 +482,7 @@ def test_a_folder_of_the_users_is_not_that_of_a_training(run: Run) -> None:
     mine.write_text("precious")
     for learn in ("missing.fvecs", "learn.fvecs"):
         line = f"fit n.catalyzer {learn} --hidden 16 --d-out 24 --epochs 1"
-        assert "n.catalyzer.training is for the training and holds something else" in run(line, expect=2)
+        assert "n.catalyzer.training is needed for the training but contains other files" in run(line, expect=2)
     assert mine.read_text() == "precious"
 
 
@@ -496,7 +501,7 @@ file.write = interrupted
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and folders as POSIX has them")
 def test_ctrl_c_after_the_save_says_that_it_has_been_written(run: Run, tmp_path: Path) -> None:
-    for written, said in ((True, "a.catalyzer has been written already"), (False, "a.catalyzer is unchanged; run")):
+    for written, said in ((True, "a.catalyzer has already been written"), (False, "a.catalyzer is unchanged; run")):
         before = INTERRUPTED_SAVE.format("write(*args)" if written else "''")
         done = process("add a.catalyzer base.fvecs", tmp_path, before)
         assert done.returncode == 130, done.stderr

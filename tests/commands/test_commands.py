@@ -218,7 +218,7 @@ def test_the_triangle_loss_trains_another_network(train: Command, own_files: lis
 
 def test_a_dimension_that_suits_the_data(train: Command, evaluate: Command, own_files: list[str], tmp_path: Path) -> None:
     process = train(*own_files, *FAST, "baselines=[]", "bits=32", "d_out=auto", "hydra.run.dir=auto")
-    chosen = re.search(r"d_out = (\d+): a linear map \+ lattice finds of the 10 nearest .* dimensions", process.stderr)
+    chosen = re.search(r"d_out = (\d+): of the 10 nearest, a linear map \+ lattice finds .* dimensions", process.stderr)
     assert chosen
     assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["arguments"]["d_out"] == int(chosen[1])
     assert "catalyzer + OPQ" in evaluate("run=auto", "quantizer=opq").stdout
@@ -367,7 +367,7 @@ def test_a_folder_of_another_run_is_left_alone(train: Command, own_files: list[s
     command = [*own_files, *FAST, "baselines=[]", f"hydra.run.dir={trained}"]
     refused(train(*command, "lambda=0.5", expect=2), "holds a run with other settings", "resume=")
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    assert "has ended already" in train(*command).stderr
+    assert "has already finished" in train(*command).stderr
 
 
 def test_a_gpu_where_there_is_none(train: Command, own_files: list[str], tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_evaluating_what_is_no_finished_run(evaluate: Command, trained: Path, tm
         evaluate(f"run={trained}", "quantizer=pq", expect=2),
         "catalyzer.json",
         "no such file",
-        "a run folder whose run has ended",
+        "expected the folder of a finished run",
     )
     assert not (trained / "evaluations").exists()
 

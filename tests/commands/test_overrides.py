@@ -95,7 +95,7 @@ def test_in_a_sweep_a_comma_separates(train: Command, tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
     typed = "dataset.learn=a,b/l.npy"
     process = train("-m", "dataset=files", typed, expect=2)
-    refused(process, "a comma separates the values of a sweep", "quote it so: 'dataset.learn=\"a,b/l.npy\"'")
+    refused(process, "a comma separates the values of a sweep", "quote it: 'dataset.learn=\"a,b/l.npy\"'")
     (quoted,) = shlex.split(process.stderr.rpartition(": ")[2])
     assert meant(spelled([quoted], lambda: True)[0]) == "a,b/l.npy"
     refused(train("experiment=crossvalidate", "dataset=files", typed, expect=2), "separates the values")  # a sweep without -m
@@ -113,7 +113,7 @@ def test_commands_take_paths_as_they_are(
     train(*sizes, *files, "catalyzer=pca", "baselines=[]", f"hydra.run.dir={ODD}/run", f"cache={ODD}/cache")
     assert (folder / "run" / "results.json").exists()
     assert (folder / "cache").exists()
-    assert "has ended already" in train(f"resume={ODD}/run").stderr
+    assert "has already finished" in train(f"resume={ODD}/run").stderr
     evaluate(f"run={ODD}/run", "quantizer=pq")
     command("encode.py", environment, tmp_path)(f"run={ODD}/run", f"input={ODD}/base.npy", f"output={ODD}/codes")
     search = command("search.py", environment | {"HERE": ODD}, tmp_path)
@@ -134,15 +134,15 @@ SENTENCES = {
     "hydra.run.dri=x": "there is no key hydra.run.dri; did you mean hydra.run.dir?",
     "xyzzy=1": "there is no key xyzzy; --help shows all keys",
     "~xyzzy": "there is no key xyzzy; --help shows all keys",
-    "dataset.learn=x": "dataset.learn is a key of dataset=files, which is not chosen; add it",
-    "quantizer=latice": "quantizer=latice: no option of this name, among eden, itq, lattice, lsh",
-    "hydra/launcher=jobli": "among basic, joblib",
+    "dataset.learn=x": "dataset.learn is a key of dataset=files, which is not selected; add it",
+    "quantizer=latice": "quantizer=latice: expected one of eden, itq, lattice, lsh",
+    "hydra/launcher=jobli": "expected one of basic, joblib",
     "trainer.gradient_clip_val=1": "add it with a +: +trainer.gradient_clip_val=1",
     "callbacks.mine={_target_: a.B}": "add it with a +: '+callbacks.mine={_target_: a.B}'",
-    "+bits=3": "+bits=3: there is such a key already; leave out the +",
-    "+quantizer=pq": "+quantizer=pq: there is such a key already; leave out the +",
-    "lambda=0.1,0.2": "several values are a sweep, which src/train.py -m makes; a list has brackets: lambda=[0.1,0.2]",
-    "lambda=a b=c": "if it is a text, quote it: 'lambda=\"a b=c\"'",
+    "+bits=3": "+bits=3: this key already exists; leave out the +",
+    "+quantizer=pq": "+quantizer=pq: this key already exists; leave out the +",
+    "lambda=0.1,0.2": "several values need a sweep, src/train.py -m; for a list use brackets: lambda=[0.1,0.2]",
+    "lambda=a b=c": "to give a string, quote it: 'lambda=\"a b=c\"'",
     "bits=[1": "bits=[1: not in Hydra's grammar",
     "foo": "foo: not in Hydra's grammar; expected KEY=VALUE",
     "catalyzer=64": "catalyzer=64: Config group override must be a string",

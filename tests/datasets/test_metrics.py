@@ -106,10 +106,10 @@ def test_a_dataset_that_knows_its_metric(tmp_path: Path) -> None:
     assert angular.load(ArrayCache(), Metric("cosine")).metric.name == "cosine"
     assert AnnBenchmarks(str(tmp_path / "none.hdf5")).metric is None
     for name in ("l2", "ip"):
-        message = f"metric={name} contradicts annbenchmarks, whose true neighbours are by cosine; leave out metric="
+        message = f"metric={name} contradicts annbenchmarks, which comes with true neighbours for cosine; leave out metric="
         with pytest.raises(InvalidInput, match=message):
             angular.load(ArrayCache(), Metric(name))
-    with pytest.raises(InvalidInput, match="metric=cosine contradicts bigann, whose true neighbours are by l2"):
+    with pytest.raises(InvalidInput, match="metric=cosine contradicts bigann, which comes with true neighbours for l2"):
         BigANN(str(tmp_path)).load(ArrayCache(), Metric("cosine"))
 
 
@@ -120,9 +120,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     for part, x, row in (("learn", LEARN, 510), ("base", BASE, 599), ("queries", QUERIES, 7)):
         zeros = x.copy()
         zeros[row] = 0
-        message = (
-            f"{part}.npy: row {row} holds nothing but zeros, so it has no direction to compare by cosine; remove such rows"
-        )
+        message = f"{part}.npy: row {row} contains only zeros, so it has no direction to compare by cosine; remove such rows"
         with pytest.raises(InvalidInput, match=message):
             load(Metric("cosine"), **{part: zeros})
         load(Metric("l2"), **{part: zeros})
@@ -130,7 +128,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     longest = BASE.copy()
     longest[300] *= 100 / np.linalg.norm(longest[300])
     with pytest.raises(
-        InvalidInput, match=r"base.npy: row 300 has the norm 100, .* what is no longer than 50; train with such"
+        InvalidInput, match=r"base.npy: row 300 has the norm 100, above the run's limit for inner products, 50; train with such"
     ):
         load(Metric("ip", 50.0), base=longest)
     load(Metric("ip", 50.0), queries=longest)

@@ -96,8 +96,8 @@ def test_it_is_made_by_the_recipe_and_read_back(images: Path, made: Path, tmp_pa
 def test_a_finished_folder_is_left_alone(prepare: Command, images: Path, made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     again = prepare("dataset=photosift", f"images={images}", *OVERRIDES, f"dataset.root={made}")
-    assert "is finished already" in again.stderr
-    with pytest.raises(InvalidInput, match="holds photosift with other queries_size, seed; choose another folder"):
+    assert "is already complete" in again.stderr
+    with pytest.raises(InvalidInput, match="contains photosift with other queries_size, seed; choose another folder"):
         make_photosift(images, made, **{**SIZES, "queries_size": 599, "seed": 8})
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
 
@@ -117,7 +117,7 @@ def test_killed_in_the_midst_it_goes_on_to_the_same_end(
     for file in ("journal", "descriptors.u8"):  # in the worst case, in the middle of a line and of a descriptor
         with (unfinished / file).open("ab") as torn:
             torn.write(b'["z')
-    assert "going on after" in prepare(*arguments).stderr
+    assert "resuming after" in prepare(*arguments).stderr
     assert contents(tmp_path / "killed") == contents(made)
 
 
@@ -141,7 +141,7 @@ def test_too_few_photographs(
     assert " of 1,000,000 base vectors, 0 of 1,000 learn vectors; add photographs, or lower " in error
     with caplog.at_level(logging.INFO, logger="catalyzer"):
         make_photosift(images, root, **SIZES)
-    assert "going on after 12 of 12 photographs" in caplog.text
+    assert "resuming after 12 of 12 photographs" in caplog.text
     assert contents(root) == contents(made)
 
 
@@ -174,7 +174,7 @@ def test_an_unfinished_folder_is_not_read(images: Path, made: Path, tmp_path: Pa
     root = shutil.copytree(made, tmp_path / "photosift")
     (root / "photosift.json").unlink()
     (root / "unfinished").mkdir()
-    with pytest.raises(InvalidInput, match="is not finished; run the command that makes it again to resume"):
+    with pytest.raises(InvalidInput, match="is incomplete; repeat the command that makes it to resume"):
         Photosift(str(root), 1500).load(ArrayCache(tmp_path))
 
 
@@ -190,6 +190,6 @@ def test_what_is_no_folder_of_photographs(prepare: Command, tmp_path: Path) -> N
 
 def test_files_made_elsewhere_are_left_alone(images: Path, tmp_path: Path) -> None:
     (tmp_path / "bigann_base.bvecs").write_bytes(b"a download")
-    with pytest.raises(InvalidInput, match=r"holds bigann_base\.bvecs, which was not made here"):
+    with pytest.raises(InvalidInput, match=r"contains bigann_base\.bvecs, which no earlier call has made"):
         make_photosift(images, tmp_path, **SIZES)
     assert contents(tmp_path) == {"bigann_base.bvecs": b"a download"}

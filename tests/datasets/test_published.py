@@ -73,7 +73,7 @@ def test_every_kind_from_every_kind_of_server(
     server.ranges, server.cut_after = ranges, cut_after
     if cut_after and not ranges:  # it would never come further than the first cut
         with pytest.raises(
-            Unavailable, match="the connection was cut 3 times; what was fetched is kept, start again to resume"
+            Unavailable, match="the connection was lost 3 times; the downloaded part is kept; start again to resume"
         ):
             fetch(server, tmp_path, kind)
         server.cut_after = None
@@ -110,12 +110,16 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     [
         (lambda server: server.files.pop("base.u8bin"), InvalidInput, "404 Client Error: Not Found for url: http"),
         (lambda server: server.answers.extend([200] * 6 + [400]), InvalidInput, "400 Client Error: Bad Request"),
-        (lambda server: setattr(server, "size_off_by", 5), DamagedFile, "are not those of rows of dimension 32"),
+        (lambda server: setattr(server, "size_off_by", 5), DamagedFile, "are not a whole number of rows of dimension 32"),
         (lambda server: server.files.update({"base.u8bin": u8bin(BASE[:999])}), InvalidInput, "has 999 vectors, and 1,000 are"),
-        (lambda server: server.files.update({"base.u8bin": b"abc"}), DamagedFile, "has 3 bytes, too few for vectors"),
-        (lambda server: server.files.update({"base.u8bin": b"<html>not found</html>"}), DamagedFile, "it is not what its name"),
+        (lambda server: server.files.update({"base.u8bin": b"abc"}), DamagedFile, "has 3 bytes, too few for a file of vectors"),
+        (
+            lambda server: server.files.update({"base.u8bin": b"<html>not found</html>"}),
+            DamagedFile,
+            "it does not have the format of its name",
+        ),
         (lambda server: server.answers.extend([503] * 3), Unavailable, "503 Server Error: Service Unavailable"),
-        (lambda server: setattr(server, "cut_after", 0), Unavailable, "the connection was cut 3 times"),
+        (lambda server: setattr(server, "cut_after", 0), Unavailable, "the connection was lost 3 times"),
     ],
 )
 def test_what_cannot_be_fetched_is_one_sentence(
@@ -151,7 +155,7 @@ def test_compressed_files_that_end_too_early(server: Server, tmp_path: Path) -> 
 def test_a_server_that_is_away(tmp_path: Path) -> None:
     with Server() as server:
         pass
-    with pytest.raises(Unavailable, match=r"q\.u8bin cannot be reached: .*Connection refused; what was fetched is kept"):
+    with pytest.raises(Unavailable, match=r"q\.u8bin cannot be reached: .*Connection refused; the downloaded part is kept"):
         fetch(server, tmp_path)
 
 
@@ -197,7 +201,7 @@ def test_a_killed_fetch_is_resumed(server: Server, tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.01)
             kept = [*(tmp_path / "unfinished").glob("*.learn.u8bin")]
-        with pytest.raises(Unavailable, match="unfinished is being written by another process; wait until that has ended"):
+        with pytest.raises(Unavailable, match="unfinished is being written by another process; wait until it has ended"):
             fetch(server, tmp_path)
         process.kill()
     server.wait, before = 0.0, kept[0].stat().st_size

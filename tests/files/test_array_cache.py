@@ -48,7 +48,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, caplog: pytest.LogCapt
         np.testing.assert_array_equal(ArrayCache(tmp_path).get("x", (), lambda: x), x)
         assert file.read_bytes() == whole
     assert len(caplog.records) == 5
-    assert all("cannot be read; it is computed again (" in record.message for record in caplog.records)
+    assert all("cannot be read, so it is computed again (" in record.message for record in caplog.records)
 
 
 def test_a_full_disk_is_a_warning(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:

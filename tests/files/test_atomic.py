@@ -176,7 +176,7 @@ def held(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     file = tmp_path / "a.catalyzer"
-    refused = r"a\.catalyzer is being written by another process; wait until that has ended"
+    refused = r"a\.catalyzer is being written by another process; wait until it has ended"
     with held(file), pytest.raises(Unavailable, match=refused), locked(file):
         pass
     assert (tmp_path / "a.catalyzer.lock").exists()  # of the process, which has been killed
@@ -209,12 +209,12 @@ def test_only_one_process_at_a_time_holds_the_lock(tmp_path: Path) -> None:
 
 
 def test_a_lock_needs_a_folder_to_write_to(tmp_path: Path) -> None:
-    no_folder = r"a\.bin cannot be written: there is no folder .*no; make it first"
+    no_folder = r"a\.bin cannot be written: there is no folder .*no; create it first"
     with pytest.raises(InvalidInput, match=no_folder), locked(tmp_path / "no" / "a.bin"):
         pass
     folder = Path(tempfile.mkdtemp())  # other users cannot look into tmp_path
     folder.chmod(0o555)
-    denied = r"a\.bin cannot be written: .*a\.bin\.lock cannot be made \(Permission denied\)"
+    denied = r"a\.bin cannot be written: .*a\.bin\.lock cannot be created \(Permission denied\)"
     with someone_else(), pytest.raises(Unavailable, match=denied), locked(folder / "a.bin"):
         pass
     folder.rmdir()

@@ -100,7 +100,7 @@ def test_one_array_of_several_is_named(tmp_path: Path) -> None:
         inner = "deep/vectors" if name == "x.hdf5" else "vectors"
         np.testing.assert_array_equal(VectorFile(tmp_path / f"{name}:{inner}")[1:], x[1:])
         np.testing.assert_array_equal(open_rows(tmp_path / f"{name}:ids").read(0, 4), ids)
-        with pytest.raises(InvalidInput, match=r"name one of its .* behind a colon"):
+        with pytest.raises(InvalidInput, match=r"name one of its .* after a colon"):
             VectorFile(tmp_path / name)
         with pytest.raises(InvalidInput, match=r"there is no 'vector'; did you mean .*vectors?"):
             VectorFile(tmp_path / f"{name}:vector")
@@ -170,7 +170,9 @@ def test_rows_that_do_not_agree(tmp_path: Path) -> None:
     (tmp_path / "mixed").mkdir()
     np.save(tmp_path / "mixed" / "a.npy", np.ones((2, 3)))
     np.save(tmp_path / "mixed" / "b.npy", np.ones((2, 4)))
-    with pytest.raises(InvalidInput, match=r"b.npy: rows of float64 and shape \(4,\)"):
+    with pytest.raises(
+        InvalidInput, match=r"b.npy: expected rows like those of the files before it, .*; got float64 of shape \(4,\)"
+    ):
         VectorFile(tmp_path / "mixed")
     write(tmp_path / "mixed" / "b.fvecs", np.ones((2, 3)))
     with pytest.raises(InvalidInput, match=r"of one format; got .fvecs, .npy"):
@@ -204,7 +206,7 @@ def test_a_library_that_is_missing_is_named(tmp_path: Path, module: str, name: s
         "except errors.MissingPackage as error: print(error)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f'{name} is read by {module}, which is not installed: pip install "catalyzer[{extra}]"' in ran.stdout
+    assert f'{name} needs {module}, which is not installed: pip install "catalyzer[{extra}]"' in ran.stdout
 
 
 def test_memory_is_that_of_a_block(tmp_path: Path) -> None:
@@ -376,5 +378,5 @@ def test_parts_that_would_be_left_out(tmp_path: Path) -> None:
     (tmp_path / "year=1").mkdir()
     assert VectorFile(tmp_path).shape == (6, 3)
     np.save(tmp_path / "year=1" / "a.npy", np.ones((2, 3)))
-    with pytest.raises(InvalidInput, match="has vector files in a folder below it, year=1"):
+    with pytest.raises(InvalidInput, match="has vector files in its subfolder year=1"):
         VectorFile(tmp_path)

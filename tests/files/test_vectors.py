@@ -104,7 +104,7 @@ def test_numbers_whose_squares_float32_cannot_hold() -> None:
     x = np.full((4, 4), 1e17)
     check_finite(x, "x")
     x[2, 1] = -3e38
-    with pytest.raises(InvalidInput, match=r"x: row 2 holds numbers up to 3e\+38, too large for float32 squares"):
+    with pytest.raises(InvalidInput, match=r"x: row 2 contains numbers up to 3e\+38, too large for float32 squares"):
         check_finite(x, "x")
 
 

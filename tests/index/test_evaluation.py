@@ -59,7 +59,7 @@ def test_the_cheapest_is_above_the_wanted_recall_by_two_errors() -> None:
     assert found.cheapest(0.9) == rows[2]
     assert found.cheapest(0.9, "together") == rows[1]
     assert found.cheapest(0.85) == rows[3]
-    with pytest.raises(InvalidInput, match=r"surely reaches R@10 95.0% on 1,000 queries; the best is rerank=50, nprobe=4"):
+    with pytest.raises(InvalidInput, match=r"reliably reaches R@10 95.0% on 1,000 queries; the best is rerank=50, nprobe=4"):
         found.cheapest(0.95)
     with pytest.raises(InvalidInput, match=r"recall must be a share between 0 and 1, such as 0.9; got 90"):
         found.cheapest(90)
@@ -67,9 +67,9 @@ def test_the_cheapest_is_above_the_wanted_recall_by_two_errors() -> None:
 
 def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> None:
     for options, message in (
-        ({"base": BASE[:800]}, "expected just the vectors that the index holds, 900 with ids from 0 to 899; got 800"),
+        ({"base": BASE[:800]}, "expected the vectors of the index, 900 with ids from 0 to 899; got 800"),
         ({"base": BASE, "ids": np.arange(1, 901)}, "got 900 with ids from 1 to 900"),
-        ({}, "give one of base"),
+        ({}, "give either base"),
         ({"truth": np.zeros((60, 3), int)}, r"truth must be integers of shape \(60, at least 10\), got \(60, 3\)"),
         ({"base": BASE, "nprobe": [17]}, "nprobe must be an integer between 1 and 16"),
         ({"base": BASE, "rerank": [-1]}, "rerank must be an integer"),
@@ -78,9 +78,9 @@ def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> 
         ({"base": BASE, "nprobe": 4}, "nprobe must be a list of at least one number, got 4"),
         (
             {"truth": np.full((60, 10), 10**9)},
-            "truth names 600 ids that the index does not hold, the first of them 1,0",
+            "truth has 600 ids that are not in the index, the first of them 1,0",
         ),
-        ({"truth": np.zeros((60, 10), int), "ids": range(900)}, "ids are those of base, and truth is given"),
+        ({"truth": np.zeros((60, 10), int), "ids": range(900)}, "ids belong to base, but truth was given instead of base"),
     ):
         with pytest.raises(InvalidInput, match=message):
             index.evaluate(QUERIES, **options)
@@ -105,11 +105,11 @@ def test_the_command(index: CatalyzerIndex, tmp_path: Path, capsys: pytest.Captu
     assert end.value.code == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out)["fastest"] == {}
-    assert "no setting surely reaches R@10 99.9%" in captured.err
+    assert "no setting reliably reaches R@10 99.9%" in captured.err
     for more, sentence in (
         (["--recall", "90"], "--recall must be a share between 0 and 1"),
-        (["--figure", str(tmp_path / "f.txt")], "a figure is written as .png, .svg or .pdf"),
-        (["--figure", str(tmp_path / "none" / "f.png")], "expected a file in a folder that there is"),
+        (["--figure", str(tmp_path / "f.txt")], "expected a name that ends in .png, .svg or .pdf"),
+        (["--figure", str(tmp_path / "none" / "f.png")], "expected a file in an existing folder"),
     ):
         with pytest.raises(SystemExit) as end:
             main([*line, "--rerank", "0", "--nprobe", "1", *more])

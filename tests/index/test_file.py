@@ -332,7 +332,7 @@ def test_parts_of_your_own_are_loaded_where_they_are_trusted(tmp_path: Path) -> 
     verify(file, trust=["tests"])
     refused(file, f"{__name__}.Halves is not a class of catalyzer", UntrustedPart)
     half = Halves(32, 24).half()
-    with pytest.raises(InvalidInput, match=r"transform.wide is torch.float16, which no index can hold"):
+    with pytest.raises(InvalidInput, match=r"transform.wide is torch.float16, a type that an index cannot store"):
         write(
             file, Contents(Codec(half, LatticeQuantizer(24)), Metric("l2"), np.empty(0, np.int64), np.empty((0, 8), np.uint8))
         )
@@ -612,7 +612,7 @@ def test_parts_that_do_not_belong_together(codec: Codec) -> None:
 def test_a_later_format(path: Path, tmp_path: Path) -> None:
     whole, file = path.read_bytes(), tmp_path / "b.catalyzer"
     file.write_bytes(whole.replace(b"catalyzer.index/1", b"catalyzer.index/2"))
-    refused(file, "has format '2', and this catalyzer reads 1; install a newer one", InvalidInput)
+    refused(file, "has format '2', but this version of catalyzer reads 1; install a newer version", InvalidInput)
 
 
 class Evil:
@@ -665,7 +665,7 @@ def test_verify_says_which_vectors_are_damaged(fitted: Path, tmp_path: Path) -> 
     with pytest.raises(DamagedFile, match="row 7 holds the code"):
         verify(file)
     write(file, replace(contents, ids=np.zeros(200, np.int64), codes=codes[8:208]))
-    with pytest.raises(DamagedFile, match="it has an id twice"):
+    with pytest.raises(DamagedFile, match="an id occurs twice"):
         verify(file)
 
 

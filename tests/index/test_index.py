@@ -113,7 +113,7 @@ def test_a_vector_longer_than_all_that_were_learned_from(tmp_path: Path) -> None
         index.add(tmp_path / "x.fvecs", skip_invalid=True)
     assert index.ntotal == 0
     index.add(learn)
-    with pytest.raises(InvalidInput, match="holds 600 vectors, whose codes another training would make void"):
+    with pytest.raises(InvalidInput, match="contains 600 vectors, and another training would invalidate their codes"):
         index.fit(learn)
 
 
@@ -136,9 +136,9 @@ def test_vectors_of_every_kind(index: CatalyzerIndex, tmp_path: Path) -> None:
     [
         ({1: 2}, "expected an array, a tensor, lists of numbers or the path of a vector file, got dict"),
         (np.zeros((2, 2, 32)), r"shape \(n, d\), got shape \(2, 2, 32\)"),
-        (np.zeros((2, 31)), "expected vectors of dimension 32, as those learned from; got 31"),
+        (np.zeros((2, 31)), "expected vectors of dimension 32, like the training vectors, got 31"),
         (np.zeros((2, 32), "U1"), "expected vectors as numbers"),
-        (np.full((2, 32), 1e300), r"row 0 holds numbers up to 1e\+300, too large for float32 squares"),
+        (np.full((2, 32), 1e300), r"row 0 contains numbers up to 1e\+300, too large for float32 squares"),
     ],
 )
 def test_what_is_no_vector(filled: CatalyzerIndex, vectors: Any, sentence: str) -> None:
@@ -158,8 +158,8 @@ def test_ids(index: CatalyzerIndex) -> None:
     assert index.ids.tolist() == [0, 2, 3, 4, 100, -(2**63), 101, 103]
     assert index.search(BASE[9:10], k=1)[1].tolist() == [[103]]
     for ids, sentence in (
-        ([7, 8, 7], "row 2 has the id 7, as a row before it"),
-        ([7, -1, 8], "row 1 has the id -1, which stands for nothing found"),
+        ([7, 8, 7], "row 2 repeats the id 7 of an earlier row"),
+        ([7, -1, 8], "row 1 has the id -1, which means that nothing was found"),
         ([7, 100, 0], "2 of the ids are in the index already, the first of them 100"),
         ([7, 8], "an id for each of 3 vectors, got 2"),
         ([0.5, 1, 2], "ids must be int64"),
@@ -172,7 +172,7 @@ def test_ids(index: CatalyzerIndex) -> None:
             use(np.array([0, 1, 102]))
     assert index.ntotal == 8
     index.add(BASE[:1], ids=np.array([2**63 - 1]))
-    with pytest.raises(InvalidInput, match="there are no 1 ids above"):
+    with pytest.raises(InvalidInput, match="fewer than 1 ids are left above"):
         index.add(BASE[:1])
 
 
@@ -190,7 +190,7 @@ def test_fewer_than_k_and_none_at_all(index: CatalyzerIndex) -> None:
     for k, rerank, sentence in (
         (0, 1, "k must be an integer of at least 1; got 0"),
         (2.0, 1, "k must be an integer of at least 1; got 2.0"),
-        (2**63, 1, "k = 9,223,372,036,854,775,808, but the index holds 2 vectors"),
+        (2**63, 1, "k = 9,223,372,036,854,775,808, but the index has only 2 vectors"),
         (1, -1, "rerank must be an integer of at least 0; got -1"),
         (1, True, "rerank must be an integer of at least 0; got True"),
     ):
@@ -203,7 +203,7 @@ def test_invalid_rows_are_refused_or_left_out(fitted: Path, index: CatalyzerInde
     x = BASE.astype(np.float32)
     x[250, 3], x[251], x[699, 0] = np.nan, np.inf, -np.inf
     with pytest.raises(
-        InvalidInput, match="row 250 holds NaN or infinity; remove such rows, or leave them out by skip_invalid"
+        InvalidInput, match="row 250 contains NaN or infinity; remove such rows; or leave them out with skip_invalid"
     ):
         index.add(x)
     assert index.ntotal == 0  # nor the blocks before
@@ -366,7 +366,7 @@ def test_no_training_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("vectors", "options", "sentence"),
     [
-        (clustered(600, 32, 0), {"epochs": 1, "budget": "1min"}, "give one of them"),
+        (clustered(600, 32, 0), {"epochs": 1, "budget": "1min"}, "give only one of them"),
         (clustered(600, 32, 0), {"epochs": 0}, "epochs must be an integer of at least 1; got 0"),
         (clustered(600, 32, 0), {"epochs": 2.0}, "epochs must be an integer of at least 1; got 2.0"),
         (clustered(600, 32, 0), {"budget": 60}, 'budget must be a duration such as "10min", got 60'),
@@ -374,7 +374,7 @@ def test_no_training_is_lost(tmp_path: Path) -> None:
         (clustered(600, 32, 0), {"budget": "0.1s"}, r"budget is too small for an epoch of .* give at least [\d.]+min"),
         (clustered(100, 32, 0), {}, "the learn set has 100 vectors; at least 500 are needed"),
         (np.ones((600, 32)), {}, "all training vectors are equal"),
-        (np.full((600, 32), np.nan), {}, "row 0 holds NaN or infinity"),
+        (np.full((600, 32), np.nan), {}, "row 0 contains NaN or infinity"),
         (np.full((600, 32), np.nan), {"skip_invalid": True}, "the learn set has 0 vectors"),
         (
             clustered(600, 32, 0),
@@ -404,9 +404,9 @@ def test_a_fit_that_cannot_be(vectors: np.ndarray, options: dict[str, Any], sent
         ({"decoder": "mlp"}, "decoder must be True or False, got 'mlp'"),
         ({"ivf": 16.0}, "ivf must be an integer of at least 0; got 16.0"),
         ({"ivf": True}, "ivf must be an integer of at least 0; got True"),
-        ({"overrides": "quantizer=opq"}, "overrides must be a list of texts such as \"quantizer=opq\", got 'quantizer=opq'"),
-        ({"overrides": [("quantizer", "opq")]}, "overrides must be a list of texts"),
-        ({"overrides": None}, "overrides must be a list of texts"),
+        ({"overrides": "quantizer=opq"}, "overrides must be a list of strings such as \"quantizer=opq\", got 'quantizer=opq'"),
+        ({"overrides": [("quantizer", "opq")]}, "overrides must be a list of strings"),
+        ({"overrides": None}, "overrides must be a list of strings"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
@@ -426,7 +426,7 @@ def test_options_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
         ({"bits": 128, "d_out": 2}, "128 bits are too many for 2 dimensions"),
         ({"overrides": ["nonsense=1"]}, "nonsense"),
         ({"overrides": ["quantizer=nonsense"]}, "nonsense"),
-        ({"overrides": ["quantizer=opq"], "ivf": 8}, "ProductQuantizer cannot search inverted lists"),
+        ({"overrides": ["quantizer=opq"], "ivf": 8}, "ProductQuantizer has no method search_lists"),
     ],
 )
 def test_trainings_that_cannot_be(options: dict[str, Any], sentence: str) -> None:
@@ -454,11 +454,11 @@ def test_an_index_of_a_codec(codec: Codec) -> None:
     cosine = CatalyzerIndex.from_codec(Codec(Identity(32), SignQuantizer(32)), metric="cosine")
     cosine.add(BASE)
     assert (cosine.search(BASE[:5], k=1, rerank=0)[0] == 1).all()
-    with pytest.raises(InvalidInput, match="learns the longest norm, so it cannot be made of a codec; call fit"):
+    with pytest.raises(InvalidInput, match="needs the largest norm, which a codec does not have; use fit"):
         CatalyzerIndex.from_codec(codec, metric="ip")
     with pytest.raises(InvalidInput, match="metric must be one of"):
         CatalyzerIndex.from_codec(codec, metric="dot")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="trained already, since it comes from a file or a codec; make another to fit"):
+    with pytest.raises(InvalidInput, match="already trained, because it comes from a file or a codec; fit another index"):
         CatalyzerIndex.from_codec(codec).fit(BASE)
     for quantizer in (ProductQuantizer(24, 64), ProductQuantizer(24, 64, rotate=True), AdditiveQuantizer(24), LSHQuantizer(24)):
         with pytest.raises(InvalidInput, match=r"Quantizer is not fitted; call codec.fit\(train\) first"):

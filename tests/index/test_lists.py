@@ -220,17 +220,17 @@ def test_what_cannot_be(fitted: Path, listed: Path, index: CatalyzerIndex) -> No
     ):
         with pytest.raises(InvalidInput, match=sentence):
             index.search(QUERIES, nprobe=nprobe)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with lists, and this one has none"):
+    with pytest.raises(InvalidInput, match="nprobe = 4 is for an index with inverted lists, but this one has none"):
         CatalyzerIndex.load(fitted).search(QUERIES, nprobe=4)
     with pytest.raises(InvalidInput, match="ivf must be an integer of at least 0; got -1"):
         CatalyzerIndex(ivf=-1)
-    with pytest.raises(InvalidInput, match=r"ivf = 100 lists need at least 800 .* got 600: .* an ivf of at most 75"):
+    with pytest.raises(InvalidInput, match=r"ivf = 100 lists need at least 800 .* got 600; .* an ivf of at most 75"):
         CatalyzerIndex(hidden=16, d_out=24, ivf=100).fit(BASE[:600])
-    with pytest.raises(InvalidInput, match="ProductQuantizer cannot search inverted lists"):
+    with pytest.raises(InvalidInput, match="ProductQuantizer has no method search_lists"):
         CatalyzerIndex(hidden=16, d_out=24, ivf=10, overrides=["quantizer=opq"]).fit(BASE[:600])
     assert (index.ivf, CatalyzerIndex.load(fitted).ivf) == (20, 0)
     held = read(listed, mmap=False)
-    with pytest.raises(InvalidInput, match="SignQuantizer cannot search inverted lists"):
+    with pytest.raises(InvalidInput, match="SignQuantizer has no method search_lists"):
         replace(held, codec=replace(held.codec, quantizer=SignQuantizer(24)))
 
 

@@ -65,7 +65,7 @@ def contents(metric: MetricName, query: bool) -> Contents:
 def test_a_run(run: Run, tmp_path: Path) -> None:
     make_run(tmp_path / "outputs/RUN", "decoder=mlp", "decoder.hidden=64")
     printed = run("export outputs/RUN --onnx models/model.onnx --decoder decoder.onnx")
-    assert printed.startswith("wrote models/model.onnx, whose outputs differ from torch's by at most ")
+    assert printed.startswith("wrote models/model.onnx, with outputs that differ from torch's by at most ")
     assert [line.split()[1] for line in printed.splitlines()] == ["models/model.onnx,", "decoder.onnx,"]
     trained = TrainedRun.load("outputs/RUN").codec
     for n in (1, 50):
@@ -133,10 +133,10 @@ def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.M
         ("a.catalyzer", "the following arguments are required: --onnx"),
         ("--onnx m.onnx", "the following arguments are required: INDEX"),
         ("a.catalyzer --onnx m.onnx opset=9", "unrecognized arguments: opset=9"),
-        ("a.catalyzer --onnx ./a.catalyzer", "each file needs a name of its own; got a.catalyzer a.catalyzer"),
-        ("a.catalyzer --onnx m.onnx --query m.onnx", "each file needs a name of its own; got a.catalyzer m.onnx m.onnx"),
-        ("a.catalyzer --onnx m.onnx --decoder d.onnx", "there is no decoder to export; leave its file out, or train one"),
-        ("a.catalyzer --onnx m.onnx --query q.onnx", "queries have no network of their own, they are mapped as vectors are"),
+        ("a.catalyzer --onnx ./a.catalyzer", "each file needs a different name; got a.catalyzer a.catalyzer"),
+        ("a.catalyzer --onnx m.onnx --query m.onnx", "each file needs a different name; got a.catalyzer m.onnx m.onnx"),
+        ("a.catalyzer --onnx m.onnx --decoder d.onnx", "there is no decoder to export; leave out its file, or train one"),
+        ("a.catalyzer --onnx m.onnx --query q.onnx", "there is no query network to export, since queries use the transform"),
         ("base.npy --onnx m.onnx", "base.npy is not an index"),
         ("missing.catalyzer --onnx m.onnx", "missing.catalyzer: no such file"),
         ("run --onnx m.onnx", "run"),
@@ -146,7 +146,7 @@ def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.M
         assert sentence in error
         assert error.splitlines()[-1].startswith(("error: ", "catalyzer export: error: ", "catalyzer: error: "))
     monkeypatch.setattr(onnx, "RELATIVE_TOLERANCE", 0)
-    assert "computes other latent than torch" in run("export a.catalyzer --onnx m.onnx", expect=2)
+    assert "compute different latent, by up to" in run("export a.catalyzer --onnx m.onnx", expect=2)
     for package in ("onnxruntime", "onnxscript"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
@@ -177,7 +177,7 @@ def test_any_transform_with_weights(run: Run, tmp_path: Path, transform: Transfo
     nothing = np.empty(0, np.int64), np.empty((0, 8), np.uint8)
     write(tmp_path / "a.catalyzer", Contents(codec, Metric("l2"), *nothing))
     if isinstance(transform, Foreign):
-        assert f"if you trust that, add trust={__name__.partition('.')[0]}" in run("export a.catalyzer --onnx m.onnx", expect=2)
+        assert f"if you trust it, add trust={__name__.partition('.')[0]}" in run("export a.catalyzer --onnx m.onnx", expect=2)
     run(f"export a.catalyzer --onnx m.onnx --trust {__name__}")
     with torch.inference_mode():
         expected = transform(torch.from_numpy(BASE)).numpy()

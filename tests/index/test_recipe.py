@@ -215,7 +215,7 @@ def test_no_budget_is_no_training() -> None:
         index.add(BASE)
     np.testing.assert_array_equal(linear.codes, zero.codes)
     for more in ({"epochs": 3}, {"budget": "1min"}):
-        with pytest.raises(InvalidInput, match='method="linear" trains no network, so it takes neither epochs nor a budget'):
+        with pytest.raises(InvalidInput, match='method="linear" trains no network, so it accepts neither epochs nor a budget'):
             CatalyzerIndex(d_out=24, method="linear").fit(x, **more)
     with pytest.raises(InvalidInput, match=r"method must be .auto. or .linear., got 'pca'"):
         CatalyzerIndex(method="pca")  # type: ignore[arg-type]

@@ -141,7 +141,7 @@ def test_few_allowed_are_searched_in_all_lists(indexes: dict[tuple[str, int], Ca
 def test_what_is_no_filter(indexes: dict[tuple[str, int], CatalyzerIndex], tmp_path: Path) -> None:
     index = indexes["l2", 0]
     for ids, message in (
-        (np.ones(900, bool), r"ids: element i of a mask says whether id i is among them; expected shape \(n,\) with n above"),
+        (np.ones(900, bool), r"ids: expected a mask of shape \(n,\), where element i is for id i and n is above"),
         ({1, 2}, "ids must be int64 of shape .*, got a set"),
         ([0.5], "ids must be int64"),
         ("missing.npy", r"missing.npy: no such file"),

@@ -78,7 +78,7 @@ def test_a_mapped_index_travels_as_its_path(path: Path) -> None:
     changed = CatalyzerIndex.load(path)
     changed.remove([0])
     changed.save(path)
-    with pytest.raises(Conflict, match="has changed since the index that was sent was loaded from it"):
+    with pytest.raises(Conflict, match="has changed since the pickled index was loaded from it"):
         pickle.loads(sent)
     assert same(copy.copy(mapped), mapped)  # the pages are still there
 
@@ -121,13 +121,13 @@ def test_updates(path: Path) -> None:
     assert not np.array_equal(before, index.codes[:400])
     held = index.ids.copy(), index.codes.copy()
     for given, sentence in (
-        ([1, 2, 1], "row 2 has the id 1, as a row before it"),
+        ([1, 2, 1], "row 2 repeats the id 1 of an earlier row"),
         ([1, 2, 999], "1 of the ids are not in the index, the first of them 999"),
         ([1, 2], "an id for each of 3 vectors, got 2"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             index.update(np.array(given), new)
-    with pytest.raises(InvalidInput, match="row 1 holds NaN"):
+    with pytest.raises(InvalidInput, match="row 1 contains NaN"):
         index.update([1, 2, 3], np.where(np.arange(3)[:, None] == 1, np.nan, new))
     np.testing.assert_array_equal(index.ids, held[0])
     np.testing.assert_array_equal(index.codes, held[1])

@@ -78,18 +78,18 @@ def test_one_query_has_results_of_one_dimension(made: Any, index: CatalyzerIndex
     for one, expected in zip(index.search(made(QUERIES[0]), 7), index.search(QUERIES[:1], 7), strict=True):
         assert one.shape == (7,)
         np.testing.assert_array_equal(one, expected[0])
-    with pytest.raises(InvalidInput, match="dimension 32, as those learned from; got 31"):
+    with pytest.raises(InvalidInput, match="dimension 32, like the training vectors, got 31"):
         index.search(QUERIES[0, :31])
-    with pytest.raises(InvalidInput, match=r"got shape \(32,\) of uint8; a single vector x is x\[None\]"):
+    with pytest.raises(InvalidInput, match=r"got shape \(32,\) of uint8; give a single vector x as x\[None\]"):
         index.add(BASE[0])
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.ma.masked_equal(BASE, BASE[0, 0]), "a masked array"),
-        (list(np.ma.masked_equal(BASE, BASE[0, 0])), "a masked array"),
-        ([[1.0, 2.0], [3.0]], "a list that is no such array"),
+        (np.ma.masked_equal(BASE, BASE[0, 0]), "an array with masked elements"),
+        (list(np.ma.masked_equal(BASE, BASE[0, 0])), "an array with masked elements"),
+        ([[1.0, 2.0], [3.0]], "a list that is not such an array"),
         ([["a"] * 32], "of <U1"),
         (BASE > 3, "of bool"),
         (BASE + 1j, "of complex128"),
@@ -140,10 +140,10 @@ def test_cosine_of_what_float32_does_not_hold(index: CatalyzerIndex) -> None:
 def test_too_large_numbers_are_named_and_never_skipped(dtype: type, index: CatalyzerIndex) -> None:
     x = BASE.astype(dtype)
     x[5, 3], x[2, 2] = dtype(1e30) if dtype is np.float32 else 1e200, np.nan
-    with pytest.raises(InvalidInput, match=r"row 5 holds numbers up to 1e\+\d+, too large for float32 squares"):
+    with pytest.raises(InvalidInput, match=r"row 5 contains numbers up to 1e\+\d+, too large for float32 squares"):
         index.add(x, skip_invalid=True)
     assert index.ntotal == 700
-    with pytest.raises(InvalidInput, match="row 3 holds numbers up to"):
+    with pytest.raises(InvalidInput, match="row 3 contains numbers up to"):
         index.search(x[[0, 1, 3, 5]])
     x[5, 3] = 1
     assert index.add(x, skip_invalid=True).tolist() == [2]
@@ -157,7 +157,7 @@ def test_an_invalid_query_is_found_before_the_work(index: CatalyzerIndex, monkey
     search = codec.search
     monkeypatch.setattr(codec, "search", lambda *args: searched.append(1) or search(*args))
     monkeypatch.setattr("catalyzer.index.searching.PAIRS", 10_000)
-    with pytest.raises(InvalidInput, match="row 2,999 holds NaN or infinity"):
+    with pytest.raises(InvalidInput, match="row 2,999 contains NaN or infinity"):
         index.search(queries, 5)
     assert not searched
     index.search(queries[:-1], 5)
@@ -190,7 +190,7 @@ def test_a_rare_length_is_named(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_largest_norm_of_the_users(tmp_path: Path) -> None:
     learn = clustered(600, 16, 0).astype(np.float32)
     most = float(np.linalg.norm(learn, axis=1).max())
-    with pytest.raises(InvalidInput, match=r"row \d+ has the norm .*, and the limit of this index for inner products is 1;"):
+    with pytest.raises(InvalidInput, match=r"row \d+ has the norm .*, above the index's limit for inner products, 1;"):
         CatalyzerIndex(metric="ip", max_norm=1.0).fit(learn, epochs=1)
     index = CatalyzerIndex(bits=32, metric="ip", max_norm=2 * most, d_out=12, hidden=16)
     assert pickle.loads(pickle.dumps(index))._max_norm == 2 * most
@@ -241,7 +241,7 @@ def test_a_file_that_is_shortened_while_it_is_mapped(name: str, tmp_path: Path) 
     assert len(file[600:]) == 100
     with path.open("r+b") as other:
         other.truncate(path.stat().st_size // 2)
-    with pytest.raises(InvalidInput, match=f"{name} was shortened while it was read"):
+    with pytest.raises(InvalidInput, match=f"{name} was truncated while it was read"):
         file[600:]
 
 
@@ -253,7 +253,7 @@ def test_a_constant_block_of_zeros_is_valid_but_for_cosine(metric: MetricName) -
     if metric != "cosine":
         assert check_rows(zeros, Metric(metric)) == 0
         return
-    with pytest.raises(InvalidInput, match="row 0 holds nothing but zeros, so it has no direction"):
+    with pytest.raises(InvalidInput, match="row 0 contains only zeros, so it has no direction"):
         check_rows(zeros, Metric(metric))
 
 
@@ -266,7 +266,10 @@ def test_slices_that_are_not_what_they_should_be(index: CatalyzerIndex) -> None:
         def __getitem__(self, rows: slice) -> np.ndarray:
             return np.ma.masked_equal(self.x[rows], self.x[0, 0])
 
-    for source, message in ((Short(BASE), r"should be \(700, 32\), but reading gave \(699, 32\)"), (Masked(BASE), "masked")):
+    for source, message in (
+        (Short(BASE), r"expected \(700, 32\) when reading rows from 0 on, got \(699, 32\)"),
+        (Masked(BASE), "masked"),
+    ):
         for work in (index.add, index.search, lambda x: index.update(range(700), x)):
             with pytest.raises(InvalidInput, match=message):
                 work(source)
@@ -279,10 +282,10 @@ def test_a_file_that_is_shortened_before_it_is_opened_again(tmp_path: Path, inde
     file = open_vectors(path)
     with path.open("r+b") as other:
         other.truncate(36 * 300)
-    with pytest.raises(InvalidInput, match="was shortened after it was opened: 700 rows, now 300"):
+    with pytest.raises(InvalidInput, match="was truncated after it was opened, from 700 rows to 300"):
         pickle.loads(pickle.dumps(file))
     for use in (index.add, index.search, lambda file: file.first(600)[:]):
-        with pytest.raises(InvalidInput, match="was shortened while it was read, from 25,200 to 10,800 bytes"):
+        with pytest.raises(InvalidInput, match="was truncated while it was read, from 25,200 to 10,800 bytes"):
             use(file)
     assert index.ntotal == 700
 
@@ -291,7 +294,7 @@ def test_bytes_behind_an_array(tmp_path: Path) -> None:
     with (tmp_path / "x.npy").open("wb") as file:
         np.save(file, BASE)
         np.save(file, BASE)
-    with pytest.raises(InvalidInput, match="but the file has 45,056; save one array in a file"):
+    with pytest.raises(InvalidInput, match="but the file has 45,056 bytes; save one array in a file"):
         open_vectors(tmp_path / "x.npy")
 
 

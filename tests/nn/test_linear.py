@@ -149,7 +149,7 @@ def test_refusals() -> None:
         (lambda: Linear(8, 4, nested=True), "nested=true is for codes of several blocks"),
         (lambda: Linear(8, 4, nested=True, spheres=[2, 3]), r"spheres = \[2, 3\] have 5 dimensions together, and the codes 4"),
         (lambda: Codec(Linear(32, 24), LatticeQuantizer(24, gain=True)), "Linear makes all of them equal; use gain=false"),
-        (lambda: Catalyzer(8, 12, spheres=[6, 5]), r"spheres = \[6, 5\] have 11 dimensions together, and d_out = 12"),
+        (lambda: Catalyzer(8, 12, spheres=[6, 5]), r"spheres = \[6, 5\] have 11 dimensions together, but d_out = 12"),
     ]:
         with pytest.raises(InvalidInput, match=message):
             call()

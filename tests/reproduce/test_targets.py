@@ -239,7 +239,7 @@ def test_the_trainings_side_by_side_then_the_table(reproduce: Command, own_files
     [
         ("seeds", "seeds=0", "seeds=0: input should be greater than 0"),
         ("lambdas", "lambdas=[]", "lambdas=[]: list should have at least 1 item"),
-        (None, "quantizer=pq", "quantizer=pq: the rows of a table choose this themselves"),
+        (None, "quantizer=pq", "quantizer=pq: each row of a table sets this itself"),
         (None, "experiment=paper", "give scale=paper"),
         (None, "trainer=gpu", "the trainer refuses its settings"),
     ],
@@ -256,7 +256,7 @@ def test_wrong_keys_get_one_sentence(key: str | None, override: str, message: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table1", "table2"], "one target at a time, got table1 table2"),
+        (["table1", "table2"], "expected one target, got table1 table2"),
         (["table1", "job=99"], "job=99: table1 has 2 trainings, numbered from 0"),
         (["table1", "experiment=search"], "experiment=search is a sweep of src/train.py"),
     ],

@@ -95,7 +95,7 @@ def test_a_run_interrupted_again_and_again_comes_to_the_same_end(
     same_end(tmp_path / "whole", tmp_path / "stopped")
 
     again = train("resume=stopped")
-    assert "has ended already" in again.stderr
+    assert "has already finished" in again.stderr
     assert "catalyzer + lattice" in again.stdout
 
 

@@ -269,4 +269,4 @@ def test_what_is_no_sweep_gets_one_sentence(sweep_table: Command, folder: str) -
 
 def test_resume_is_for_one_run(train: Command) -> None:
     process = train("-m", "resume=a,b", expect=1)
-    assert "resume continues one run, and a sweep makes new ones; leave out -m" in process.stdout
+    assert "resume continues one run, but -m starts new ones; leave out -m" in process.stdout

@@ -94,7 +94,7 @@ def test_a_run_that_was_moved(run: Path, source: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     shards = encode(tmp_path / "run", source, tmp_path / "codes")
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(InvalidInput, match="is gone; say where it is by run=FOLDER"):
+    with pytest.raises(InvalidInput, match="does not exist; give its folder with run=FOLDER"):
         search(shards, source, 10)
     np.testing.assert_array_equal(search(shards, source, 1, 0, tmp_path / "moved")[0], search(shards, source, 1, 0, run)[0])
     assert len(encode(tmp_path / "moved", source, tmp_path / "codes").manifest.shards) == 1
@@ -151,7 +151,7 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(("harm", "words"), [(damage, "differs from its checksum"), (Path.unlink, "is missing")])
+@pytest.mark.parametrize(("harm", "words"), [(damage, "does not match its checksum"), (Path.unlink, "is missing")])
 def test_a_shard_that_is_not_whole_is_named_and_made_again(
     harm: Callable[[Path], None],
     words: str,
@@ -164,7 +164,7 @@ def test_a_shard_that_is_not_whole_is_named_and_made_again(
     whole = all_codes(codes)
     harm(codes / "000017.npy")
     np.save(tmp_path / "q.npy", clustered(3, DIM, 2))
-    with pytest.raises(DamagedFile, match=rf"codes/000017\.npy {words}; start src/encode.py as before"):
+    with pytest.raises(DamagedFile, match=rf"codes/000017\.npy {words}; repeat the src/encode.py command"):
         search(CodeShards.open(codes), tmp_path / "q.npy", 10)
     encode(run, source, codes, shard_size=128)
     assert re.search(rf"000017\.npy {words}", caplog.text)
@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_is_left_alone(
         ((other_run, source, codes, 128), "holds codes of another run"),
         ((run, other, codes, 128), "holds codes of another input"),
         ((run, source, codes, 64), "holds shards of another size, shard_size=128"),
-        ((run, source, tmp_path / "full", 128), "holds photograph.jpg, and no codes of src/encode.py"),
+        ((run, source, tmp_path / "full", 128), "holds photograph.jpg, which src/encode.py did not make"),
         ((run, tmp_path / "none.u8bin", codes, 128), "none.u8bin: no such file"),
     ):
         with pytest.raises(InvalidInput, match=words):
@@ -203,7 +203,7 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
     other_run, shards = make_run(tmp_path / "other", seed=1), CodeShards.open(codes)
     for arguments, words in (
         (("q.npy", 5001), "k must be an integer between 1 and 5,000, the number of codes; got 5,001"),
-        (("wide.npy", 10), "its vectors have dimension 33, the run's 32"),
+        (("wide.npy", 10), "expected vectors of dimension 32, as in the run; got 33"),
         (("q.npy", 10, None, other_run), "holds codes of another run than"),
     ):
         with pytest.raises(InvalidInput, match=words):
@@ -212,10 +212,10 @@ def test_mistakes_of_a_search(codes: Path, tmp_path: Path) -> None:
         CodeShards.open(tmp_path / "nowhere")
     manifest = json.loads((codes / "manifest.json").read_text())
     for content, kind, words in (
-        ({**manifest, "shards": {}}, InvalidInput, "is not finished: 40 of its 40 shards are missing"),
+        ({**manifest, "shards": {}}, InvalidInput, "is incomplete: 40 of its 40 shards are missing"),
         ({**manifest, "shards": {"0": manifest["shards"]["1"]}}, DamagedFile, "damaged (shard 0 contradicts the rest)"),
         ({**manifest, "rows": "many"}, DamagedFile, "manifest.json is damaged (rows: "),
-        ({**manifest, "format": 2}, InvalidInput, "has format 2, and this catalyzer reads up to 1"),
+        ({**manifest, "format": 2}, InvalidInput, "has format 2, but this version of catalyzer reads up to 1"),
         ({**manifest, "format": "1"}, DamagedFile, "manifest.json is damaged (format: "),
         ({}, DamagedFile, "manifest.json is damaged (format: "),
         ([], DamagedFile, "manifest.json is damaged (JSON: "),
@@ -284,5 +284,5 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
 
 def test_an_address_is_that_of_ray() -> None:
     values = {"run": "r", "input": "i", "output": "o", "shard_size": 1, "trust": [], "engine": "local", "address": "auto"}
-    with pytest.raises(InvalidInput, match="address=auto is that of a Ray cluster; add engine=ray"):
+    with pytest.raises(InvalidInput, match="address=auto is for a Ray cluster; add engine=ray"):
         Encode.check(values)

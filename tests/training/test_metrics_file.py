@@ -146,6 +146,6 @@ def test_a_file_cut_after_what_a_checkpoint_knows_is_gone_on_with(
 def test_a_file_that_holds_no_metrics(tmp_path: Path) -> None:
     for content in ("name,price\nbread,3\n", "step,loss\nten,0.5\n", "step,loss\n1,2,3,4\n"):
         (tmp_path / "metrics.csv").write_text(content)
-        with pytest.raises(InvalidInput, match="expected a run's metrics"):
+        with pytest.raises(InvalidInput, match="expected the metrics of a run"):
             MetricsFile(tmp_path / "metrics.csv", 10)
         assert (tmp_path / "metrics.csv").read_text() == content

@@ -228,7 +228,7 @@ def test_a_training_no_better_than_chance_says_so(blind: bool, tmp_path: Path, c
     training = CatalyzerTraining(Codec(transform, LatticeQuantizer(8, 32)))
     trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=10, logger=False, enable_checkpointing=False)
     trainer.fit(training, datamodule=triplet_data(tmp_path))
-    assert ("and chance alone finds 10.0%: nothing was learned" in caplog.text) == blind
+    assert ("and chance gives 10.0%: nothing was learned" in caplog.text) == blind
 
 
 def test_without_a_validation_split_and_a_cache_it_trains(tmp_path: Path) -> None:

@@ -22,23 +22,23 @@ if TYPE_CHECKING:  # imported where they are used: help comes at once, and not w
     from catalyzer.parts import Part
 
 EXAMPLES = """examples:
-  catalyzer fit photos.catalyzer learn.fvecs                 train on vectors like those to come
+  catalyzer fit photos.catalyzer learn.fvecs                 train on vectors like those to be added
   catalyzer fit photos.catalyzer learn.fvecs --budget 10min  train as many epochs as fit into ten minutes
   catalyzer fit photos.catalyzer learn.fvecs quantizer=opq   settings of src/train.py, here another quantizer
-  catalyzer add photos.catalyzer base.fvecs                  code vectors, 8 bytes each
+  catalyzer add photos.catalyzer base.fvecs                  encode and add vectors, 8 bytes each
   catalyzer search photos.catalyzer queries.fvecs -k 10      a table; --json, or --output NAME for NAME.ivecs and NAME.fvecs
-  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       4096 inverted lists, for millions of vectors
+  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       4,096 inverted lists, for millions of vectors
   catalyzer search large.catalyzer queries.fvecs --nprobe 32 scan 32 lists per query
   catalyzer update photos.catalyzer new.fvecs --ids ids.npy  replace the vectors of these ids
   catalyzer remove photos.catalyzer 17 42                    remove vectors by id; or a file of ids
   catalyzer merge photos.catalyzer more.catalyzer            add the vectors of other indexes of the same training
   catalyzer evaluate photos.catalyzer --queries q.fvecs --base base.fvecs --recall 0.9    recall and time of all settings
   catalyzer info photos.catalyzer                            what the index holds
-  catalyzer verify photos.catalyzer                          compare everything with its checksums
-  catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; also of a run's folder
+  catalyzer verify photos.catalyzer                          check everything against its checksums
+  catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; INDEX may be a run's folder
 
-Vectors are read from .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .hbin and .npy files, also with .gz behind, from arrays
-within .npz, .hdf5, .parquet, .arrow and .safetensors files, named as in photos.hdf5:train, and from folders of such files.
+Vector files are .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .hbin and .npy, also gzipped (.npy.gz). In .npz, .hdf5,
+.parquet, .arrow and .safetensors files, name the array after a colon: photos.hdf5:train. A folder of such files is read as one.
 """
 
 
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _how_to_go_on(options: argparse.Namespace) -> str:
     if options.run is not _fit:
         if _identity(options.index) != options.before:
-            return f"{options.index} has been written already"
+            return f"{options.index} has already been written"
         return f"{options.index} is unchanged; run the same command again"
     return KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet; run the same command again"
 
@@ -105,14 +105,14 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         sub.add_argument("index", type=Path, metavar="INDEX", help="file of the index")
         if trusts:
-            about_trust = "load parts of this module, which runs its code; may be repeated"
+            about_trust = "allow classes of this module, whose code then runs; may be repeated"
             sub.add_argument("--trust", action="append", default=[], metavar="MODULE", help=about_trust)
         sub.set_defaults(run=run)
         return sub
 
     parser = argparse.ArgumentParser(
         "catalyzer",
-        description="Similarity search in 8 to 512 bytes a vector.",
+        description="Similarity search with 8 to 512 bytes per vector.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -122,36 +122,36 @@ def _parser() -> argparse.ArgumentParser:
     fit = command("fit", _fit, "train on vectors, and make a new index", trusts=False)
     fit.add_argument("learn", metavar="LEARN", help="file of vectors to learn from, at least 500")
     fit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of src/train.py, such as quantizer=opq")
-    fit.add_argument("--bits", type=int, default=64, help="of a code, at most (default: 64)")
+    fit.add_argument("--bits", type=int, default=64, help="upper limit for the bits of a code (default: 64)")
     fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
-    fit.add_argument("--max-norm", type=float, help="of ip: largest norm of a vector to add (default: that in LEARN)")
-    fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, what suits the data)")
+    fit.add_argument("--max-norm", type=float, help="for ip: largest norm of a vector to add (default: the largest in LEARN)")
+    fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, chosen by the data)")
     fit.add_argument("--hidden", type=int, help="width of the networks (default: 1024)")
-    fit.add_argument("--no-decoder", action="store_true", help="train no decoder, so searches have one stage")
-    about_method = "auto: a network, or a linear map where that finds as much; linear: no training (default: auto)"
+    fit.add_argument("--no-decoder", action="store_true", help="train no decoder; searches then do not rerank")
+    about_method = "auto: a network, or a linear map if it finds as much; linear: a linear map, no training (default: auto)"
     fit.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)
     fit.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
     length = fit.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
-    length.add_argument("--budget", help="instead of epochs, how long training may take: 90s, 10min, 1.5h; 0 trains nothing")
-    about_folder = "keep the training here (default: INDEX.training, which is removed when the index is written)"
+    length.add_argument("--budget", help="time limit for training instead of --epochs: 90s, 10min, 1.5h; 0 trains nothing")
+    about_folder = "folder for the training (default: INDEX.training, removed once the index is written)"
     fit.add_argument("--folder", type=Path, help=about_folder)
     fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
 
-    add = command("add", _add, "code vectors and add them to an index")
+    add = command("add", _add, "encode vectors and add them to an index")
     add.add_argument("base", metavar="BASE", help="file of vectors")
     add.add_argument("--ids", help="file of their ids, such as ids.npy or base.parquet:id (default: consecutive numbers)")
     add.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and print their rows")
 
     update = command("update", _update, "replace vectors in an index")
     update.add_argument("vectors", metavar="VECTORS", help="file of the new vectors")
-    update.add_argument("--ids", required=True, help="file of the ids whose vectors they replace, as for add")
+    update.add_argument("--ids", required=True, help="file of the ids of the vectors to replace, as for add")
 
     remove = command("remove", _remove, "remove vectors from an index")
     remove.add_argument("ids", nargs="+", metavar="ID", help="numbers, or one file of them, as for add")
 
     merge = command("merge", _merge, "add the vectors of other indexes of the same training, with their ids")
-    merge.add_argument("others", nargs="+", type=Path, metavar="OTHER", help="files of indexes; they stay as they are")
+    merge.add_argument("others", nargs="+", type=Path, metavar="OTHER", help="index files; they are not changed")
 
     search = command("search", _search, "find the nearest vectors in an index")
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
@@ -159,37 +159,37 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
     search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
     search.add_argument(
-        "--blocks", type=int, help="scan the first blocks of codes alone, and rerank by whole ones (default: all)"
+        "--blocks", type=int, help="scan only the first blocks of codes, and rerank by whole codes (default: all)"
     )
-    search.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search these alone")
-    search.add_argument("--exclude", metavar="IDS", help="file of ids: do not find these")
+    search.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search only these")
+    search.add_argument("--exclude", metavar="IDS", help="file of ids: leave these out")
     search.add_argument("--threads", type=int, help="at most so many (default: all)")
     output = search.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
 
-    evaluate = command("evaluate", _evaluate, "measure recall and time on queries of your own")
-    evaluate.add_argument("--queries", required=True, metavar="QUERIES", help="file of vectors, better 1,000 or more")
+    evaluate = command("evaluate", _evaluate, "measure recall and time on your queries")
+    evaluate.add_argument("--queries", required=True, metavar="QUERIES", help="file of vectors, preferably 1,000 or more")
     against = evaluate.add_mutually_exclusive_group(required=True)
-    against.add_argument("--base", help="file of the vectors that the index holds, which are searched exactly")
-    against.add_argument("--truth", help="file of the ids of each query's true neighbours instead, nearest first")
+    against.add_argument("--base", help="file of the vectors in the index, for exact search")
+    against.add_argument("--truth", help="instead: file of the ids of each query's true neighbours, nearest first")
     evaluate.add_argument("--ids", help="file of the ids of BASE, as for add")
     evaluate.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    evaluate.add_argument("--rerank", type=int, nargs="+", help="numbers of candidates (default: 0 20 50 100 500)")
-    evaluate.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists (default: 2 4 8 ... 128)")
-    evaluate.add_argument("--recall", type=float, help="name the fastest settings that reach this R@k, such as 0.9")
+    evaluate.add_argument("--rerank", type=int, nargs="+", help="numbers of candidates to try (default: 0 20 50 100 500)")
+    evaluate.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
+    evaluate.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
     evaluate.add_argument("--threads", type=int, help="at most so many (default: all)")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.add_argument("--figure", type=Path, metavar="FILE", help="draw recall against time, as .png, .svg or .pdf")
 
-    info = command("info", _info, "say what an index holds")
+    info = command("info", _info, "describe an index")
     info.add_argument("--json", action="store_true", help="as JSON")
-    command("verify", _verify, "compare everything in an index with its checksums")
+    command("verify", _verify, "check everything in an index against its checksums")
 
     export = command("export", _export, "write the networks of an index, or of a run, as ONNX files")
-    export.add_argument("--onnx", type=Path, metavar="FILE", required=True, help="of the transform: vectors to points")
-    export.add_argument("--decoder", type=Path, metavar="FILE", help="of the decoder: points to vectors")
-    export.add_argument("--query", type=Path, metavar="FILE", help="of what maps queries, where that is another network")
+    export.add_argument("--onnx", type=Path, metavar="FILE", required=True, help="file for the transform: vectors to points")
+    export.add_argument("--decoder", type=Path, metavar="FILE", help="file for the decoder: points to vectors")
+    export.add_argument("--query", type=Path, metavar="FILE", help="file for the query network, if queries have their own")
     return parser
 
 
@@ -208,7 +208,7 @@ def _fit(options: argparse.Namespace) -> None:
 
     with locked(options.index):
         if options.index.exists():
-            raise InvalidInput(f"{options.index} is there already; remove it, or choose another name")
+            raise InvalidInput(f"{options.index} already exists; remove it, or choose another name")
         index = CatalyzerIndex(
             options.bits,
             options.metric,
@@ -223,7 +223,9 @@ def _fit(options: argparse.Namespace) -> None:
         folder, temporary = _training(options), options.folder is None
         there = {path.name for path in folder.iterdir()} if temporary and folder.exists() else set()
         if there - {"cache"} and "config.yaml" not in there:
-            raise InvalidInput(f"{folder} is for the training and holds something else; move that away, or give --folder")
+            raise InvalidInput(
+                f"{folder} is needed for the training but contains other files; move them away, or give --folder"
+            )
         try:
             index.fit(
                 options.learn,
@@ -303,7 +305,7 @@ def _search(options: argparse.Namespace) -> None:
     outputs = [] if options.output is None else [Path(f"{options.output}{suffix}") for suffix in (".ivecs", ".fvecs")]
     for path in outputs:
         if path.resolve() in (Path(options.queries).resolve(), options.index.resolve()):
-            raise InvalidInput(f"--output {options.output} would replace {path}, which is read; give another name")
+            raise InvalidInput(f"--output {options.output} would replace {path}, an input of this command; give another name")
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
     among = {"blocks": options.blocks, "ids": options.ids, "exclude": options.exclude, "threads": options.threads}
     distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe, **among)
@@ -330,7 +332,7 @@ def _write_files(files: list[Path], distances: "np.ndarray", ids: "np.ndarray") 
 
     most = np.iinfo(np.int32).max
     if max(ids.max(initial=0), -1 - ids.min(initial=0)) > most:
-        raise InvalidInput(f"some of the ids found are beyond {most:,}, more than .ivecs files can hold; use --json")
+        raise InvalidInput(f"some of the ids found are above {most:,}, the limit of .ivecs files; use --json")
     for file, rows in zip(files, (ids, distances), strict=True):
         write_vecs(file, [rows])
     sys.stdout.write(f"wrote {files[0]} and {files[1]}, {len(ids):,} rows of {ids.shape[1]:,}\n")
@@ -414,7 +416,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     files = {name: getattr(options, name) for name in ("onnx", "decoder", "query") if getattr(options, name) is not None}
     if len({path.resolve() for path in (options.index, *files.values())}) <= len(files):
-        raise InvalidInput(f"each file needs a name of its own; got {options.index} {' '.join(map(str, files.values()))}")
+        raise InvalidInput(f"each file needs a different name; got {options.index} {' '.join(map(str, files.values()))}")
     from catalyzer import TrainedRun
     from catalyzer.index.file import read
     from catalyzer.index.onnx import export
@@ -426,7 +428,7 @@ def _export(options: argparse.Namespace) -> None:
         contents = read(options.index, mmap=True, trust=options.trust)
         codec, metric = contents.codec, contents.metric
     for path, difference in export(codec, metric, **files).items():
-        sys.stdout.write(f"wrote {path}, whose outputs differ from torch's by at most {difference:.2g}\n")
+        sys.stdout.write(f"wrote {path}, with outputs that differ from torch's by at most {difference:.2g}\n")
 
 
 def _shown(part: "Part") -> str:

@@ -42,7 +42,7 @@ def check_launch(hydra_overrides: list[str]) -> None:
         return
     named = any(text.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for text in hydra_overrides)
     if "TORCHELASTIC_RUN_ID" in os.environ and not named:
-        raise InvalidInput("processes started by torchrun need a folder that they share: add hydra.run.dir=outputs/NAME")
+        raise InvalidInput("processes started by torchrun need a common folder; add hydra.run.dir=outputs/NAME")
     if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))):
         logging.getLogger("catalyzer").setLevel(logging.WARNING)
 

@@ -70,9 +70,11 @@ def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[s
     shared = [text for text in overrides if text.split("=")[0] not in OWN]
     for text in shared:
         if text.split("=")[0] in PER_ROW:
-            raise InvalidInput(f"{text}: the rows of a table choose this themselves; src/train.py makes a run of your own")
+            raise InvalidInput(f"{text}: each row of a table sets this itself; use src/train.py for a run of your own")
         if text == "experiment=paper":
-            raise InvalidInput("experiment=paper is one run; for tables and figures as published give scale=paper")
+            raise InvalidInput(
+                "experiment=paper is for a single run; for tables and figures at the published size give scale=paper"
+            )
     if not any(text.startswith("scale=") for text in shared):
         shared.insert(0, "scale=demo")
     given = [text for text in overrides if text.split("=")[0] not in ("target", "job")]
@@ -97,15 +99,15 @@ def _make(arguments: list[str]) -> None:
     if len(words) > 1:
         with one_sentence_errors():
             raise InvalidInput(
-                f"one target at a time, got {' '.join(arguments[i] for i in words)}; or take all of them by: all"
+                f"expected one target, got {' '.join(arguments[i] for i in words)}; give one, or all for every target"
             )
     options = {text for text in arguments if text.startswith("-")} - MULTIRUN
     if not words and not options and not any(text.startswith("target=") for text in arguments):
         with one_sentence_errors():
-            raise InvalidInput(f"name what to make: {', '.join(TARGET_NAMES)}, all or report")
+            raise InvalidInput(f"expected a target: {', '.join(TARGET_NAMES)}, all or report")
     for text in SWEEPS & {*arguments}:
         with one_sentence_errors():
-            raise InvalidInput(f"{text} is a sweep of src/train.py; the target that chooses λ for each dimension is table3")
+            raise InvalidInput(f"{text} is a sweep of src/train.py; use the target table3, which chooses λ for each dimension")
     for i in words:
         arguments[i] = f"target={arguments[i]}"
     if MULTIRUN & {*arguments}:

@@ -29,7 +29,7 @@ def how_to_go_on(run: Path | None = None) -> str:
         folder = _short(SweepFolder.latest)
         return f"resume the sweep with: {typed(f'hydra.sweep.dir={folder}', without='hydra.sweep.dir=')}"
     if run is None or not (run / "config.yaml").exists():
-        return f"nothing has been kept; run again: {typed()}"
+        return f"nothing was saved; run again: {typed()}"
     if "TORCHELASTIC_RUN_ID" in os.environ:  # none of its processes knows how they were started
         return "the same command resumes it"
 
@@ -65,7 +65,7 @@ def main(config: DictConfig) -> float | None:
         check_launch(hydra_config.overrides.hydra)
         resume, trust = values.pop("resume"), values.pop("trust")
         if resume and sweeping:
-            raise InvalidInput("resume continues one run, and a sweep makes new ones; leave out -m")
+            raise InvalidInput("resume continues one run, but -m starts new ones; leave out -m")
         if resume:
             folder, settings = Path(resume), settings_to_resume(resume, trust, overrides)
         else:
@@ -108,7 +108,7 @@ def settings_to_resume(folder: str, trust: list[str] | str, overrides: list[str]
     settings = Settings.load(Path(folder) / "config.yaml")
     others = [text for text in overrides if not text.startswith(("resume=", "trust="))]
     if others:
-        raise InvalidInput(f"resume continues with the settings of {folder}; leave out {' '.join(others)}")
+        raise InvalidInput(f"resume uses the settings of {folder}; leave out {' '.join(others)}")
     check_trust(settings, trust)
     return settings
 

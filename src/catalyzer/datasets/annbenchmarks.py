@@ -90,11 +90,11 @@ def _check(path: Path, train: VectorFile, test: VectorFile, truth: np.ndarray, d
     base, queries = metric.stored(train, "train"), metric.searched(test, "test")
     for row, (ids, there) in enumerate(zip(truth, distances, strict=False)):
         if not 0 <= ids[0] < len(base):
-            raise InvalidInput(f"{path}: neighbors names id {ids[0]:,}, and train has {len(base):,} vectors")
+            raise InvalidInput(f"{path}: neighbors contains id {ids[0]:,}, but train has only {len(base):,} vectors")
         squared = float(np.square(base[int(ids[0])].astype(np.float64) - queries[row]).sum())
         found = squared / 2 if distance == "angular" else squared**0.5
         if not np.isclose(found, there[0], rtol=1e-3, atol=1e-4):
             raise InvalidInput(
-                f"{path}: query {row} is at distance {found:.6g} of its first neighbour, and the file says {there[0]:.6g}; "
-                f"neighbors and train are of different files, or of another metric than {distance} (attribute distance)"
+                f"{path}: query {row} is at distance {found:.6g} from its first neighbour, but the file says {there[0]:.6g}; "
+                f"neighbors belongs to another train, or to another metric than {distance} (attribute distance)"
             )

@@ -186,7 +186,7 @@ class Dataset(Part, ABC):
         """
         if None not in (name, self.metric) and name != self.metric:
             raise InvalidInput(
-                f"metric={name} contradicts {self.label}, whose true neighbours are by {self.metric}; leave out metric="
+                f"metric={name} contradicts {self.label}, which comes with true neighbours for {self.metric}; leave out metric="
             )
         return Metric(name or self.metric or "l2")
 
@@ -216,7 +216,7 @@ class Dataset(Part, ABC):
             if len(base) < self.base_size:
                 where = f"{base.path}: " if isinstance(base, VectorFile) else f"{name}: "
                 raise InvalidInput(
-                    f"{where}dataset.base_size = {self.base_size:,} asks for more than its {len(base):,} base vectors; "
+                    f"{where}dataset.base_size = {self.base_size:,} is more than its {len(base):,} base vectors; "
                     f"use dataset.base_size={len(base)} or less"
                 )
             base = _first(base, self.base_size)
@@ -238,7 +238,7 @@ class Dataset(Part, ABC):
         benchmark = Benchmark(name, without_outliers(stored[:train]), validation, test, metric)
         _ = test.key  # reads, and so checks, every row before hours of work depend on it
         if (train, val_base, val_queries) != wanted:
-            log.info("%s: the learn set has %s vectors, too few for the split wanted, %s", name, f"{len(learn):,}",
+            log.info("%s: the learn set has %s vectors, too few for the requested split, %s", name, f"{len(learn):,}",
                      " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
         log.info(
             "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries; by %s",
@@ -293,6 +293,6 @@ def _check_ground_truth(name: str, ids: np.ndarray, queries: int, base: int) -> 
         raise InvalidInput(f"{name}: the ground truth must hold integers (ivecs or an integer npy), got {ids.dtype}")
     if ids.min() < 0 or ids.max() >= base:
         raise InvalidInput(
-            f"{name}: the ground truth names ids from {ids.min():,} to {ids.max():,}, but the base has {base:,} vectors; "
+            f"{name}: the ground truth has ids from {ids.min():,} to {ids.max():,}, but the base has {base:,} vectors; "
             "it belongs to a base of another size"
         )

@@ -82,7 +82,7 @@ def gcide_definitions(path: Path) -> Iterator[str]:
         rows = [line.split("\t") for line in entries.decode("utf-8", "replace").splitlines()]
         places = {(_number(row[1]), _number(row[2])) for row in rows if not row[0].startswith("00-")}
     except (OSError, EOFError, zlib.error, KeyError, IndexError):
-        raise DamagedFile(f"{path} and {index.name} are no dictionary of dictd; install them again: {PACKAGES}") from None
+        raise DamagedFile(f"{path} and {index.name} are not a dictionary of dictd; install them again: {PACKAGES}") from None
     if not places or max(start + size for start, size in places) > len(content):
         raise DamagedFile(f"{index} does not belong to {path.name}; install them again: {PACKAGES}")
     for start, size in sorted(places):

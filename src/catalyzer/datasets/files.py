@@ -132,17 +132,17 @@ class Made(Published):
         if not record.exists():
             if there and not (root / UNFINISHED).exists():
                 raise InvalidInput(
-                    f"{root} holds {there[0]}, which was not made here; choose another folder by dataset.root=DIR"
+                    f"{root} contains {there[0]}, which no earlier call has made; choose another folder with dataset.root=DIR"
                 )
             return False
         try:
             made = json.loads(record.read_text())
             others = [key for key, value in origin.items() if made[key] != value]
         except (ValueError, KeyError, TypeError):
-            raise InvalidInput(f"{record} is damaged; remove {root}, or choose another folder by dataset.root=DIR") from None
+            raise InvalidInput(f"{record} is damaged; remove {root}, or choose another folder with dataset.root=DIR") from None
         if others:
             raise InvalidInput(
-                f"{root} holds {cls.label} with other {', '.join(others)}; choose another folder by dataset.root=DIR, or "
+                f"{root} contains {cls.label} with other {', '.join(others)}; choose another folder with dataset.root=DIR, or "
                 "remove it"
             )
         return len(there) == len(wanted)
@@ -151,7 +151,7 @@ class Made(Published):
         """See `Published.read`; InvalidInput also where the making was interrupted."""
         root = expanded(self.root)
         if (root / UNFINISHED).exists() and not self.record(root).exists():
-            raise InvalidInput(f"{root} is not finished; run the command that makes it again to resume")
+            raise InvalidInput(f"{root} is incomplete; repeat the command that makes it to resume")
         return super().read(cache)
 
 

@@ -90,8 +90,8 @@ def make_glosses(
     needed = queries_size + base_size + max(learn, 1)
     if len(every) < needed:
         raise InvalidInput(
-            f"{texts or 'WordNet and GCIDE'}: there are {len(every):,} different texts, and {queries_size:,} queries, "
-            f"{base_size:,} base and {max(learn, 1):,} learn vectors are asked for; add texts, or lower queries_size, "
+            f"{texts or 'WordNet and GCIDE'}: there are {len(every):,} different texts, too few for {queries_size:,} queries, "
+            f"{base_size:,} base and {max(learn, 1):,} learn vectors; add texts, or lower queries_size, "
             "dataset.base_size or learn_size"
         )
     folder = model_folder(model)
@@ -108,7 +108,7 @@ def make_glosses(
     files = [layout.queries, layout.base, layout.learn]
     if Glosses.is_made(root, [*files, *map(_texts_of, files)], origin):
         shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
-        log.info("%s is finished already", root)
+        log.info("%s is already complete", root)
         return
     root.mkdir(parents=True, exist_ok=True)
     with locked(unfinished):
@@ -177,7 +177,7 @@ def _embed(texts: list[str], needed: int, parts: Path, load: Callable[[], Callab
     if not todo:
         return
     if len(todo) < len(starts):
-        log.info("going on after %s of %s parts", f"{len(starts) - len(todo):,}", f"{len(starts):,}")
+        log.info("resuming after %s of %s parts", f"{len(starts) - len(todo):,}", f"{len(starts):,}")
     encode = load()
     with progress("embedding", sum(len(texts[start : start + PART]) for start in todo), "texts") as advance:
         for start in todo:

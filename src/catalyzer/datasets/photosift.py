@@ -78,7 +78,7 @@ def make_photosift(
     layout = bigann_layout(base_size)
     if Photosift.is_made(root, layout, origin):
         shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
-        log.info("%s is finished already", root)
+        log.info("%s is already complete", root)
         return
     cv2 = opencv()
     root.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def make_photosift(
         if unreadable and not skip_unreadable:
             raise InvalidInput(
                 f"OpenCV cannot read {len(unreadable):,} of the {len(shuffled):,} photographs, the first is {unreadable[0]}; "
-                "mend or remove them, or leave them out by skip_unreadable=true"
+                "repair or remove them, or leave them out with skip_unreadable=true"
             )
         if unreadable:
             log.warning(
@@ -107,8 +107,8 @@ def make_photosift(
             )
             raise InvalidInput(
                 f"the {len(shuffled):,} photographs in {images} have {sum(count or 0 for count in counts):,} descriptors, "
-                f"enough for {enough}; add photographs, or lower queries_size, dataset.base_size or learn_size, for which "
-                "nothing is extracted again"
+                f"enough for {enough}; add photographs, or lower queries_size, dataset.base_size or learn_size; with "
+                "other sizes, nothing is extracted again"
             )
 
         _write(parts, unfinished, layout)
@@ -151,7 +151,7 @@ def _extract(photographs: list[Path], folder: Path, skip_unreadable: bool) -> li
     counts = [count for _, _, count in entries]
     write_atomically(folder / "journal", lambda file: file.writelines(_line(*entry) for entry in entries))
     if counts:
-        log.info("going on after %s of %s photographs", f"{len(counts):,}", f"{len(photographs):,}")
+        log.info("resuming after %s of %s photographs", f"{len(counts):,}", f"{len(photographs):,}")
     todo = photographs[len(counts) :]
     with (
         (folder / "descriptors.u8").open("ab") as descriptors,

@@ -36,7 +36,7 @@ RETRIES = Retry(ATTEMPTS - 1, backoff_factor=1, status_forcelist=(408, 425, 429,
 TIMEOUT = 60  # seconds without a byte
 MAX_DIM = 1 << 20  # of a file that is believed to hold vectors
 CHUNK = 1 << 18  # bytes that are read from a connection at a time
-KEPT = "what was fetched is kept, start again to resume"
+KEPT = "the downloaded part is kept; start again to resume"
 
 _DTYPES = {".bvecs": "u1", ".u8bin": "u1", ".fvecs": "<f4", ".fbin": "<f4"}
 
@@ -76,7 +76,7 @@ def fetch_published(
     for file, published, size in wanted:
         target = root / file
         if target.is_file() and (size is None or len(VectorFile(target)) >= size):
-            log.info("%s is there", target)
+            log.info("%s already exists", target)
         else:
             missing.append((target, published, size))
     if not missing:
@@ -120,16 +120,16 @@ def _vectors(download: "_Download", size: int | None) -> Iterator[np.ndarray]:
         download.end = head_size
     head = read(head_size)
     if len(head) < head_size:
-        raise DamagedFile(f"{url} has {download.total:,} bytes, too few for vectors")
+        raise DamagedFile(f"{url} has {download.total:,} bytes, too few for a file of vectors")
     *rows, dim = np.frombuffer(head, "<u4").tolist()
     if not 1 <= dim <= MAX_DIM:
-        raise DamagedFile(f"{url}: its first row has dimension {dim:,}, so it is not what its name says")
+        raise DamagedFile(f"{url}: its first row has dimension {dim:,}, so it does not have the format of its name")
     row = np.dtype([("dim", "<i4"), ("x", dtype, (dim,))] if vecs else [("x", dtype, (dim,))])
     start = 0 if vecs else head_size  # of the first row
     if not gz:
         there, rest = divmod(download.total - start, row.itemsize)
         if rest or not there or rows not in ([], [there]):
-            raise DamagedFile(f"{url}: its {download.total:,} bytes are not those of rows of dimension {dim}")
+            raise DamagedFile(f"{url}: its {download.total:,} bytes are not a whole number of rows of dimension {dim}")
         rows = [there]
     if rows and size is not None and size > rows[0]:
         raise too_few(rows[0])
@@ -147,7 +147,7 @@ def _vectors(download: "_Download", size: int | None) -> Iterator[np.ndarray]:
                 raise DamagedFile(f"{url} ends within a row")
             block = np.frombuffer(content, row)
             if vecs and (block["dim"] != dim).any():
-                raise DamagedFile(f"{url}: its rows differ in dimension, so it is not what its name says")
+                raise DamagedFile(f"{url}: its rows differ in dimension, so it does not have the format of its name")
             yield block["x"]
             advance(len(block))
             done += len(block)
@@ -173,7 +173,7 @@ class _Download(io.RawIOBase):
         self._files = contextlib.ExitStack()
         headers = self._ask("HEAD").headers
         if not headers.get("Content-Length", "").isdecimal():
-            raise Unavailable(f"{url}: the server does not say how large the file is; give another place by source=URL")
+            raise Unavailable(f"{url}: the server does not report the size of the file; give another server with source=URL")
         self.total = self.end = int(headers["Content-Length"])
         self._version = headers.get("ETag", headers.get("Last-Modified"))
         digest = hashlib.blake2b(repr((url, self.total, self._version)).encode(), digest_size=8).hexdigest()
@@ -205,14 +205,14 @@ class _Download(io.RawIOBase):
                     self._response = self._resume()
                 chunk = self._response.raw.read1(CHUNK)
                 if not chunk:
-                    raise ProtocolError("fewer bytes than were asked for")
+                    raise ProtocolError("fewer bytes than requested")
             except HTTPError as error:
                 self._response = None
                 try:
                     retries = retries.increment("GET", self.url, error=error)
                 except MaxRetryError:
-                    raise Unavailable(f"{self.url}: the connection was cut {ATTEMPTS} times; {KEPT}") from None
-                log.warning("%s: the connection was cut; trying again", self.url)
+                    raise Unavailable(f"{self.url}: the connection was lost {ATTEMPTS} times; {KEPT}") from None
+                log.warning("%s: the connection was lost; trying again", self.url)
                 retries.sleep()
                 continue
             skipped = min(self._skip, len(chunk))
@@ -238,7 +238,7 @@ class _Download(io.RawIOBase):
             self._skip, told = self._stored, f"bytes {self._stored}-{self.end - 1}/{headers.get('Content-Length')}"
         version = headers.get("ETag", headers.get("Last-Modified"))
         if version != self._version or not re.fullmatch(rf"bytes {self._stored}-\d+/{self.total}", told):
-            raise Unavailable(f"{self.url} has changed, or its server sends other bytes than it was asked for; start again")
+            raise Unavailable(f"{self.url} has changed, or its server sends other bytes than requested; start again")
         return response
 
     def _ask(self, method: str, **headers: str) -> requests.Response:
@@ -250,7 +250,7 @@ class _Download(io.RawIOBase):
             if status in RETRIES.status_forcelist:
                 raise Unavailable(f"{error}, {ATTEMPTS} times; {KEPT}") from None
             if status or isinstance(error, ValueError):  # a ValueError is what requests raises for an address that is none
-                raise InvalidInput(f"{error}; give another place by source=URL") from None
+                raise InvalidInput(f"{error}; give another server with source=URL") from None
             reason: BaseException = error
             while reason.__context__:  # the innermost error says what happened
                 reason = reason.__context__

@@ -63,13 +63,14 @@ class ArrayCache:
             pass
         except Exception as error:  # damaged from outside, since we only ever rename whole files into place; NumPy parses what
             # is left of a header as Python, and fails in many ways
-            log.warning("%s cannot be read; it is computed again (%s)", path, " ".join(str(error).split()))
+            log.warning("%s cannot be read, so it is computed again (%s)", path, " ".join(str(error).split()))
         array = compute()
         try:
             write_npy(path, array)
         except Unavailable as error:
             log.warning(
-                "%s; it is used all the same, and the next run computes it again: make room, or give another cache=", error
+                "%s; this run uses the array anyway, and the next one computes it again; make room, or give another cache=",
+                error,
             )
             self._arrays[file] = array
         return array

@@ -77,12 +77,12 @@ def locked(path: Path) -> Iterator[None]:
     lock = FileLock(target.with_name(f"{target.name}.lock"), blocking=False, is_singleton=True)
     try:
         if not target.parent.is_dir():  # filelock would make it
-            raise InvalidInput(f"{path} cannot be written: there is no folder {target.parent}; make it first")
+            raise InvalidInput(f"{path} cannot be written: there is no folder {target.parent}; create it first")
         lock.acquire()
     except Timeout:
-        raise Unavailable(f"{path} is being written by another process; wait until that has ended") from None
+        raise Unavailable(f"{path} is being written by another process; wait until it has ended") from None
     except OSError as error:
-        raise Unavailable(f"{path} cannot be written: {lock.lock_file} cannot be made ({error.strerror})") from None
+        raise Unavailable(f"{path} cannot be written: {lock.lock_file} cannot be created ({error.strerror})") from None
     try:
         yield
     finally:

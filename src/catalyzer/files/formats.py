@@ -97,13 +97,13 @@ def open_rows(path: Path) -> Rows:
         if ending in _CONTAINERS:
             return _container(ending, path, file, name)
         if name is not None:
-            raise InvalidInput(f"{path}: a {ending} file holds one array, without a name; leave :{name} out")
+            raise InvalidInput(f"{path}: a {ending} file has one array without a name; leave out :{name}")
         return _PLAIN[ending](path, file)
     except OSError as error:
         if isinstance(error, Unavailable):
             raise
         if error.strerror is None:  # of a library: what it could not make sense of
-            raise InvalidInput(f"{path}: it is damaged, or no {ending} file ({_first_line(error)})") from None
+            raise InvalidInput(f"{path}: it is damaged, or not a {ending} file ({_first_line(error)})") from None
         raise Unavailable(f"{path} cannot be read: {error.strerror}") from None
 
 
@@ -113,7 +113,7 @@ def _container(ending: str, path: Path, file: Path, name: str | None) -> Rows:
     except (CatalyzerError, OSError):
         raise
     except Exception as error:  # libraries raise errors of any kind where bytes are not what they expect
-        raise InvalidInput(f"{path}: it is damaged, or no {ending} file ({_first_line(error)})") from None
+        raise InvalidInput(f"{path}: it is damaged, or not a {ending} file ({_first_line(error)})") from None
 
 
 def files_of(path: Path) -> list[Path]:
@@ -161,7 +161,7 @@ class _Opened:
         """Raise `InvalidInput` if it was shortened: reading behind the end of a mapped file would kill the process."""
         if (size := os.fstat(self.file.fileno()).st_size) < self.size:
             raise InvalidInput(
-                f"{self.path} was shortened while it was read, from {self.size:,} to {size:,} bytes; start again when it is "
+                f"{self.path} was truncated while it was read, from {self.size:,} to {size:,} bytes; start again when it is "
                 "complete, and replace such files by a rename"
             )
 
@@ -279,8 +279,8 @@ def _open_npy(path: Path, file: Path) -> Rows:
         raise InvalidInput(f"{path}: expected rows of numbers, got one {rows.dtype}")
     if isinstance(rows, np.memmap) and rows.offset + rows.nbytes != opened.size:
         raise InvalidInput(
-            f"{path}: the header says {_rows(rows.shape)}, which end at byte {rows.offset + rows.nbytes:,}, but the file has "
-            f"{opened.size:,}; save one array in a file"
+            f"{path}: the header says {_rows(rows.shape)}, which would end at byte {rows.offset + rows.nbytes:,}, but the file "
+            f"has {opened.size:,} bytes; save one array in a file"
         )
     return _Mapped(opened, rows)
 
@@ -349,7 +349,7 @@ class _Unpacked(_Forward):
                 pass
             data = bytearray(self._stream.read((stop - start) * self._row.itemsize))
         if len(data) < (stop - start) * self._row.itemsize:
-            raise InvalidInput(f"{self.path} was shortened while it was read; start again when it is complete")
+            raise InvalidInput(f"{self.path} was truncated while it was read; start again when it is complete")
         rows = np.frombuffer(data, self._row)
         if self._row.names:
             _check_dimensions(self.path, rows["dim"], self.shape[1], start)
@@ -362,7 +362,7 @@ def _unpacking(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, OverflowError) as error:
-        raise InvalidInput(f"{path}: it is damaged, or not packed as its name says ({_first_line(error)})") from None
+        raise InvalidInput(f"{path}: it is damaged, or not compressed as its name says ({_first_line(error)})") from None
 
 
 def _open_gz(path: Path, file: Path) -> Rows:
@@ -448,7 +448,7 @@ def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[Any, ...]], wh
         return next(iter(matrices or shapes))
     there = ", ".join(f"{each} ({', '.join(map(str, shape))})" for each, shape in shapes.items()) or "none"
     if name is None:
-        raise InvalidInput(f"{path}: name one of its {what} behind a colon, {path}:NAME; there are {there}")
+        raise InvalidInput(f"{path}: name one of its {what} after a colon, {path}:NAME; there are {there}")
     raise InvalidInput(f"{path}: there is no {name!r}{did_you_mean(name, shapes)}; its {what} are {there}")
 
 
@@ -460,7 +460,7 @@ def _import(module: str, package: str, extra: str, path: Path) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise MissingPackage(f'{path} is read by {package}, which is not installed: pip install "catalyzer[{extra}]"') from None
+        raise MissingPackage(f'{path} needs {package}, which is not installed: pip install "catalyzer[{extra}]"') from None
 
 
 class _Sliced(Rows):
@@ -503,7 +503,7 @@ def _open_hdf5(path: Path, file: Path, name: str | None) -> Rows:
             note(name.strip("/"), opened.get(name))
         shapes, dtypes = ({member: getattr(item, what) for member, item in arrays.items()} for what in ("shape", "dtype"))
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise InvalidInput(f"{path}: it is damaged, or no HDF5 file ({_first_line(error)})") from None
+        raise InvalidInput(f"{path}: it is damaged, or not an HDF5 file ({_first_line(error)})") from None
     chosen = _chosen(path, name, shapes)
     return _Sliced(held, arrays[chosen], shapes[chosen], dtypes[chosen].newbyteorder("="), np.asarray)
 
@@ -517,7 +517,7 @@ def _open_safetensors(path: Path, file: Path, name: str | None) -> Rows:
         opened = safe_open(file, "pt")
         shapes = {member: tuple(opened.get_slice(member).get_shape()) for member in opened.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
-        raise InvalidInput(f"{path}: it is damaged, or no safetensors file ({_first_line(error)})") from None
+        raise InvalidInput(f"{path}: it is damaged, or not a safetensors file ({_first_line(error)})") from None
     chosen = _chosen(path, name, {member: shape for member, shape in shapes.items() if shape}, "tensors")
     slices = opened.get_slice(chosen)
 
@@ -568,7 +568,7 @@ class _Column(_Forward):
             at = start
             while at < stop:
                 if self._held is None:
-                    raise InvalidInput(f"{self.path} was shortened while it was read; start again when it is complete")
+                    raise InvalidInput(f"{self.path} was truncated while it was read; start again when it is complete")
                 if self._first + len(self._held) <= at:
                     self._first += len(self._held)
                     self._held = next(self._rest, None)
@@ -653,7 +653,7 @@ def _open_arrow(path: Path, file: Path, name: str | None) -> Rows:
     for batch in all_batches():
         n, schema = n + len(batch), batch.schema
     if schema is None:
-        raise InvalidInput(f"{path}: it holds no rows; expected vectors")
+        raise InvalidInput(f"{path}: it has no rows; expected vectors")
     column = _columns(path, name, schema, n)
 
     def arrays(_: int) -> tuple[int, Iterator[Any]]:
@@ -675,7 +675,7 @@ def _parsed(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (pa.ArrowException, ValueError, OSError, TypeError, MemoryError, OverflowError) as error:
-        raise InvalidInput(f"{path}: it is damaged, or not the format of its name ({_first_line(error)})") from None
+        raise InvalidInput(f"{path}: it is damaged, or not in the format of its name ({_first_line(error)})") from None
 
 
 def _each(path: Path, items: Iterator[Any]) -> Iterator[Any]:
@@ -695,7 +695,7 @@ class _Parts(_Forward):
         self._files, sizes = _parts_of(folder), []
         endings = {_ending(file) for file in self._files}
         if len(endings) != 1:
-            found = f"got {', '.join(sorted(endings))}; move the others away" if endings else f"{path} has none"
+            found = f"got {', '.join(sorted(endings))}; move all but one format away" if endings else f"{path} has none"
             raise InvalidInput(f"{path}: expected a folder of vector files of one format; {found}")
         kinds: list[tuple[tuple[int, ...], np.dtype]] = []
         for number in range(len(self._files)):  # as many as there may be are not open at once
@@ -705,8 +705,8 @@ class _Parts(_Forward):
                 kinds.append((rows.shape[1:], rows.dtype))
                 if kinds[-1] != kinds[0]:
                     raise InvalidInput(
-                        f"{rows.path}: rows of {rows.dtype} and shape {rows.shape[1:]}, those of the files before it are of "
-                        f"{kinds[0][1]} and shape {kinds[0][0]}; all must agree"
+                        f"{rows.path}: expected rows like those of the files before it, "
+                        f"{kinds[0][1]} of shape {kinds[0][0]}; got {rows.dtype} of shape {rows.shape[1:]}"
                     )
         row, self.dtype = kinds[0] if kinds else ((0,), np.dtype(np.float32))
         self._starts = list(accumulate(sizes, initial=0))
@@ -731,7 +731,7 @@ class _Parts(_Forward):
                 if number != self._number:
                     self._number, self._part = number, self._opened(number)
                     if self._part.shape != (end - first, *self.shape[1:]):
-                        raise InvalidInput(f"{self._part.path} has changed after {self.path} was opened; open it again")
+                        raise InvalidInput(f"{self._part.path} has changed since {self.path} was opened; open it again")
                 out[low - start : high - start] = self._part.read(low - first, high - first)
         return out
 
@@ -745,7 +745,9 @@ def _parts_of(folder: Path) -> list[Path]:
     there = [file for file in folder.iterdir() if file.name[0] not in "._"]
     for each in there:
         if each.is_dir() and any(_ending(file) in EXTENSIONS for file in each.iterdir()):
-            raise InvalidInput(f"{folder} has vector files in a folder below it, {each.name}; give a folder without such")
+            raise InvalidInput(
+                f"{folder} has vector files in its subfolder {each.name}; give a folder without subfolders of vector files"
+            )
     files = [file for file in there if not file.is_dir() and _ending(file) in EXTENSIONS]
     return sorted(files, key=lambda file: [int(text) if text.isdecimal() else text for text in re.split("([0-9]+)", file.name)])
 

@@ -104,7 +104,7 @@ class VectorFile:
 def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
     file = cls(path, rows, finite)
     if len(file) < rows:
-        raise InvalidInput(f"{path} was shortened after it was opened: {rows:,} rows, now {len(file):,}; open it again")
+        raise InvalidInput(f"{path} was truncated after it was opened, from {rows:,} rows to {len(file):,}; open it again")
     return file
 
 
@@ -199,7 +199,7 @@ def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
 def too_large(vector: np.ndarray, row: int) -> str:
     """What to say of a vector with components above `LARGEST`."""
     return (
-        f"row {row:,} holds numbers up to {np.abs(vector).max():.1g}, too large for float32 squares; remove it, or multiply "
+        f"row {row:,} contains numbers up to {np.abs(vector).max():.1g}, too large for float32 squares; remove it, or multiply "
         f"all vectors, queries too, by the same small number so that none is above {LARGEST:.0e}"
     )
 

@@ -101,7 +101,7 @@ class CatalyzerIndex:
         if method not in ("auto", "linear"):
             raise InvalidInput(f'method must be "auto" or "linear", got {method!r}')
         if not isinstance(overrides, list | tuple) or not all(isinstance(each, str) for each in overrides):
-            raise InvalidInput(f'overrides must be a list of texts such as "quantizer=opq", got {overrides!r}')
+            raise InvalidInput(f'overrides must be a list of strings such as "quantizer=opq", got {overrides!r}')
         self._ivf = integer("ivf", ivf, 0)
         self._options: dict[str, Any] | None = {
             "bits": integer("bits", bits, 1),
@@ -140,7 +140,7 @@ class CatalyzerIndex:
         (0, [[0], [1]])
         """
         if metric == "ip":
-            raise InvalidInput("an index for inner products learns the longest norm, so it cannot be made of a codec; call fit")
+            raise InvalidInput("an index for inner products needs the largest norm, which a codec does not have; use fit")
         if codec.quantizer.is_learned and not any(array.any() for array in codec.quantizer.state_dict().values()):
             raise InvalidInput(f"the codec's {type(codec.quantizer).__name__} is not fitted; call codec.fit(train) first")
         return cls._holding(_empty(codec, Metric(metric)))
@@ -182,7 +182,9 @@ class CatalyzerIndex:
     def _mapping(cls, path: Path, digest: str, modules: list[str]) -> Self:
         contents, found = index_file.read_with_digest(path, mmap=True, trust=modules)  # those of the index that was sent
         if found != digest:
-            raise Conflict(f"{path} has changed since the index that was sent was loaded from it; send its path, and load it")
+            raise Conflict(
+                f"{path} has changed since the pickled index was loaded from it; send the path instead, and load it there"
+            )
         return cls._holding(contents, (path, digest))
 
     @property
@@ -270,7 +272,7 @@ class CatalyzerIndex:
             Unavailable: the folder cannot be written.
         """
         if epochs is not None and budget is not None:
-            raise InvalidInput(f"epochs = {epochs} and budget = {budget} both say how long to train; give one of them")
+            raise InvalidInput(f"got epochs = {epochs} and budget = {budget}; give only one of them")
         if budget is not None and not isinstance(budget, str):
             raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
         if epochs is not None:
@@ -281,13 +283,18 @@ class CatalyzerIndex:
         seconds = None if budget is None else seconds_of(budget)
         with self._writing, _COMPUTING:
             if self.ntotal:
-                raise InvalidInput(f"the index holds {self.ntotal:,} vectors, whose codes another training would make void")
+                raise InvalidInput(
+                    f"the index already contains {self.ntotal:,} vectors, and another training would invalidate "
+                    "their codes; fit another index"
+                )
             if self._options is None:
-                raise InvalidInput("the index is trained already, since it comes from a file or a codec; make another to fit")
+                raise InvalidInput("the index is already trained, because it comes from a file or a codec; fit another index")
             options = {name: value for name, value in self._options.items() if name != "method"}
             options["linear"] = self._options["method"] == "linear" or seconds == 0
             if options["linear"] and (epochs is not None or seconds):
-                raise InvalidInput('method="linear" trains no network, so it takes neither epochs nor a budget; leave them out')
+                raise InvalidInput(
+                    'method="linear" trains no network, so it accepts neither epochs nor a budget; leave them out'
+                )
             if options["linear"] and options["hidden"] is not None:
                 raise InvalidInput(
                     f"hidden = {options['hidden']} is the width of networks, and a linear map has none; leave it out"
@@ -318,7 +325,7 @@ class CatalyzerIndex:
                     self._training.keep() if checkpoint_files(folder) else self._training.remove()
                 if isinstance(error, OSError) and not isinstance(error, CatalyzerError):
                     raise Unavailable(
-                        f"the training cannot be kept in {folder}: {error.strerror or error}; give another folder"
+                        f"the training cannot be saved in {folder}: {error.strerror or error}; give another folder"
                     ) from None
                 raise
             self._metric = metric
@@ -561,8 +568,8 @@ class CatalyzerIndex:
             same = old.metric == added.metric and np.array_equal(_centroids(old), _centroids(added))
             if not same or digest(old.codec.parts) != digest(added.codec.parts):
                 raise InvalidInput(
-                    "the two indexes come from different trainings, so their codes mean different vectors; "
-                    "load both from copies of one fitted index, and add to these"
+                    "the two indexes come from different trainings, so their codes are not compatible; "
+                    "fit one index, copy its file, and add to the copies"
                 )
             check_new(added.ids, old)
             new_ids, new_codes = self._reserve(old, len(added.ids))

@@ -106,5 +106,5 @@ def check_sizes(dim: int, code_size: int) -> None:
     if dim > MAX_DIM or code_size > MAX_CODE_SIZE:
         raise InvalidInput(
             f"an index quantizes at most {MAX_DIM:,} dimensions to at most {MAX_CODE_SIZE:,} bytes, got {dim:,} and "
-            f"{code_size:,}; map vectors to fewer, or use fewer bits"
+            f"{code_size:,}; map vectors to fewer dimensions, or use fewer bits"
         )

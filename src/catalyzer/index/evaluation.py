@@ -93,7 +93,7 @@ class Evaluation:
         if not enough:
             best = max(self.rows, key=lambda row: row.recall_at_k)
             raise InvalidInput(
-                f"no setting surely reaches R@{self.k} {recall:.1%} on {self.queries:,} queries; the best is {best} with "
+                f"no setting reliably reaches R@{self.k} {recall:.1%} on {self.queries:,} queries; the best is {best} with "
                 f"{best.recall_at_k:.1%} ± {ERRORS * self._error(best.recall_at_k):.1%}; try other settings, give more "
                 "queries, or fit an index of more bits"
             )
@@ -160,9 +160,9 @@ class Evaluation:
 def figure_format(path: Path) -> str:
     """What matplotlib calls the format that a file's name asks for; raises `InvalidInput` where none can be written."""
     if (kind := path.suffix[1:].lower()) not in ("png", "svg", "pdf"):
-        raise InvalidInput(f"{path}: a figure is written as .png, .svg or .pdf; give such a name")
+        raise InvalidInput(f"{path}: expected a name that ends in .png, .svg or .pdf")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{path}: expected a file in a folder that there is; give another name")
+        raise InvalidInput(f"{path}: expected a file in an existing folder; give another name")
     return kind
 
 
@@ -191,18 +191,18 @@ def evaluate(
     """
     source, _ = open_queries(queries, contents.d)
     if (base is None) == (truth is None):
-        raise InvalidInput("give one of base, the vectors of the index, and truth, the ids of the true neighbours")
+        raise InvalidInput("give either base, the vectors of the index, or truth, the ids of the true neighbours")
     if ids is not None and base is None:
-        raise InvalidInput("ids are those of base, and truth is given; leave one of them out")
+        raise InvalidInput("ids belong to base, but truth was given instead of base; leave out ids")
     if not len(contents.ids):
-        raise InvalidInput("the index holds no vectors to find; add some first")
+        raise InvalidInput("the index is empty; add vectors first")
     k = integer("k", k, 1, len(contents.ids), "the number of vectors")
     for name, grid in (("rerank", rerank), ("nprobe", nprobe)):
         if grid is not None and (not isinstance(grid, Sequence | np.ndarray) or not len(grid)):
             raise InvalidInput(f"{name} must be a list of at least one number, got {grid!r}")
     x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
     if not len(x):
-        raise InvalidInput("expected queries to measure with, got none")
+        raise InvalidInput("expected at least one query, got none")
     if rerank is None:
         rerank = sorted({min(n, len(contents.ids)) for n in (RERANKS if contents.codec.decodes else RERANKS[:1])})
     settings: list[tuple[int, int | None]]
@@ -237,16 +237,16 @@ def _true_neighbours(
         missing = contents.find(given[:, :k].astype(np.int64).ravel()) < 0
         if missing.any():
             raise InvalidInput(
-                f"truth names {int(missing.sum()):,} ids that the index does not hold, the first of them "
-                f"{given[:, :k].ravel()[np.argmax(missing)]:,}; give the truth of its vectors"
+                f"truth has {int(missing.sum()):,} ids that are not in the index, the first of them "
+                f"{given[:, :k].ravel()[np.argmax(missing)]:,}; give the true neighbours among its vectors"
             )
         return given[:, :k]
     vectors, metric = open_source(base, contents.d), contents.metric
     names = np.arange(len(vectors)) if ids is None else distinct_ids(len(vectors), ids)
     if len(names) != len(contents.ids) or (contents.find(names) < 0).any():
         raise InvalidInput(
-            f"{name_of(vectors)}expected just the vectors that the index holds, {_told(contents.ids)}; got {_told(names)}; "
-            "give the file that was added, and its ids (--ids), or truth"
+            f"{name_of(vectors)}expected the vectors of the index, {_told(contents.ids)}; got {_told(names)}; "
+            "give the file that was added and its ids (--ids), or give truth"
         )
 
     def blocks() -> Iterator[np.ndarray]:

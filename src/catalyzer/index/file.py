@@ -101,7 +101,7 @@ def write(path: Path, contents: Contents) -> str:
     for name, part in codec.parts.items():
         for key, tensor in tensors(part, f"{name}.").items() if part is not None else ():  # type: ignore[arg-type]
             if tensor.dtype not in (torch.int64, torch.float64, torch.float32, torch.uint8, torch.bool):
-                raise InvalidInput(f"{key} is {tensor.dtype}, which no index can hold; convert it to float32")
+                raise InvalidInput(f"{key} is {tensor.dtype}, a type that an index cannot store; convert it to float32")
             arrays[key] = tensor.numpy()
     dtypes = {dtype: name for name, dtype in _DTYPES.items()}
     layout = _layout({name: (dtypes[array.dtype.newbyteorder("<")], array.shape) for name, array in arrays.items()})
@@ -165,7 +165,7 @@ def verify(path: Path, trust: Trust = ()) -> Contents:
     except InvalidInput as error:
         raise _damaged(path, str(error)) from None
     if len(np.unique(contents.ids)) < len(contents.ids):
-        raise _damaged(path, "it has an id twice")
+        raise _damaged(path, "an id occurs twice")
     return contents
 
 
@@ -215,7 +215,7 @@ def _check_blocks(path: Path, contents: Contents, checksums: np.ndarray) -> None
         for first, expected in zip(range(0, n, BLOCK_ROWS), checksums, strict=True):
             last = min(first + BLOCK_ROWS, n)
             if _checksum(contents, first) != expected.tobytes():
-                raise _damaged(path, f"its vectors {first:,} to {last - 1:,} differ from their checksum")
+                raise _damaged(path, f"its vectors {first:,} to {last - 1:,} do not match their checksum")
             advance(last - first)
 
 
@@ -235,7 +235,7 @@ def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray, s
             arrays = {name: _read_array(file, begin, entry, mmap and name in _ROWS) for name, entry in layout.items()}
             digest = _digest(index, layout, arrays)
             if header.metadata()["blake2b"] != digest:
-                raise _damaged(path, "its parts differ from their checksum")
+                raise _damaged(path, "its parts do not match their checksum")
     except SafetensorError as error:
         with path.open("rb") as file:
             is_ours = FORMAT_NAME.encode() in file.read(8 + ALIGNMENT)
@@ -271,7 +271,9 @@ def _read_header(path: Path, file: BinaryIO, header: Any) -> tuple[str, dict[str
     if not (name := metadata.get("format", "")).startswith(FORMAT_NAME):
         raise _foreign(path)
     if (version := name.removeprefix(FORMAT_NAME)) != FORMAT_VERSION:
-        raise InvalidInput(f"{path} has format {version[:9]!r}, and this catalyzer reads {FORMAT_VERSION}; install a newer one")
+        raise InvalidInput(
+            f"{path} has format {version[:9]!r}, but this version of catalyzer reads {FORMAT_VERSION}; install a newer version"
+        )
     slices = {name: header.get_slice(name) for name in header.keys()}  # noqa: SIM118 (it is no dict)
     given = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
     if not metadata.keys() >= {"index", "blake2b"} or not {dtype for dtype, _ in given.values()} <= _DTYPES.keys():
@@ -279,7 +281,7 @@ def _read_header(path: Path, file: BinaryIO, header: Any) -> tuple[str, dict[str
     layout = _layout(given)
     expected = _header(metadata["index"], metadata["blake2b"], layout)
     if file.read(len(expected)) != expected:
-        raise _damaged(path, "its header is not as an index is written")
+        raise _damaged(path, "its header is not in the form that an index has")
     return metadata["index"], layout, len(expected)
 
 
@@ -298,14 +300,14 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
         part, _, name = key.partition(".")
         if key not in (*_ROWS, "checksums", "lists.offsets", "lists.centroids"):
             if part not in states:
-                raise ValueError(f"{key} is a tensor of no part")
+                raise ValueError(f"{key} belongs to no part")
             states[part][name] = torch.from_numpy(array)
         # Of all ways to find what is not finite the sum is the fastest, and loading has little else to do.
         if array.dtype.kind == "f" and not math.isfinite(torch.from_numpy(array).sum()):
             raise ValueError(f"{key} is not finite")
     ids, codes = (_array(arrays, name, dtype, ndim) for name, dtype, ndim in (("ids", "i8", 1), ("codes", "u1", 2)))
     if _array(arrays, "checksums", "u1", 2).shape != (-(-len(ids) // BLOCK_ROWS), DIGEST_SIZE):
-        raise ValueError("there are not as many checksums as blocks of ids")
+        raise ValueError("the number of checksums is not the number of blocks of ids")
     parts = index.parts
     transform = _made(Transform, parts.transform, states["transform"], trust)
     check_sizes(transform.d_out, codes.shape[1])
@@ -319,14 +321,14 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
     validation = None if index.validation is None else Validation(**dict(index.validation))
     contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)), validation)
     if (index.d, index.bits, index.numbering) != (contents.d, quantizer.bits, _numbering(quantizer)):
-        raise ValueError("d, bits or numbering are not those of its parts")
+        raise ValueError("d, bits or numbering contradict its parts")
     return contents
 
 
 def _array(arrays: Mapping[str, np.ndarray], name: str, dtype: str, ndim: int) -> np.ndarray:
     array = arrays.get(name)
     if array is None or (array.dtype, array.ndim) != (np.dtype(f"<{dtype}"), ndim):
-        raise ValueError(f"{name} is missing, or of another type or shape")
+        raise ValueError(f"{name} is missing, or has another type or shape")
     return array
 
 
@@ -355,4 +357,4 @@ def _foreign(path: Path) -> InvalidInput:
 
 
 def _damaged(path: Path, reason: str) -> DamagedFile:
-    return DamagedFile(f"{path} is damaged: {reason}; take another copy, or make the index again")
+    return DamagedFile(f"{path} is damaged: {reason}; restore a copy, or build the index again")

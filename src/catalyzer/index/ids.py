@@ -33,7 +33,7 @@ def as_ids(ids: Any) -> np.ndarray:
         ids = rows.read(0, len(rows))
         ids = ids[:, 0] if ids.shape[1:] == (1,) else ids  # of the formats that know matrices only
     if np.ma.is_masked(ids):
-        raise InvalidInput("ids must be int64 of shape (n,), got a masked array, and what is masked has no value")
+        raise InvalidInput("ids must be int64 of shape (n,), got an array with masked elements, which have no value")
     try:
         array = np.asarray(ids)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -55,11 +55,13 @@ def ids_for(n: int, ids: Any, contents: Contents) -> np.ndarray:
     """
     if ids is None:
         if contents.last_id >= MAX_ID - n:
-            raise InvalidInput(f"there are no {n:,} ids above {contents.last_id}, the largest so far; give ids")
+            raise InvalidInput(f"fewer than {n:,} ids are left above {contents.last_id}, the largest so far; give ids")
         return np.arange(contents.last_id + 1, contents.last_id + 1 + n)
     ids = distinct_ids(n, ids)
     if (ids == -1).any():
-        raise InvalidInput(f"row {int(np.argmax(ids == -1)):,} has the id -1, which stands for nothing found; give another")
+        raise InvalidInput(
+            f"row {int(np.argmax(ids == -1)):,} has the id -1, which means that nothing was found; give another id"
+        )
     check_new(ids, contents)
     return ids
 
@@ -77,7 +79,7 @@ def distinct_ids(n: int, ids: Any) -> np.ndarray:
     distinct, first = np.unique(ids, return_index=True)
     if len(distinct) < n:
         again = int(np.setdiff1d(np.arange(n), first)[0])
-        raise InvalidInput(f"row {again:,} has the id {ids[again]}, as a row before it; ids must be distinct")
+        raise InvalidInput(f"row {again:,} repeats the id {ids[again]} of an earlier row; ids must be distinct")
     return ids
 
 
@@ -87,7 +89,7 @@ def check_new(ids: np.ndarray, contents: Contents) -> None:
     if known.any():
         raise InvalidInput(
             f"{int(known.sum()):,} of the ids are in the index already, the first of them {ids[np.argmax(known)]}; "
-            "update or remove those, or give others"
+            "update or remove these vectors, or give other ids"
         )
 
 
@@ -128,8 +130,8 @@ def _rows_among(contents: Contents, ids: Any, name: str) -> np.ndarray:
     if mask.ndim != 1 or (len(there) and (there.min() < 0 or there.max() >= len(mask))):
         ends = f"from {there.min():,} to {there.max():,}" if len(there) else "none"
         raise InvalidInput(
-            f"{name}: element i of a mask says whether id i is among them; expected shape (n,) with n above all ids of the "
-            f"index, {ends}, got {mask.shape}; give the ids instead"
+            f"{name}: expected a mask of shape (n,), where element i is for id i and n is above all ids of the index, "
+            f"{ends}; got shape {mask.shape}; give the ids instead"
         )
     return np.flatnonzero(mask[there])
 

@@ -57,7 +57,7 @@ class InvertedLists:
         """
         check_learn(ivf, len(learn))
         points = embed(codec.transform, learn[: MAX_LEARN_PER_LIST * ivf])
-        log.info("partitioning the sphere into %s lists by %s vectors", f"{ivf:,}", f"{len(points):,}")
+        log.info("partitioning the sphere into %s lists, learned from %s vectors", f"{ivf:,}", f"{len(points):,}")
         centroids = None
         with progress("k-means", KMEANS_ITERATIONS, "iterations") as advance:
             for _ in range(KMEANS_ITERATIONS):
@@ -157,7 +157,7 @@ def check_quantizer(cls: type[Quantizer]) -> None:
     """Raise `InvalidInput` unless quantizers of this class search inverted lists."""
     if not cls.can("search_lists"):
         raise InvalidInput(
-            f"{cls.__name__} cannot search inverted lists: it has no search_lists; use quantizer=lattice, or ivf=0"
+            f"{cls.__name__} has no method search_lists, which inverted lists need; use quantizer=lattice, or ivf=0"
         )
 
 
@@ -166,5 +166,5 @@ def check_learn(ivf: int, n: int) -> None:
     if n < MIN_LEARN_PER_LIST * ivf:
         raise InvalidInput(
             f"ivf = {ivf:,} lists need at least {MIN_LEARN_PER_LIST * ivf:,} vectors to learn from, "
-            f"{MIN_LEARN_PER_LIST} a list; got {n:,}: give more vectors, or an ivf of at most {n // MIN_LEARN_PER_LIST:,}"
+            f"{MIN_LEARN_PER_LIST} per list; got {n:,}; give more vectors, or an ivf of at most {n // MIN_LEARN_PER_LIST:,}"
         )

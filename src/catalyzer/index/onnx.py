@@ -48,9 +48,9 @@ def export(
     if not transform.state_dict():
         raise InvalidInput(f"{type(transform).__name__} has no weights to export; train a network, as with catalyzer=mlp")
     if decoder is not None and codec.decoder is None:
-        raise InvalidInput("there is no decoder to export; leave its file out, or train one with decoder=mlp")
+        raise InvalidInput("there is no decoder to export; leave out its file, or train one with decoder=mlp")
     if query is not None and codec.query is None and metric.name != "ip":
-        raise InvalidInput("queries have no network of their own, they are mapped as vectors are; leave out the query's file")
+        raise InvalidInput("there is no query network to export, since queries use the transform; leave out its file")
     d = transform.d_in - metric.extra
     random = torch.Generator().manual_seed(0)
     x = torch.randn(CHECKED_VECTORS, d, generator=random)
@@ -152,7 +152,7 @@ def _checked(module: _Stored, takes: str, x: Tensor, gives: str, expected: np.nd
     difference = float(np.abs(session.run([gives], {takes: x.numpy()})[0] - expected).max())
     if not difference <= RELATIVE_TOLERANCE * np.abs(expected).max():
         raise InvalidInput(
-            f"onnxruntime {onnxruntime.__version__} computes other {gives} than torch {torch.__version__}, by up to "
-            f"{difference:.2g}, so nothing was written; install the versions that constraints.txt names"
+            f"onnxruntime {onnxruntime.__version__} and torch {torch.__version__} compute different {gives}, by up to "
+            f"{difference:.2g}, so nothing was written; install the versions in constraints.txt"
         )
     return content, difference

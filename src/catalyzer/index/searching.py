@@ -207,7 +207,7 @@ def check_k(k: int, contents: Contents) -> int:
     """k as a Python integer; raises `InvalidInput` unless an index gives so many results."""
     k, n = integer("k", k, 1), len(contents.ids)
     if k > max(PADDED_K, n):
-        raise InvalidInput(f"k = {k:,}, but the index holds {n:,} vectors; k of at most that many finds all")
+        raise InvalidInput(f"k = {k:,}, but the index has only {n:,} vectors; give a k of at most {max(PADDED_K, n):,}")
     return k
 
 
@@ -215,7 +215,8 @@ def _check_nprobe(nprobe: int | None, lists: InvertedLists | None) -> int:
     if lists is None:
         if nprobe is not None:
             raise InvalidInput(
-                f"nprobe = {nprobe} is for an index with lists, and this one has none; fit one with ivf, or leave it out"
+                f"nprobe = {nprobe} is for an index with inverted lists, but this one has none; leave it out, or "
+                "fit an index with ivf"
             )
         return 0
     if nprobe is None:

@@ -41,11 +41,11 @@ def open_source(source: VectorSource, d: int | None = None) -> Vectors:
     """
     vectors = _as_array(source)
     if len(vectors.shape) != 2 or vectors.shape[1] == 0:
-        way = "; a single vector x is x[None]" if len(vectors.shape) == 1 else ""
+        way = "; give a single vector x as x[None]" if len(vectors.shape) == 1 else ""
         raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {vectors.shape} of {vectors.dtype}{way}")
     if d is not None and vectors.shape[1] != d:
         raise InvalidInput(
-            f"{name_of(vectors)}expected vectors of dimension {d}, as those learned from; got {vectors.shape[1]}"
+            f"{name_of(vectors)}expected vectors of dimension {d}, like the training vectors, got {vectors.shape[1]}"
         )
     return vectors
 
@@ -75,11 +75,11 @@ def _as_array(source: Any) -> Any:
             source = source.detach().cpu()
             return (source.float() if source.is_floating_point() and source.dtype.itemsize < 4 else source).numpy()
         except (RuntimeError, TypeError) as error:  # sparse, quantized, on no device
-            raise InvalidInput(f"expected vectors of shape (n, d), got a tensor that is no such array ({error})") from None
+            raise InvalidInput(f"expected vectors of shape (n, d), got a tensor that is not such an array ({error})") from None
     rows = source if isinstance(source, list | tuple) else [source]
     if any(isinstance(row, np.ma.MaskedArray) for row in rows):
         if any(np.ma.is_masked(row) for row in rows):
-            raise InvalidInput("expected vectors, got a masked array, and what is masked has no value; give x.filled(...)")
+            raise InvalidInput("expected vectors, got an array with masked elements, which have no value; give x.filled(...)")
         source = np.ma.getdata(source)
     kind = type(source).__name__
     if not isinstance(source, list | tuple) and not hasattr(source, "__array__"):
@@ -89,7 +89,7 @@ def _as_array(source: Any) -> Any:
         array = source if hasattr(source, "dtype") and hasattr(source, "shape") else np.asarray(source)
         dtype = np.dtype(array.dtype)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInput(f"expected vectors of shape (n, d), got a {kind} that is no such array ({error})") from None
+        raise InvalidInput(f"expected vectors of shape (n, d), got a {kind} that is not such an array ({error})") from None
     if dtype.kind not in "fiu" and dtype.name != "bfloat16":
         raise InvalidInput(f"expected vectors as numbers of shape (n, d), got shape {array.shape} of {dtype}")
     return array
@@ -115,7 +115,7 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
     given = _as_array(vectors[first : first + size])
     expected = (min(size, len(vectors) - first), vectors.shape[1])
     if given.shape != expected:
-        raise InvalidInput(f"{name_of(vectors)}rows from {first:,} on should be {expected}, but reading gave {given.shape}")
+        raise InvalidInput(f"{name_of(vectors)}expected {expected} when reading rows from {first:,} on, got {given.shape}")
     block = metric.as_float32(given)
     largest = np.maximum(block.max(axis=1), -block.min(axis=1))  # NaN where there is one
     cosine = metric.name == "cosine"
@@ -129,9 +129,9 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
     invalid = ~finite | (largest == 0) if cosine else ~finite
     if not skip and invalid.any():
         at = int(np.argmax(invalid))
-        what = "nothing but zeros, so it has no direction" if finite[at] else "NaN or infinity"
-        way = "" if skip is None else ", or leave them out by skip_invalid"
-        raise InvalidInput(f"{name_of(vectors)}row {first + at:,} holds {what}; remove such rows{way}")
+        what = "only zeros, so it has no direction" if finite[at] else "NaN or infinity"
+        way = "" if skip is None else "; or leave them out with skip_invalid"
+        raise InvalidInput(f"{name_of(vectors)}row {first + at:,} contains {what}; remove such rows{way}")
     return block[~invalid], invalid
 
 
@@ -156,8 +156,8 @@ def check_rows(vectors: Vectors, metric: Metric, skip: bool | None = None, size:
                 if (longer := metric.too_long(block)).any():
                     row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
                     raise InvalidInput(
-                        f"{name_of(vectors)}row {row:,} has the norm {norms(block)[longer][0]:.6g}, and the limit of this "
-                        f"index for inner products is {metric.max_norm:.6g}; fit an index with a larger max_norm"
+                        f"{name_of(vectors)}row {row:,} has the norm {norms(block)[longer][0]:.6g}, above the index's "
+                        f"limit for inner products, {metric.max_norm:.6g}; fit an index with a larger max_norm"
                     )
             advance(len(invalid))
     return longest

@@ -108,6 +108,6 @@ def _compiled(function: Callable, caching: type[FunctionCache], **options: Any) 
 @cache
 def _warn_of_no_cache(why: str) -> None:
     log.warning(
-        "compiled loops are not kept (%s), and every process compiles them again, which takes seconds; set NUMBA_CACHE_DIR to "
-        "a folder that can be written", why,
+        "compiled loops cannot be cached (%s), so every process compiles them again, which takes seconds; set NUMBA_CACHE_DIR "
+        "to a writable folder", why,
     )  # fmt: skip

@@ -94,7 +94,7 @@ def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()
     weights, description = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.json"
     for path in (weights, description):
         if not path.is_file():
-            raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended")
+            raise InvalidInput(f"{path}: no such file; expected the folder of a finished run")
     try:
         content = json.loads(description.read_text())
         seconds = float(content.pop("training_seconds"))

@@ -138,7 +138,9 @@ class Catalyzer(_Perceptron):
         super().__init__(d_in, d_out, hidden, d_data=d_in)
         self.spheres = None if spheres is None else [integer("dimensions of a sphere", dim, 1) for dim in spheres]
         if self.spheres is not None and sum(self.spheres) != d_out:
-            raise InvalidInput(f"spheres = {self.spheres} have {sum(self.spheres)} dimensions together, and d_out = {d_out}")
+            raise InvalidInput(
+                f"spheres = {self.spheres} have {sum(self.spheres)} dimensions together, but d_out = {d_out}; make them equal"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layers((x.float() - self.mean) / self.scale).float()

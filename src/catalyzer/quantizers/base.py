@@ -129,7 +129,9 @@ class Quantizer(Part, ABC):
         Raises:
             InvalidInput: this quantizer knows the nearest one only.
         """
-        raise InvalidInput(f"refine tries lattice points, {type(self).__name__} has none; use quantizer=lattice, or refine=1")
+        raise InvalidInput(
+            f"refine needs lattice points, but {type(self).__name__} has none; use quantizer=lattice, or refine=1"
+        )
 
     def first(self, blocks: int) -> "Quantizer":
         """The quantizer of the first so many blocks of these codes, for a search that reads no more of them.
@@ -205,7 +207,7 @@ class Quantizer(Part, ABC):
         Raises:
             InvalidInput: this quantizer searches all codes only.
         """
-        raise InvalidInput(f"inverted lists are searched by quantizer=lattice only, got {type(self).__name__}; use ivf=0")
+        raise InvalidInput(f"expected quantizer=lattice for inverted lists, got {type(self).__name__}; use ivf=0")
 
     def check_search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> int:
         """k as a Python integer; raises `InvalidInput` unless shapes and k fit together."""

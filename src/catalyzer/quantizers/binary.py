@@ -146,7 +146,9 @@ class ITQQuantizer(HashQuantizer):
     def __init__(self, dim: int, bits: int = 64, seed: int = 0) -> None:
         super().__init__(dim, bits, seed)
         if bits > dim:
-            raise InvalidInput(f"ITQ has at most one bit a dimension: {bits} bits need as many dimensions, got {dim}")
+            raise InvalidInput(
+                f"ITQ has at most one bit per dimension, so {bits} bits need at least {bits} dimensions; got {dim}"
+            )
 
     @classmethod
     def default_dim(cls, bits: int) -> int:
@@ -159,7 +161,7 @@ class ITQQuantizer(HashQuantizer):
             InvalidInput: fewer vectors than bits.
         """
         if len(x) < self.bits:
-            raise InvalidInput(f"ITQ learns {self.bits} bits from at least as many vectors, got {len(x)}")
+            raise InvalidInput(f"ITQ learns {self.bits} bits from at least {self.bits} vectors, got {len(x)}")
         return super().fit(x)
 
     def _directions(self, x: np.ndarray) -> np.ndarray:

@@ -105,7 +105,7 @@ class RaBitQuantizer(RotatedQuantizer):
             return kind(self.dim, faiss.METRIC_L2, self.bits_per_dim)
         except TypeError:
             raise MissingPackage(
-                "RaBitQ of several bits a dimension needs a newer faiss; update faiss-cpu or faiss-gpu"
+                "RaBitQ with several bits per dimension needs a newer faiss; update faiss-cpu or faiss-gpu"
             ) from None
 
     def decode(self, codes: np.ndarray) -> np.ndarray:

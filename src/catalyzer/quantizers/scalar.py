@@ -36,7 +36,9 @@ class ScalarQuantizer(FaissQuantizer):
     def __init__(self, dim: int, bits_per_dim: int = 8) -> None:
         self.dim, self.bits_per_dim = integer("dim", dim, 1), integer("bits_per_dim", bits_per_dim, 1)
         if self.bits_per_dim not in KINDS:
-            raise InvalidInput(f"scalar quantization has 4, 6 or 8 bits a dimension, got bits_per_dim = {self.bits_per_dim}")
+            raise InvalidInput(
+                f"scalar quantization takes 4, 6 or 8 bits per dimension, got bits_per_dim = {self.bits_per_dim}"
+            )
         self.bits = self.dim * self.bits_per_dim
         kind = getattr(faiss.ScalarQuantizer, KINDS[self.bits_per_dim])
         self._index = faiss.IndexScalarQuantizer(self.dim, kind, faiss.METRIC_L2)

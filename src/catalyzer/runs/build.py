@@ -94,7 +94,7 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
                 takes = ", ".join(hints) or "nothing"
                 raise InvalidInput(f"{key}.{name}: {cls.__name__} has no argument {name}; it takes {takes}")
             else:
-                log.info("%s takes no %s, so %s.%s is left out", cls.__name__, name, key, name)
+                log.info("%s has no argument %s, so %s.%s is ignored", cls.__name__, name, key, name)
                 del part[name]
 
 
@@ -324,5 +324,5 @@ def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]
         try:
             made.append(build_quantizer(part["quantizer"], d_in))
         except InvalidInput as error:
-            raise InvalidInput(f"the baselines cannot be built: {error}; baselines=[] leaves them out") from None
+            raise InvalidInput(f"the baselines cannot be built: {error}; leave them out with baselines=[]") from None
     return made

@@ -89,28 +89,26 @@ def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequ
         and (settings.d_out == "auto" or quantizer.bits != settings.bits)
     ):
         raise InvalidInput(
-            f"the sign of each coordinate makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; "
-            "set one of them and leave the other"
+            f"quantizer=sign makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; set only one of them"
         )
     through = transform.is_trained and quantizer.can("straight_through")
     for asked, what in (
-        (settings.end_to_end, "end_to_end trains a network through a fixed quantizer"),
+        (settings.end_to_end, "end_to_end=true needs a network and a fixed quantizer"),
         (
             codec.decoder is not None and codec.decoder.is_trained,
-            "a decoder is trained with a network through a fixed quantizer",
+            "a decoder needs a network and a fixed quantizer",
         ),
     ):
         if asked and not through:
             raise InvalidInput(f"{what}, such as catalyzer=mlp quantizer=lattice or quantizer=sign; got {chosen}")
     if settings.query.get("_target_") is not None and (not through or quantizer.symmetric):
         raise InvalidInput(
-            "a network for queries is trained to rank the points of a fixed quantizer, such as catalyzer=mlp quantizer=lattice "
+            "a query network needs a network and a fixed quantizer, such as catalyzer=mlp quantizer=lattice "
             f"or quantizer=sign quantizer.asymmetric=true; got {chosen}"
         )
     if settings.split == "validation" and not transform.is_trained:
         raise InvalidInput(
-            "split=validation compares runs by the epochs of their training, which only a network has, such as catalyzer=mlp; "
-            f"got {chosen}"
+            f"split=validation compares epochs of a training, so it needs a network, such as catalyzer=mlp; got {chosen}"
         )
     build_baselines(settings, 128, 64)
     build_miner(settings)
@@ -179,8 +177,8 @@ def rehearse(codec: Codec) -> None:
         again.load_state_dict(quantizer.state_dict())
         if not np.array_equal(again.encode(latent), codes):
             raise InvalidInput(
-                f"{_path(quantizer)} codes differently after it was in a file; name what fit learns with an underscore at the "
-                "end, self.scale_, or define state_dict and load_state_dict"
+                f"{_path(quantizer)} encodes differently after it is saved and loaded; give what fit learns names that end "
+                "in an underscore, such as self.scale_, or define state_dict and load_state_dict"
             )
 
 
@@ -200,12 +198,12 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
     callbacks = build_callbacks(settings, folder)
     check_trainer(trainer_options(settings), callbacks)
     if not any(isinstance(callback, Checkpoints) for callback in callbacks):
-        raise InvalidInput("callbacks.checkpoints is missing, without which no run could be resumed; leave it where it was")
+        raise InvalidInput("callbacks.checkpoints is missing, but without it a run cannot be resumed; do not remove it")
     if settings.query.get("_target_") is not None:
         build_query_training(settings, codec)
     training = build_training(settings, codec)
     if not training.terms:
-        raise InvalidInput("loss.terms has no term to minimize")
+        raise InvalidInput("loss.terms is empty; keep at least one term")
     with blamed(settings.optimizer["_target_"]):
         optimizer = training.make_optimizer(training.parameters())
     with blamed(settings.scheduler["_target_"]):
@@ -228,7 +226,7 @@ def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
             loss = result["loss"] if isinstance(result, dict) else result
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) and loss.ndim else loss
             if not (isinstance(got, torch.Tensor) and got.isfinite()):
-                raise InvalidInput(f"loss.terms.{name}: {_path(term)} is to make a finite scalar, got {got}")
+                raise InvalidInput(f"loss.terms.{name}: {_path(term)} must return a finite scalar, got {got}")
             more |= result.keys() if isinstance(result, dict) else set()
     validated = {name for name in VALIDATED if settings.rerank or "latent" not in name}
     validated = {name for name in validated if codec.decodes or "error" not in name}

@@ -59,11 +59,13 @@ def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: b
     """
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if held is not None and not held.decides_as(settings):
-        raise InvalidInput(f"{folder} holds a run with other settings; resume it by resume={folder}, or choose another folder")
+        raise InvalidInput(
+            f"{folder} holds a run with other settings; resume it with resume={folder}, or choose another folder"
+        )
     if (folder / "results.json").exists():
         if held != settings:  # which says, for one, on which split a sweep compares its jobs
             settings.save(folder / "config.yaml")
-        log.info("%s has ended already; this is its table", folder)
+        log.info("%s has already finished; this is its table", folder)
         rows, title = read_results(folder)
         print_table(rows, title)
         return rows
@@ -80,7 +82,7 @@ def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: b
         if trained is None:
             return []
         if settings.split == "validation":
-            log.info("weights and metrics, without a look at the test split: %s", folder)
+            log.info("weights and metrics, not measured on the test split: %s", folder)
             return []
         rows = compare(benchmark, trained, baselines)
         title = save_results(rows, settings, benchmark, folder, started)

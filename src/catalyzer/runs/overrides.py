@@ -71,7 +71,7 @@ def _swept(typed: str, value: str) -> str:
     if any("," in path.name and path.exists() for path in (Path(value), *Path(value).parents)):
         quoted = shlex.quote(f"{typed}={QuotedString(value, Quote.double).with_quotes()}")
         raise InvalidInput(
-            f"{typed}={value}: a comma separates the values of a sweep, and there is such a path; quote it so: {quoted}"
+            f"{typed}={value}: a comma separates the values of a sweep, but a path with this comma exists; quote it: {quoted}"
         )
     elements = [_spelled(f"{typed}={each.strip()}", lambda: False) for each in _ELEMENTS.findall(value)]
     return f"{typed}={','.join(each.partition('=')[2] for each in elements)}"
@@ -104,24 +104,22 @@ def explained(error: Exception, overrides: Sequence[str], config: Mapping[str, A
     message = message.partition(" See https://")[0]
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return (
-            f"{group}={option}: no option of this name, among {', '.join(error.options)}{did_you_mean(option, error.options)}"
-        )
+        return f"{group}={option}: expected one of {', '.join(error.options)}{did_you_mean(option, error.options)}"
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         reason = "" if message.startswith(("Lexer", "Error parsing")) else f" ({message})"
         quoted = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
-        advice = f"if it is a text, quote it: {quoted}" if equals else "expected KEY=VALUE"
+        advice = f"to give a string, quote it: {quoted}" if equals else "expected KEY=VALUE"
         return f"{error.override}: not in Hydra's grammar{reason}; {advice}"
     named = re.findall("'([^']*)'", message)
     text = next((each for each in overrides if {each, each.lstrip("+~").partition("=")[0]} & {*named}), "")
     if text and message.startswith(("Could not override", "Could not delete")):
         return _unknown_key(text, config, options)
     if message.startswith(("Could not append", "Multiple values")):
-        return f"{text or ' '.join(overrides)}: there is such a key already; leave out the +"
+        return f"{text or ' '.join(overrides)}: this key already exists; leave out the +"
     if text and message.startswith(("Ambiguous value", "Sweep parameters")):
         key, _, value = text.partition("=")
-        return f"{text}: several values are a sweep, which src/train.py -m makes; a list has brackets: {key}=[{value}]"
+        return f"{text}: several values need a sweep, src/train.py -m; for a list use brackets: {key}=[{value}]"
     return f"{' '.join(overrides)}: {message}"
 
 
@@ -129,7 +127,7 @@ def _unknown_key(text: str, config: Mapping[str, Any], options: Mapping[str, lis
     key, _, value = text.lstrip("+~").partition("=")
     parent, _, name = key.rpartition(".")
     if key in options:
-        return f"{key} is a key of {' and of '.join(options[key])}, which is not chosen; add it"
+        return f"{key} is a key of {' and of '.join(options[key])}, which is not selected; add it"
     node: Any = config
     for each in parent.split("."):
         node = node.get(each) if isinstance(node, Mapping) else None

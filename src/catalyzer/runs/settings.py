@@ -171,10 +171,12 @@ class Settings(_Settings):
             raise DamagedFile(f"{path} is not readable YAML of plain values") from None
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > VERSION:
-            raise InvalidInput(f"{path} has version {version}, and this catalyzer reads up to {VERSION}; install a newer one")
+            raise InvalidInput(
+                f"{path} has version {version}, but this version of catalyzer reads up to {VERSION}; install a newer version"
+            )
         # A run's settings are resolved; an interpolation of somebody else's could read this environment.
         if any("${" in text for text in texts):
-            raise DamagedFile(f"{path}: a run's settings have no interpolations, but this file has ${{...}}")
+            raise DamagedFile(f"{path}: expected settings without interpolations, got ${{...}}")
         try:
             return cls.check(values)
         except InvalidInput as error:
@@ -209,7 +211,7 @@ class _OnEngine(_Settings):
     @model_validator(mode="after")
     def _address_of_ray(self) -> Self:
         if self.address is not None and self.engine != "ray":
-            raise ValueError(f"address={self.address} is that of a Ray cluster; add engine=ray")
+            raise ValueError(f"address={self.address} is for a Ray cluster; add engine=ray")
         return self
 
 

@@ -271,7 +271,7 @@ def _load_metric(folder: Path, settings: Settings) -> Metric:
     try:
         return Metric(**json.loads(path.read_bytes()))
     except FileNotFoundError:
-        raise InvalidInput(f"{path}: no such file; expected a run folder whose run has ended") from None
+        raise InvalidInput(f"{path}: no such file; expected the folder of a finished run") from None
     except (ValueError, TypeError):
         raise DamagedFile(f"{path} cannot be loaded; expected a metric and its max_norm") from None
 
@@ -304,9 +304,9 @@ def read_results(folder: Path) -> tuple[list[Result], str]:
     """
     path = folder / "results.json"
     if not path.is_file():
-        raise InvalidInput(f"{folder} holds no finished run: it has no results.json; resume it by resume={folder}")
+        raise InvalidInput(f"{folder} holds no finished run: it has no results.json; resume it with resume={folder}")
     try:
         content = json.loads(path.read_text())
         return [Result.load(row) for row in content["rows"]], content["title"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedFile(f"{path} is damaged; remove it and resume the run by resume={folder}") from None
+        raise DamagedFile(f"{path} is damaged; remove it and resume the run with resume={folder}") from None

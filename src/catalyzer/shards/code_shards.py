@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 MANIFEST_LOCK = f"{MANIFEST}.lock"
 MANIFEST_FORMAT = 1
-ENCODE_AGAIN = "start src/encode.py as before to encode what is missing"
+ENCODE_AGAIN = "repeat the src/encode.py command to encode the missing shards"
 
 
 class _Part(BaseModel):
@@ -122,7 +122,7 @@ class CodeShards:
         others = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != MANIFEST_LOCK)
         if others:
             raise InvalidInput(
-                f"{folder} holds {others[0]}, and no codes of src/encode.py; choose another folder by output=DIR"
+                f"{folder} holds {others[0]}, which src/encode.py did not make; choose another folder with output=DIR"
             )
         shards = cls(folder, manifest)
         shards._save()
@@ -146,7 +146,8 @@ class CodeShards:
             version = first["input"]
             if first["loc"] == ("format",) and isinstance(version, int) and version > MANIFEST_FORMAT:
                 raise InvalidInput(
-                    f"{path} has format {version:,}, and this catalyzer reads up to {MANIFEST_FORMAT}; install a newer one"
+                    f"{path} has format {version:,}, but this version of catalyzer reads up to {MANIFEST_FORMAT}; "
+                    "install a newer version"
                 ) from None
             raise _damaged(path, f"{'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from None
         for number, shard in shards.manifest.shards.items():
@@ -209,7 +210,7 @@ class CodeShards:
         except FileNotFoundError:
             raise DamagedFile(f"{path} is missing; {ENCODE_AGAIN}") from None
         if _blake2b(content) != shard.blake2b:
-            raise DamagedFile(f"{path} differs from its checksum; {ENCODE_AGAIN}")
+            raise DamagedFile(f"{path} does not match its checksum; {ENCODE_AGAIN}")
         codes: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
         return codes
 
@@ -218,7 +219,7 @@ class CodeShards:
         missing = self.count - len(self.manifest.shards)
         if missing:
             raise InvalidInput(
-                f"{self.folder} is not finished: {missing:,} of its {self.count:,} shards are missing; {ENCODE_AGAIN}"
+                f"{self.folder} is incomplete: {missing:,} of its {self.count:,} shards are missing; {ENCODE_AGAIN}"
             )
 
     def remove_leftovers(self) -> None:
@@ -239,7 +240,7 @@ class CodeShards:
             reason = f"holds shards of another size, shard_size={there.shard_size}"
         else:
             return
-        raise InvalidInput(f"{self.folder} {reason}; choose another folder by output=DIR, or remove it")
+        raise InvalidInput(f"{self.folder} {reason}; choose another folder with output=DIR, or remove it")
 
     def _save(self) -> None:
         text = self.manifest.model_dump_json(indent=1)

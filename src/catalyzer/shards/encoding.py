@@ -54,7 +54,7 @@ def encode(
     trained, vectors = TrainedRun.load(run, trust), open_vectors(source)
     codec = trained.codec
     if vectors.shape[1] != trained.d:
-        raise InvalidInput(f"{source}: its vectors have dimension {vectors.shape[1]}, those of {run} {trained.d}")
+        raise InvalidInput(f"{source}: expected vectors of dimension {trained.d}, as in {run}; got {vectors.shape[1]}")
     wanted = Manifest(
         format=1,
         run=str(run),

@@ -83,7 +83,7 @@ class RayEngine:
             )  # fmt: skip
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise Unavailable(f"address={self.address}: there is no Ray cluster that can be joined ({reason})") from None
+            raise Unavailable(f"address={self.address}: no Ray cluster can be reached there ({reason})") from None
 
 
 def _on_one_core(work: Callable[[Item], Done], item: Item) -> Done:

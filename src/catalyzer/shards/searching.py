@@ -58,15 +58,17 @@ def search(
     shards.check_complete()
     manifest, folder = shards.manifest, Path(run or shards.manifest.run)
     if run is None and not folder.is_dir():
-        raise InvalidInput(f"{folder}, the run that made the codes in {shards.folder}, is gone; say where it is by run=FOLDER")
+        raise InvalidInput(
+            f"{folder}, the run that made the codes in {shards.folder}, does not exist; give its folder with run=FOLDER"
+        )
     trained, given = TrainedRun.load(folder, trust), open_vectors(queries)
     codec = trained.codec
     if (digest(codec.parts), trained.metric) != (manifest.parts, manifest.metric):
         raise InvalidInput(
-            f"{shards.folder} holds codes of another run than {folder}; give the run that made them by run=FOLDER"
+            f"{shards.folder} holds codes of another run than {folder}; give the run that made them with run=FOLDER"
         )
     if given.shape[1] != trained.d:
-        raise InvalidInput(f"{queries}: its vectors have dimension {given.shape[1]}, the run's {trained.d}")
+        raise InvalidInput(f"{queries}: expected vectors of dimension {trained.d}, as in the run; got {given.shape[1]}")
     k = integer("k", k, 1, manifest.rows, "the number of codes")
     rerank = trained.settings.rerank if rerank is None else integer("rerank", rerank, 0)
     if rerank:
@@ -156,7 +158,7 @@ class _Scan:
 def check_format(shards: CodeShards, file_format: Literal["vecs", "npy"]) -> None:
     """Raise `InvalidInput` if row numbers of the shards do not fit into a format of `write_neighbours`."""
     if file_format == "vecs" and shards.manifest.rows > 1 << 31:
-        raise InvalidInput(f"{shards.folder} has ids beyond 2³¹, more than .ivecs files can hold; add format=npy")
+        raise InvalidInput(f"{shards.folder} has ids above 2³¹, the limit of .ivecs files; add format=npy")
 
 
 def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:

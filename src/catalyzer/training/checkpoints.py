@@ -68,9 +68,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, load_checkpoint(path)
         except DamagedFile as error:  # only whole files are renamed into place, so something else has damaged it
-            log.warning("%s; resuming from the one before it", error)
+            log.warning("%s; resuming from the previous checkpoint", error)
     if files:
-        raise DamagedFile(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start anew")
+        raise DamagedFile(f"{folder}: none of its checkpoints can be loaded; remove {folder / 'checkpoints'} to start over")
     return None
 
 
@@ -91,7 +91,7 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         if keep < 1:
-            raise InvalidInput(f"at least 1 checkpoint is kept, got keep = {keep}")
+            raise InvalidInput(f"expected to keep at least 1 checkpoint, got keep = {keep}")
         self.folder, self.keep = folder, keep
         self._told: signal.Signals | None = None
         self._late = False

@@ -43,7 +43,7 @@ class Miner(Part):
     def __init__(self, positives: Method = "auto", negatives: Method = "auto") -> None:
         for method in (positives, negatives):
             if method not in METHODS:
-                raise InvalidInput(f"neighbours are mined by one of {', '.join(METHODS)}; got {method}")
+                raise InvalidInput(f"expected one of {', '.join(METHODS)} to mine neighbours; got {method}")
         self.positives, self.negatives = positives, negatives
 
     def find_positives(self, x: np.ndarray, k: int, rows: slice) -> np.ndarray:
@@ -165,7 +165,7 @@ class AnchorData(LightningDataModule, ABC):
         self.vectors = torch.from_numpy(np.require(self.train, requirements="W")).to(self.device)
         positives = self._positives()
         self.recall["positives"] = graph_recall(self.train, positives)
-        log.info("positives: recall@%d of the search for them %.1f%%", self.k_pos, 100 * self.recall["positives"])
+        log.info("positives: mined with recall@%d of %.1f%%", self.k_pos, 100 * self.recall["positives"])
         self.positives = torch.from_numpy(positives).to(self.device)
 
     def _positives(self) -> np.ndarray:

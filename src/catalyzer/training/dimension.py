@@ -86,7 +86,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         left_out = (
             f"; left out for more than {MOST_ATOMS:,} atoms, which are slow to code with: {', '.join(dear)}" if dear else ""
         )
-        log.info("d_out = %d: a linear map + lattice finds of the %d nearest %s%s", chosen, NEIGHBOURS, seen, left_out)
+        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s%s", chosen, NEIGHBOURS, seen, left_out)
         return np.array([chosen])
 
     key = (fingerprint(train, "checking training vectors"), *validation.key, bits, tolerance, catalyzer.__version__)

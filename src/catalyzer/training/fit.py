@@ -37,8 +37,8 @@ RESERVED = {  # arguments of pl.Trainer that `fit` sets, and what a user does in
     "callbacks": "callbacks are a group of their own: '+callbacks.NAME={_target_: ...}'",
     "logger": "loggers are a group of their own: logger=wandb, or '+logger.NAME={_target_: ...}'",
     "default_root_dir": "the folder of the run is hydra.run.dir",
-    "enable_checkpointing": "a run keeps checkpoints, or it could not be resumed",
-    "fast_dev_run": "it keeps nothing; trainer.limit_train_batches=1 trainer.max_epochs=1 makes a short run",
+    "enable_checkpointing": "a run always keeps checkpoints, so that it can be resumed",
+    "fast_dev_run": "it saves nothing; trainer.limit_train_batches=1 trainer.max_epochs=1 makes a short run",
 }
 
 
@@ -125,7 +125,7 @@ def fit(
 
     last = newest_checkpoint(folder)
     if last is None:
-        raise InvalidInput("the training ended before its first step; look at the limits that trainer and callbacks set")
+        raise InvalidInput("the training ended before its first step; check the limits set by trainer and callbacks")
     best = folder / "checkpoints" / "best.ckpt"
     if not best.exists():
         log.info("no epoch was chosen on the validation split; the weights are the last ones")

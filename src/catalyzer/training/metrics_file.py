@@ -47,7 +47,7 @@ class MetricsFile(Logger):
             self._columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
         except (KeyError, ValueError, TypeError, csv.Error):
             raise InvalidInput(
-                f"{path}: expected a run's metrics, with a number of steps in each line; remove the file"
+                f"{path}: expected the metrics of a run, with a step number in each line; remove the file"
             ) from None
         self._write(rows)
 

@@ -100,7 +100,7 @@ class Training(LightningModule, ABC):
         chance = CHANCE_RANK / len(split.base)
         if self._best <= chance + 3 * (chance * (1 - chance) / len(split.queries)) ** 0.5:  # standard errors
             log.warning(
-                "validation R@%d is %.1f%%, and chance alone finds %.1f%%: nothing was learned; look at the vectors, or lower "
+                "validation R@%d is %.1f%%, and chance gives %.1f%%: nothing was learned; check the vectors, or lower "
                 "learning_rate", CHANCE_RANK, 100 * self._best, 100 * chance,
             )  # fmt: skip
 
@@ -143,7 +143,7 @@ class Training(LightningModule, ABC):
         raise InvalidInput(
             f"the loss is no longer a finite number from step {step:,} on (epoch {epoch + 1}, batch {batch + 1:,} of "
             f"{self.batches:,}, whose first anchors are training vectors {anchors}); the last good checkpoint is "
-            f"{files[0] if files else 'not there yet'}; lower learning_rate, or look at these vectors"
+            f"{files[0] if files else 'not there yet'}; lower learning_rate, or check these vectors"
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -248,7 +248,7 @@ class CatalyzerTraining(Training):
     ) -> None:
         super().__init__(codec, optimizer, scheduler, sync_batchnorm)
         if not codec.transform.is_trained:
-            raise InvalidInput(f"{type(codec.transform).__name__} has no parameters to train; its adapt learns all there is")
+            raise InvalidInput(f"{type(codec.transform).__name__} has no parameters to train; its adapt learns everything")
         if terms is None:
             terms = {"koleo": KoLeo(), "rank": TripletRank(), "reconstruction": Reconstruction()}
         for name, term in terms.items():

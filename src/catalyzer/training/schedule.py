@@ -34,7 +34,7 @@ class Decay(LambdaLR):
         warmup: float = 0.0,
     ) -> None:
         if decay != "cosine" and [*decay] != sorted(decay, key=lambda pair: pair[0]):
-            raise InvalidInput(f"the shares of decay must ascend, got {[*decay]}")
+            raise InvalidInput(f"the shares in decay must be ascending, got {[*decay]}")
         first = 1 if warmup else 0  # with a warm-up, the first step would have a rate of 0
         super().__init__(optimizer, lambda step: factor((step + first) / total_steps, decay, warmup))
 

@@ -53,7 +53,7 @@ class LossTerm(Part, nn.Module, ABC):
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         if weight < 0:
-            raise InvalidInput(f"the weight of a loss term is at least 0, got {weight}")
+            raise InvalidInput(f"the weight of a loss term must be at least 0, got {weight}")
         self.weight = weight
 
     @abstractmethod
