@@ -215,7 +215,7 @@ def test_invalid_rows_are_refused_or_left_out(fitted: Path, index: CatalyzerInde
     np.testing.assert_array_equal(index.codes, alone.codes)
     index.add(BASE[:1])
     assert index.ids[-1] == 700
-    with pytest.raises(InvalidInput, match="row 250 holds"):
+    with pytest.raises(InvalidInput, match="row 250 contains"):
         index.search(x)
 
 
