@@ -146,12 +146,12 @@ def test_norms_that_differ_are_coded(ivf: int) -> None:
     [
         (
             {"bits": 160},
-            "codes have 128 bits where bits = 160: 32 dimensions hold no more, and the vectors have no others; "
+            "codes have 134 bits where bits = 160: 32 dimensions hold no more, and the vectors have no others; "
             "ask for fewer bits",
         ),
         (
             {"bits": 160, "d_out": 24},
-            "codes have 106 bits where bits = 160: 24 dimensions hold no more; raise d_out, or ask for fewer bits",
+            "codes have 114 bits where bits = 160: 24 dimensions hold no more; raise d_out, or ask for fewer bits",
         ),
         (
             {"bits": 16, "d_out": 20},
