@@ -29,8 +29,8 @@ class Codec:
     Attributes:
         transform: to the quantizer's dimension.
         quantizer: learned by `fit` where there is something to learn.
-        decoder: from the quantizer's dimension to the original one. Without one the way back is there only where the
-            transform is the identity and the quantizer more than signs.
+        decoder: from the quantizer's dimension to the original one. Without one, codes can be decoded only if the transform is
+            the identity and the quantizer more than signs.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
             vector itself; 1 takes the nearest point.
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
@@ -60,7 +60,9 @@ class Codec:
         if not 0 <= self.latent_share <= 1:
             raise InvalidInput(f"latent_share must be between 0 and 1, got {self.latent_share}")
         if self.refine > 1 and self.decoder is None:
-            raise InvalidInput(f"refine = {self.refine} compares decoded points with the vector; train with decoder=mlp")
+            raise InvalidInput(
+                f"refine = {self.refine} needs a decoder, which says how good a point is; train with decoder=mlp"
+            )
         if self.refine > 1 and not self.quantizer.can("nearest"):
             raise InvalidInput(
                 f"refine = {self.refine} tries lattice points, {type(self.quantizer).__name__} has none; "
@@ -109,7 +111,7 @@ class Codec:
 
     @property
     def decodes(self) -> bool:
-        """Whether there is a way back to the original space."""
+        """Whether codes can be decoded to the original space."""
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
 
     def fit(self, train: np.ndarray) -> None:
@@ -158,7 +160,7 @@ class Codec:
         """Raise `InvalidInput` unless codes can be decoded to the original space."""
         if not self.decodes:
             raise InvalidInput(
-                "these codes cannot be decoded to the original space: train with decoder=mlp, which learns the way back"
+                "these codes cannot be decoded to the original space, because no decoder was trained; train with decoder=mlp"
             )
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -190,7 +192,7 @@ class Codec:
             d and c · s over a query's candidates equal.
 
         Raises:
-            InvalidInput: shapes or k that do not fit, or rerank where there is no way back.
+            InvalidInput: shapes or k that do not fit, or rerank where codes cannot be decoded.
         """
         k, rerank = integer("k", k, 1, len(codes), "the number of codes"), integer("rerank", rerank, 0)
         check_vectors(queries, self.transform.d_in)

@@ -55,7 +55,7 @@ def test_an_index_takes_a_linear_map_where_that_finds_as_much(caplog: pytest.Log
     x = clustered(600, 32, 0)
     with caplog.at_level(logging.WARNING):
         index = CatalyzerIndex(d_out=24, hidden=16).fit(x, epochs=1)
-    assert "the index takes the linear map: 480 vectors, or their epochs, are few for a network" in caplog.text
+    assert "the index takes the linear map, since 480 vectors or so few epochs are too few for a network" in caplog.text
     assert index._contents is not None
     codec = index._contents.codec
     assert isinstance(codec.transform, Linear)
@@ -193,13 +193,13 @@ IDLE = "trains no network, which leaves {} without effect; leave that out"
         (
             {"overrides": ["trainer.max_epochs=3"]},
             {"epochs": 3},
-            "trainer.max_epochs=3 is no override of an index; give epochs=3 to fit, or --epochs 3",
+            "trainer.max_epochs=3 cannot be an override of an index; give epochs=3 to fit, or --epochs 3",
         ),
         ({"overrides": ["++trainer.max_epochs=30"]}, {"budget": "1min"}, "give epochs=30 to fit, or --epochs 30"),
         (
             {"overrides": ["trainer.check_val_every_n_epoch=2"]},
             {},
-            "is no override of an index, whose epochs say when it validates; leave it out",
+            "cannot be an override of an index, whose epochs say when it validates; leave it out",
         ),
     ],
 )

@@ -190,7 +190,7 @@ def test_the_metric_of_the_dataset_is_the_run_s(train: Command, evaluate: Comman
 def test_an_index_has_its_metric_from_its_own_argument(metric: Literal["cosine", "ip"], tmp_path: Path) -> None:
     options = {"bits": 64, "d_out": 24, "hidden": 32, "decoder": False, "epochs": 1, "seconds": None, "folder": tmp_path}
     with pytest.raises(
-        InvalidInput, match=rf'metric={metric} is no override of an index; give CatalyzerIndex\(metric="{metric}"\)'
+        InvalidInput, match=rf'metric={metric} cannot be an override of an index; give CatalyzerIndex\(metric="{metric}"\)'
     ):
         learn_codec(vectors(600, 0), overrides=[f"metric={metric}"], **options)  # type: ignore[arg-type]
 

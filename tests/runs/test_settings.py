@@ -161,7 +161,7 @@ def test_bits_and_dimension_follow_each_other() -> None:
         ),
         (["catalyzer=pca", "trainer=cpu", "trainer.max_epochs=3"], "PCA is not trained, which leaves trainer.max_epochs=3"),
         (["catalyzer=identity", "~loss.terms.koleo"], "Identity is not trained, which leaves ~loss.terms.koleo without effect"),
-        (["decoder=linear", "d_out=auto"], "decoder=linear is the way back of catalyzer=linear; got Catalyzer"),
+        (["decoder=linear", "d_out=auto"], "decoder=linear decodes what catalyzer=linear maps; got Catalyzer"),
         (["dataset.train_size=1e4"], "dataset.train_size=10000.0: input should be a whole number"),
     ],
 )

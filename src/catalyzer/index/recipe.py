@@ -87,7 +87,7 @@ def learn_codec(
     settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
     if settings.metric is not None:
         raise InvalidInput(
-            f'metric={settings.metric} is no override of an index; give CatalyzerIndex(metric="{settings.metric}")'
+            f'metric={settings.metric} cannot be an override of an index; give CatalyzerIndex(metric="{settings.metric}")'
         )
     check(settings, folder, learn.shape[1], overrides)
     benchmark = _benchmark(learn, folder)
@@ -164,9 +164,9 @@ def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")
         if key == "trainer.max_epochs":
-            raise InvalidInput(f"{text} is no override of an index; give epochs={value} to fit, or --epochs {value}")
+            raise InvalidInput(f"{text} cannot be an override of an index; give epochs={value} to fit, or --epochs {value}")
         if key == "trainer.check_val_every_n_epoch":
-            raise InvalidInput(f"{text} is no override of an index, whose epochs say when it validates; leave it out")
+            raise InvalidInput(f"{text} cannot be an override of an index, whose epochs say when it validates; leave it out")
 
 
 def _linear(codec: Codec, x: np.ndarray) -> Codec | None:
@@ -196,7 +196,7 @@ def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) 
         log.info("%s; the index takes the network", seen)
     else:
         log.warning(
-            "%s; the index takes the linear map: %s vectors, or their epochs, are few for a network",
+            "%s; the index takes the linear map, since %s vectors or so few epochs are too few for a network",
             seen,
             f"{len(benchmark.train):,}",
         )

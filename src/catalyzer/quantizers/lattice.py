@@ -51,7 +51,9 @@ class LatticeQuantizer(Quantizer):
     ) -> None:
         integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
-            raise InvalidInput(f"radius_sq = {radius_sq} is of one sphere, and blocks = {blocks} of several; give one of them")
+            raise InvalidInput(
+                f"radius_sq = {radius_sq} is for one sphere, and blocks = {blocks} for several; give only one of them"
+            )
         shape = _shape(dim, bits - 8 if gain else bits, radius_sq, blocks)
         self._take(GainShapeLattice(shape) if gain else shape)
         if self.dim != dim:
