@@ -28,9 +28,16 @@ QUERIES = 2_000
 def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
     """Those that are tried for so many bits and vectors of d_in dimensions: `DIMENSIONS` in each block of at most 64 bits.
 
+    Raises:
+        InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`.
+
     >>> dimensions(64, 20), dimensions(256, 100), dimensions(256, 50)
     ((8, 12, 16, 20), (80, 96), (50,))
     """
+    if d_in < DIMENSIONS[0]:
+        raise InvalidInput(
+            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {d_in}; set d_out to a number"
+        )
     blocks = -(-bits // BLOCK_BITS)
     each = (blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= LEAST_OF_64_BITS)
     return tuple(dim for dim in each if dim <= d_in) or (d_in,)
@@ -58,11 +65,6 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
     Raises:
         InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`, or than a lattice of so many bits needs.
     """
-    if train.shape[1] < DIMENSIONS[0]:
-        raise InvalidInput(
-            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {train.shape[1]}; "
-            "set d_out to a number"
-        )
     smallest = dimensions(bits, train.shape[1])[0]
 
     def compute() -> np.ndarray:
