@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 SPHERE_SAMPLE = 10_000
 """Points that `draw_sphere` looks at."""
 
-# Colour and marker of a quantizer (Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
-# dashed and its marker hollow, behind PCA dotted and half full, so that the figure reads in grey too.
+# Colour and marker of a quantizer (mostly Okabe and Ito's colours, told apart by the colour-blind). On raw vectors its line is
+# dashed and its marker hollow, behind PCA and a linear map of other patterns and half full, so that it reads in grey too.
 STYLES = {
     "lattice": ("#0072B2", "o"),
     "sign": ("#009E73", "s"),
@@ -29,9 +29,13 @@ STYLES = {
     "LSQ": ("#000000", "d"),
     "LSH": ("#999999", "<"),
     "ITQ": ("#56B4E9", ">"),
-    "RaBitQ": ("#F0E442", "P"),
+    "RaBitQ": ("#999933", "P"),
     "SQ": ("#882255", "h"),
     "EDEN": ("#332288", "p"),
+}
+FITTED: dict[str, dict[str, Any]] = {  # how lines look behind maps that nothing trains
+    "PCA": {"ls": ":", "fillstyle": "left"},
+    "linear": {"ls": (0, (6, 1.5, 1, 1.5, 1, 1.5)), "fillstyle": "bottom"},
 }
 
 
@@ -45,14 +49,16 @@ def line_style(method: str) -> dict[str, Any]:
     True
     >>> line_style("catalyzer + lattice (rerank 500)")["ls"]
     '-.'
+    >>> line_style("linear + lattice")["fillstyle"]
+    'bottom'
     """
     method, _, note = method.partition(" (")
     transform, plus, quantizer = method.rpartition(" + ")
     color, marker = STYLES.get(quantizer, ("#666666", "X"))
     if not plus:
         return {"color": color, "marker": marker, "ls": "--", "mfc": "white"}
-    look = {"ls": ":", "fillstyle": "left"} if transform == "PCA" else {"ls": "-." if note.startswith("rerank") else "-"}
-    return {"color": color, "marker": marker, **look}
+    look = {"color": color, "marker": marker, "ls": "-", **FITTED.get(transform, {})}
+    return {**look, "ls": "-."} if note.startswith("rerank") else look
 
 
 def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
