@@ -19,7 +19,7 @@ from catalyzer.reproduce.lab import dataset_digest, training_digest
 from catalyzer.runs import checks
 from catalyzer.runs.sweeps import validation_recall
 from catalyzer.runs.targets import TARGET_NAMES
-from tests.helpers import FAST, ROOT, Command, settings_of
+from tests.helpers import FAST, ROOT, Command, clustered, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -128,17 +128,69 @@ def test_vectors_of_fewer_dimensions_than_the_lattice(lab: Lab, tmp_path: Path) 
     assert values(outcome)["PCA + lattice"] == [None] * 5
 
 
-def test_figure5_sweeps_the_radius(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figure5_sweeps_the_radius_and_goes_on_with_products(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_sizes, "LATTICE_BITS", (16, 64))
-    monkeypatch.setattr(code_sizes, "PRODUCT_BITS", (16,))  # learning rotations for all sizes takes minutes
+    for name, sizes in (("SIZES", (2, 16)), ("FEW", (2,)), ("TRAINED_SIZES", (16,))):  # learning all sizes takes minutes
+        monkeypatch.setattr(code_sizes, name, sizes)
     outcome, _ = make_target("figure5", lab, tmp_path)
+    table = outcome.tables[0]
+    lines = {row.label: [r.values for r in table.rows if r.label == row.label] for row in table.rows}
     for d_out in (16, 24, 32, 40):
-        rows = [row.values for row in outcome.tables[0].rows if row.label == f"catalyzer + lattice ({d_out} dimensions)"]
+        rows = lines.pop(f"catalyzer + lattice ({d_out} dimensions)")
         bits = [row[2] for row in rows]
         assert bits == sorted(set(bits))
         assert bits[-1] > 60
-        assert rows[-1][4] > rows[0][4]  # recall@10 of the largest code and of the smallest
-    assert {row.label for row in outcome.tables[0].rows} >= {"PQ", "OPQ"}
+        assert rows[-1][5] > rows[0][5]  # recall@10 of the largest code and of the smallest
+    assert {label: [row[3] for row in rows] for label, rows in lines.items()} == {
+        "catalyzer + lattice (product of spheres)": [16], "linear + lattice": [2, 16],
+        "OPQ": [2, 16], "PQ": [2, 16], "LSQ": [2], "RQ": [2], "RaBitQ": [12],
+    }  # fmt: skip
+    for label in ("linear + lattice", "OPQ", "PQ"):
+        assert lines[label][1][5] > lines[label][0][5]
+    (command,) = {row.command for row in table.rows if row.label == "linear + lattice" and row.values[3] == 16}
+    assert command.startswith("python src/train.py")
+    assert "catalyzer=linear quantizer=lattice d_out=auto bits=128" in command
+    assert lab.trained(jobs("figure5", lab)[-1]).codec.quantizer.blocks is not None  # more than one sphere
+
+    figure = code_sizes.draw(table)
+    figure.draw_without_rendering()
+    axes, legend = figure.axes[0], figure.legends[0].get_window_extent()
+    shown = [
+        label.get_text()
+        for label in axes.get_xticklabels()
+        if axes.get_window_extent().fully_containsx(label.get_window_extent().x0)
+    ]
+    assert shown == ["2", "4", "8", "16"]
+    assert not legend.overlaps(axes.get_window_extent())
+    assert figure.bbox.containsx(legend.x1)
+
+
+@pytest.mark.parametrize(
+    ("dim", "trained", "linear", "divided"),  # bytes of each line
+    [(6, [], [], [3]), (8, [16], [4, 16], [4]), (40, [16], [4, 8, 16], [4, 8, 14])],
+)
+def test_figure5_leaves_out_sizes_that_the_vectors_have_no_dimensions_for(
+    dim: int,
+    trained: list[int],
+    linear: list[int],
+    divided: list[int],
+    lab: Lab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, sizes in (("SIZES", (4, 8, 16)), ("TRAINED_SIZES", (16,))):
+        monkeypatch.setattr(code_sizes, name, sizes)
+    given = [*lab.overrides, "dataset.validation_base_size=200", "dataset.validation_queries_size=20"]
+    for seed, (part, n) in enumerate((("learn", 500), ("base", 300), ("queries", 20))):
+        np.save(tmp_path / f"{part}.npy", clustered(n, dim, seed))
+        given.append(f"dataset.{part}={tmp_path / part}.npy")
+    small = Lab(lab.compose, given, tmp_path, 1, lab.lambdas)
+    found: dict[str, list[int]] = {code_sizes.TRAINED_LABEL: [], code_sizes.LINEAR_LABEL: []}
+    for label, overrides in code_sizes.methods(small):
+        found.setdefault(label, []).append(small.settings(overrides).bits // 8)
+    assert [found[code_sizes.TRAINED_LABEL], found[code_sizes.LINEAR_LABEL]] == [trained, linear]
+    assert [found["OPQ"], found["PQ"], found["RQ"]] == [divided, divided, [4, 8, 16]]
+    assert len(jobs("figure5", small)) == len(code_sizes.DIMENSIONS) + len(trained)
 
 
 def test_figure4_compares_three_networks(lab: Lab, tmp_path: Path) -> None:
@@ -206,7 +258,8 @@ def test_a_run_is_named_by_what_decides_it(lab: Lab, own_files: list[str]) -> No
         os.utime(learn, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_all_needs_each_training_once(lab: Lab) -> None:
+def test_all_needs_each_training_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_sizes, "TRAINED_SIZES", (16,))  # counting the points of 32 bytes in 32 dimensions takes long
     every = [lab.run_folder(overrides) for overrides in jobs("all", lab)]
     assert len(every) == len(set(every))
     assert {lab.run_folder(overrides) for overrides in jobs("table2", lab)} <= set(every)

@@ -1,6 +1,11 @@
-"""Figure 5: recall against bits, lattices of growing radius on catalyzers of four dimensions, beside PQ and OPQ."""
+"""Figure 5 and beyond: recall against the size of a code, from the paper's 16 bits to 64 bytes.
+
+The paper has lattices of growing radius on catalyzers of 16 to 40 dimensions. Products of spheres go on from there, on a linear
+map and on trained catalyzers, beside quantizers of the same sizes on the raw vectors.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +16,32 @@ from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import Result, measure
 from catalyzer.lattice import SphericalLattice
 from catalyzer.nn import Identity
-from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.quantizers import LatticeQuantizer, RaBitQuantizer
 from catalyzer.reproduce.lab import Lab, Target, dataset_digest, training_digest
 from catalyzer.reproduce.outcome import Column, Made, Row, Table
 from catalyzer.reproduce.tables import BITS_COLUMN, LATTICE, RAW, RECALLS, base_note, recalls
+from catalyzer.runs.checks import check
 from catalyzer.runs.figures import line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LATTICE_BITS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
-PRODUCT_BITS = (32, 64, 96, 128)  # 4 to 16 bytes
-# One hue for all dimensions, since colour tells the method; markers and lightness tell them apart, in grey too.
-DIMENSIONS = {16: ("#9ECAE1", "v"), 24: ("#4292C6", "o"), 32: ("#0072B2", "s"), 40: ("#08306B", "D")}
+DIMENSIONS = (16, 24, 32, 40)
+SIZES = (4, 8, 16, 32, 48, 64)  # bytes
+FEW = (4, 8, 16)  # bytes of RQ and LSQ, which take several times as long to learn twice as many codebooks
+TRAINED_SIZES = (16, 32)  # bytes of a product of spheres on a trained catalyzer
+TRAINED, TRAINED_LABEL = [*LATTICE, "d_out=auto"], "catalyzer + lattice (product of spheres)"
+LINEAR, LINEAR_LABEL = ["catalyzer=linear", *LATTICE, "d_out=auto"], "linear + lattice"
+
+# One hue for all catalyzers, since colour tells the method; markers and lightness tell them apart, in grey too.
+SHADES: dict[str, dict[str, Any]] = {
+    "catalyzer + lattice (16 dimensions)": {"color": "#9ECAE1", "marker": "v"},
+    "catalyzer + lattice (24 dimensions)": {"color": "#4292C6", "marker": "o"},
+    "catalyzer + lattice (32 dimensions)": {"color": "#0072B2", "marker": "s"},
+    "catalyzer + lattice (40 dimensions)": {"color": "#08519C", "marker": "D"},
+    TRAINED_LABEL: {"color": "#08306B", "marker": "*", "ms": 9},
+}
 
 
 def overrides(d_out: int) -> list[str]:
@@ -32,23 +50,54 @@ def overrides(d_out: int) -> list[str]:
 
 
 def figure5(lab: Lab) -> Made:
-    """Train a catalyzer for each dimension, sweep the radius of the lattice on it, and measure PQ and OPQ beside."""
+    """Sweep the radius of the lattice on a catalyzer of each dimension, and measure methods with a run for each size beside."""
+    others = methods(lab)  # what is refused shall be so before hours of training
     rows = []
     for d_out in DIMENSIONS:
         for result in lattices(lab, d_out):
             command = lab.command([*LATTICE, f"quantizer.radius_sq={result['radius_sq']}", "bits=128"], overrides(d_out))
-            values = [d_out, str(result["radius_sq"]), result["bits"], *recalls(Result.load(result["result"]))]
+            size = [result["bits"], -(-result["bits"] // 8)]
+            values = [d_out, str(result["radius_sq"]), *size, *recalls(Result.load(result["result"]))]
             rows.append(Row(f"catalyzer + lattice ({d_out} dimensions)", values, command=command))
-    for name, label in (("pq", "PQ"), ("opq", "OPQ")):
-        for bits in PRODUCT_BITS:
-            if bits // 8 > lab.base_shape[1]:  # more bytes than dimensions
-                continue
-            sized = [RAW, f"quantizer={name}", f"bits={bits}"]
-            rows.append(Row(label, [None, None, bits, *recalls(lab.result(sized))], command=lab.command(sized)))
-    columns = [Column("d_out", digits=0), Column("r²"), BITS_COLUMN, *RECALLS]
-    table = Table("Recall by bits of a code", columns, rows)
-    caption = "Recall@10 against the bits of a code. The lattice's radius grows along each line; PQ and OPQ have whole bytes."
+    for label, sized in others:
+        found, quantizer = lab.result(sized), lab.trained(sized).codec.quantizer
+        dim = quantizer.dim if isinstance(quantizer, LatticeQuantizer) else None
+        values = [dim, None, found.bits, quantizer.code_size, *recalls(found)]
+        rows.append(Row(label, values, command=lab.command(sized)))
+    columns = [Column("d_out", digits=0), Column("r²"), BITS_COLUMN, Column("bytes", digits=0), *RECALLS]
+    table = Table("Recall by size of a code", columns, rows)
+    caption = (
+        "Recall@10 against the bytes of a code. Along the lines of 16 to 40 dimensions the radius of one sphere grows, as in "
+        "the paper; linear + lattice is a product of spheres beyond 8 bytes. Dashed lines are of the raw vectors."
+    )
     return Made([table], {"figure5": draw(table)}, {"figure5": caption}, base_note(lab))
+
+
+def methods(lab: Lab) -> list[tuple[str, list[str]]]:
+    """Label and overrides of the runs that have one size each, in the order of the legend."""
+    dim = lab.base_shape[1]
+    # Each byte of PQ has as many coordinates. Where a size times these is too much, fewer bytes hold all, and the rest padding.
+    divided = sorted({-(-dim // -(-dim // size)) for size in SIZES if size < dim})
+    found = [(TRAINED_LABEL, sized) for sized in of_sizes(lab, TRAINED, TRAINED_SIZES)]
+    found += [(LINEAR_LABEL, sized) for sized in of_sizes(lab, LINEAR, SIZES)]
+    for label, sizes in (("OPQ", divided), ("PQ", divided), ("LSQ", FEW), ("RQ", FEW)):
+        found += [(label, [RAW, f"quantizer={label.lower()}", f"bits={8 * size}"]) for size in sizes]
+    for bits in (1, 2, 3, 4):
+        if RaBitQuantizer(dim, bits_per_dim=bits).code_size <= SIZES[-1]:
+            found.append(("RaBitQ", [RAW, "quantizer=rabitq", f"quantizer.bits_per_dim={bits}"]))
+    return found
+
+
+def of_sizes(lab: Lab, given: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
+    """The overrides with each of the sizes, in bytes, of which vectors of so many dimensions have a lattice."""
+    found = []
+    for size in sizes:
+        sized = [*given, f"bits={8 * size}"]
+        settings = lab.settings(sized)
+        with suppress(InvalidInput):  # too few dimensions
+            check(settings, lab.folder, lab.base_shape[1])
+            found.append(sized)
+    return found
 
 
 def lattices(lab: Lab, d_out: int) -> list[dict[str, Any]]:
@@ -78,26 +127,28 @@ def lattices(lab: Lab, d_out: int) -> list[dict[str, Any]]:
 
 
 def draw(table: Table) -> "Figure":
-    """R@10 against bits, a line for each dimension and method."""
+    """R@10 against bytes, a line for each dimension and method."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.subplots()
-
-    def line(rows: Sequence[Row], label: str, **style: Any) -> None:
-        bits, recall = np.array([(row.values[2], row.values[4]) for row in rows], dtype=float).T
-        axes.plot(bits, recall, ms=5, label=label, **style)
-
-    for d_out, (color, marker) in DIMENSIONS.items():
-        rows = [row for row in table.rows if row.values[0] == d_out]
-        line(rows, f"catalyzer + lattice, {d_out} dimensions", color=color, marker=marker)
-    for label in ("PQ", "OPQ"):
-        if rows := [row for row in table.rows if row.label == label]:
-            line(rows, label, **line_style(label))
-    axes.set(xlabel="bits of a code", ylabel="recall@10 (%)", ylim=(0, 102), xticks=range(16, 129, 16))
+    for label in dict.fromkeys(row.label for row in table.rows):
+        size, recall = np.array([(row.values[3], row.values[5]) for row in table.rows if row.label == label], dtype=float).T
+        axes.plot(size, recall, label=label, **{"ms": 5, **line_style(label), **SHADES.get(label, {})})
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(2))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter())
+    axes.set(xlabel="bytes of a code", ylabel="recall@10", ylim=(-2, 102))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
     return figure
 
 
-FIGURE_5 = Target("Figure 5: recall against bits", figure5, lambda _: [overrides(d_out) for d_out in DIMENSIONS])
+FIGURE_5 = Target(
+    "Figure 5 and beyond: recall against the size of a code",
+    figure5,
+    lambda lab: [*map(overrides, DIMENSIONS), *of_sizes(lab, TRAINED, TRAINED_SIZES)],
+)
