@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +33,6 @@ MAX_EPOCHS = 300  # of a budget: as many as the paper's
 VALIDATE_EVERY = 5  # epochs
 COMPARED = 10  # nearest neighbours, by how many of which the network is compared with a linear map
 TOLD = (1, 10, 100)  # k of the recall@k that users are told
-DAMPINGS = (0.1, 0.0)  # of a linear map, the one that is tried first wins where they find the same
-TRIED, TRIED_QUERIES = 20_000, 1_000  # vectors held out by which linear maps are compared
 SHARE = 0.95  # of a budget that is planned with: no two epochs take the same time
 
 
@@ -96,8 +93,6 @@ def learn_codec(
         # A run that was interrupted goes on to where it wanted to, or its learning rate would fall twice.
         epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer["max_epochs"]
     settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
-    if linear:
-        settings = _best_linear(settings, benchmark, overrides)
     if held is not None and not held.decides_as(settings):
         raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
     codec = new_codec(settings, benchmark)
@@ -119,42 +114,6 @@ def learn_codec(
     if instead is not None:
         codec = _linear(codec, learn) or codec  # of all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), rerank)
-
-
-def _best_linear(settings: Settings, benchmark: Benchmark, overrides: Sequence[str]) -> Settings:
-    """The settings with the damping and the gain, where the user gave none, that find the most of the vectors held out."""
-    given = {text.partition("=")[0] for text in overrides}
-    dampings = [settings.catalyzer.get("damping")] if "catalyzer.damping" in given else DAMPINGS
-    gains = [settings.quantizer.get("gain")] if "quantizer.gain" in given else (False, True)
-    held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:TRIED]])
-    split = Split(held_out, held_out[:TRIED_QUERIES])
-    axes: Axes | None = None
-    found: list[tuple[float, Settings]] = []
-    for damping, gain in product(dampings, gains):
-        parts = {"catalyzer": {"damping": damping}, "decoder": {"damping": damping}, "quantizer": {"gain": gain}}
-        taken = {group: _changed(getattr(settings, group), part) for group, part in parts.items()}
-        tried = settings.model_copy(update=taken)
-        try:
-            codec = new_codec(tried, benchmark)
-        except InvalidInput:
-            if not found:
-                raise
-            continue  # so few bits that a gain leaves none for the direction
-        if not isinstance(codec.transform, Linear):
-            return settings
-        axes = axes or Axes.of(benchmark.train, codec.transform.d_out)
-        codec.transform.take(axes)
-        codec.fit(benchmark.train)
-        k = min(COMPARED, len(held_out))
-        share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
-        log.info("damping=%s gain=%s finds %.1f%% of the %d nearest vectors held out", damping, gain, 100 * share, k)
-        found.append((share, tried))
-    return max(found, key=lambda each: each[0])[1]
-
-
-def _changed(part: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A part with other values for those arguments that it has."""
-    return part | {name: value for name, value in arguments.items() if name in part}
 
 
 def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:

@@ -22,6 +22,7 @@ from catalyzer.files.vectors import Vectors
 from catalyzer.nn.statistics import mean_and_covariance
 from catalyzer.nn.transforms import Transform
 
+DAMPING = 0.1
 SUBSPACE = 64  # directions more than wanted, with which principal axes are iterated
 ITERATIONS = 12
 LEAST_VARIANCE = 1e-9  # of the largest; what has less is a constant, which damping would blow up
@@ -76,7 +77,7 @@ class Linear(Transform):
     Args:
         d_in: dimension of the input.
         d_out: dimension of the output, at most d_in.
-        damping: p, from 0 to 0.5: principal coordinates are divided by that power of their variance.
+        damping: p, from 0 to 0.5: principal coordinates are divided by that power of their variance; None is 0.1.
         nested: for each of the `spheres` the next principal axes, so that the first blocks of a code are codes themselves.
         spheres: dimensions of the blocks of the output, for `nested`.
         gain: keep the norms of mapped vectors, in units of their root mean square, for a quantizer that codes them.
@@ -98,15 +99,15 @@ class Linear(Transform):
         self,
         d_in: int,
         d_out: int,
-        damping: float = 0.1,
+        damping: float | None = None,
         seed: int = 0,
         nested: bool = False,
         spheres: Sequence[int] | None = None,
         gain: bool = False,
     ) -> None:
         super().__init__(d_in, d_out)
-        _check(d_in, d_out, damping)
-        self.damping, self.seed, self.gain = damping, integer("seed", seed, 0), gain
+        self.damping = _checked_damping(d_in, d_out, damping)
+        self.seed, self.gain = integer("seed", seed, 0), gain
         self.nested, self.spheres = nested, _blocks(nested, spheres, d_out)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("bias", torch.zeros(d_out))
@@ -161,14 +162,13 @@ class LinearDecoder(Transform):
         self,
         d_in: int,
         d_out: int,
-        damping: float = 0.1,
+        damping: float | None = None,
         seed: int = 0,
         nested: bool = False,
         spheres: Sequence[int] | None = None,
     ) -> None:
         super().__init__(d_in, d_out)
-        _check(d_out, d_in, damping)
-        self.damping, self.seed = damping, integer("seed", seed, 0)
+        self.damping, self.seed = _checked_damping(d_out, d_in, damping), integer("seed", seed, 0)
         self.nested, self.spheres = nested, _blocks(nested, spheres, d_in)
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("mean", torch.zeros(d_out))
@@ -198,13 +198,15 @@ class LinearDecoder(Transform):
         return F.linear(z.float(), self.matrix, self.mean)
 
 
-def _check(d: int, count: int, damping: float) -> None:
+def _checked_damping(d: int, count: int, damping: float | None) -> float:
     if count > d:
         raise InvalidInput(
             f"a linear map has at most as many dimensions as its input, {d}; got d_out = {count}: give fewer, or d_out=auto"
         )
+    damping = DAMPING if damping is None else damping
     if not 0 <= damping <= 0.5:
         raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")
+    return damping
 
 
 def _blocks(nested: bool, spheres: Sequence[int] | None, dim: int) -> list[int] | None:

@@ -51,7 +51,7 @@ class Quantizer(Part, ABC):
     dim: int
     bits: int
     symmetric: bool = False
-    gain: bool = False
+    gain: bool | None = None
 
     @classmethod
     def default_dim(cls, bits: int) -> int:  # noqa: ARG003 (some depend on it)

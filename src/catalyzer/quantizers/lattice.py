@@ -26,7 +26,7 @@ class LatticeQuantizer(Quantizer):
         radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
         blocks: how many spheres the vectors are cut for, or the dimension and squared radius of each; None takes one up to
             64 bits and 128 dimensions, or if `radius_sq` is given, and beyond that as few as `ProductLattice.for_bits`.
-        gain: spend 8 of the bits on the norm of a vector; see `GainShapeLattice`.
+        gain: spend 8 of the bits on the norm of a vector; see `GainShapeLattice`. None is False.
 
     Raises:
         InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
@@ -47,7 +47,7 @@ class LatticeQuantizer(Quantizer):
         bits: int = 64,
         radius_sq: int | None = None,
         blocks: int | Sequence[Sequence[int]] | None = None,
-        gain: bool = False,
+        gain: bool | None = None,
     ) -> None:
         integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
@@ -65,7 +65,7 @@ class LatticeQuantizer(Quantizer):
             )
 
     def _take(self, lattice: scan.Lattice) -> None:
-        self.lattice, self.gain = lattice, isinstance(lattice, GainShapeLattice)
+        self.lattice, self.gain = lattice, isinstance(lattice, GainShapeLattice) or None
         self.dim, self.bits = lattice.dim, lattice.bits
         # What is kept in files says which lattice it is, also where a later version would choose another.
         single = len(lattice.spheres) == 1

@@ -249,7 +249,7 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
     if {"spheres", "gain"} & arguments_of(class_of("catalyzer", settings.catalyzer))[0].keys():
         quantizer = build_quantizer(settings.quantizer, d_out)
         given["spheres"] = [*quantizer.spheres] if len(quantizer.spheres) > 1 else None
-        given["gain"] = quantizer.gain
+        given["gain"] = bool(quantizer.gain)
     transform = _built("catalyzer", settings.catalyzer, **given)
     quantizer = build_quantizer(settings.quantizer, transform.d_out)
     if settings.decoder.get("_target_") is None:

@@ -33,6 +33,7 @@ from catalyzer.runs.build import (
 )
 from catalyzer.runs.checks import check
 from catalyzer.runs.figures import draw_sphere, draw_training
+from catalyzer.runs.linear_maps import best_linear
 from catalyzer.runs.results import COLUMNS, print_table, table_cells
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
@@ -106,6 +107,8 @@ def new_codec(settings: Settings, benchmark: Benchmark) -> Codec:
         cache = ArrayCache(settings.cache)
         d_out = choose_dimension(benchmark.train, benchmark.validation, settings.bits, cache, tolerance)
     seed_everything(settings.seed, verbose=False)
+    if issubclass(class_of("catalyzer", settings.catalyzer), Linear):
+        return best_linear(settings, benchmark, d_out)
     return build_codec(settings, benchmark.dim, d_out)
 
 

@@ -1,0 +1,70 @@
+"""The choice of a linear map where the settings leave it open: its damping, and whether codes have a gain."""
+
+import logging
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from catalyzer.codec import Codec
+from catalyzer.datasets import Benchmark, Split
+from catalyzer.errors import InvalidInput
+from catalyzer.evaluation import neighbours_found
+from catalyzer.nn import Axes, Linear
+from catalyzer.runs.build import build_codec
+from catalyzer.runs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DAMPINGS = (0.1, 0.0)  # in the order of preference among equals
+BASE, QUERIES = 20_000, 1_000  # validation vectors that linear maps are compared by
+COMPARED = 10  # nearest neighbours
+
+
+def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
+    """The parts of a run with `catalyzer=linear`, with the damping and the gain that find most of the validation vectors.
+
+    `catalyzer.damping` and `quantizer.gain` are tried where they are null. A quantizer that learns would be fitted for each, so
+    behind one the defaults hold.
+
+    Args:
+        settings: of the run.
+        benchmark: the maps learn from its training vectors.
+        d_out: dimension to map to.
+
+    Returns:
+        The parts with nothing learned.
+
+    Raises:
+        InvalidInput: as for `build_codec`.
+    """
+    codec = build_codec(settings, benchmark.dim, d_out)
+    dampings = DAMPINGS if settings.catalyzer.get("damping", 0) is None else (settings.catalyzer.get("damping"),)
+    gains = (False, True) if settings.quantizer.get("gain", False) is None else (settings.quantizer.get("gain"),)
+    if codec.quantizer.is_learned or len(dampings) * len(gains) == 1:
+        return codec
+    axes = Axes.of(benchmark.train, d_out)
+    held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:BASE]])
+    split = Split(held_out, held_out[:QUERIES])
+    k = min(COMPARED, len(held_out))
+    tried: list[tuple[float, Codec]] = []
+    for damping, gain in product(dampings, gains):
+        parts = {"catalyzer": {"damping": damping}, "decoder": {"damping": damping}, "quantizer": {"gain": gain}}
+        chosen = {group: _changed(getattr(settings, group), arguments) for group, arguments in parts.items()}
+        try:
+            codec, fresh = (build_codec(settings.model_copy(update=chosen), benchmark.dim, d_out) for _ in range(2))
+        except InvalidInput:
+            if not tried:
+                raise
+            continue  # so few bits that a gain leaves none for the direction
+        assert isinstance(codec.transform, Linear)
+        codec.transform.take(axes)
+        share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
+        log.info("damping %s, %s gain: %.1f%% of the %d nearest", damping, "with" if gain else "no", 100 * share, k)
+        tried.append((share, fresh))
+    return max(tried, key=lambda each: each[0])[1]
+
+
+def _changed(part: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """A part with other values for those arguments that it has."""
+    return part | {name: value for name, value in arguments.items() if name in part}
