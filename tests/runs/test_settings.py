@@ -9,13 +9,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalyzer import InvalidInput
+from catalyzer import Codec, InvalidInput, LatticeQuantizer
 from catalyzer.errors import CatalyzerError, DamagedFile, UntrustedPart
+from catalyzer.nn import PCA
 from catalyzer.runs import build, checks
 from catalyzer.runs.compose import CONF, compose_config, resolved
 from catalyzer.runs.defaults import paper_lambda
 from catalyzer.runs.settings import Settings, preparation
-from tests.helpers import ROOT, settings_of
+from tests.helpers import DIM, ROOT, clustered, settings_of
 
 FOLDER = Path("no/run/yet")
 
@@ -304,3 +305,14 @@ def test_every_key_of_every_file_has_a_comment() -> None:
             assert "#" in line or elsewhere, f"{path.relative_to(ROOT)}: {line!r} has no comment"
         assert path.read_text().startswith("#"), f"{path} does not say what it is"
         assert yaml.safe_load(path.read_text()) is not None
+
+
+class OwnMap(PCA):
+    """One of another package, for whoever asks."""
+
+
+def test_trying_a_part_leaves_what_it_has_learned() -> None:
+    transform = OwnMap(DIM, 24).adapt(clustered(500, DIM, 0))
+    learned = transform.matrix.clone()
+    checks.rehearse(Codec(transform, LatticeQuantizer(24)))
+    assert torch.equal(transform.matrix, learned)

@@ -1,5 +1,6 @@
 """What is checked before any data is read: whether parts can do what is asked of them, also those of other packages."""
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,17 +149,18 @@ def rehearse(codec: Codec) -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=(MADE_UP, codec.transform.d_in)).astype(np.float32)
     transform, quantizer = codec.transform, codec.quantizer
-    for network, shape in ((transform, (MADE_UP, quantizer.dim)), (codec.decoder, x.shape)):
-        if network is None or _is_ours(network):
+    for given, shape in ((transform, (MADE_UP, quantizer.dim)), (codec.decoder, x.shape)):
+        if given is None or _is_ours(given):
             continue
-        with blamed(_path(network)):
+        with blamed(_path(given)):
+            network = copy.deepcopy(given)  # what that of a run has learned stays as it is
             network.adapt(x)
-            made = embed(network, x if network is transform else random.normal(size=(MADE_UP, network.d_in)).astype(np.float32))
+            made = embed(network, x if given is transform else random.normal(size=(MADE_UP, network.d_in)).astype(np.float32))
             if made.shape != shape or not np.isfinite(made).all():
                 raise InvalidInput(f"{_path(network)} makes {made.shape} of {MADE_UP} vectors, expected {shape} finite numbers")
             make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
             norms = np.linalg.norm(made, axis=1)
-            if network is transform and isinstance(quantizer, LatticeQuantizer) and np.abs(norms - 1).max() > 0.01:
+            if given is transform and isinstance(quantizer, LatticeQuantizer) and np.abs(norms - 1).max() > 0.01:
                 raise InvalidInput(
                     f"{_path(network)} makes points of norm {norms[0]:.3g}, expected 1 for the lattice; "
                     "end forward with torch.nn.functional.normalize"
