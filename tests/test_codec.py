@@ -1,5 +1,7 @@
 """The codec: codes decode to the original space, and reranking equals a search by brute force."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ import catalyzer.codec
 from catalyzer import InvalidInput, LatticeQuantizer, SignQuantizer
 from catalyzer.codec import Codec
 from catalyzer.neighbors import knn
-from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, embed
+from catalyzer.nn import PCA, Catalyzer, Decoder, Descent, Identity, embed
 from catalyzer.quantizers import LSHQuantizer, ProductQuantizer, Quantizer
 from tests.helpers import clustered
 
@@ -153,8 +155,48 @@ def test_refining_takes_the_point_that_decodes_best() -> None:
     assert (codes != LATTICE.encode(x)).any(axis=1).mean() > 0.5
 
 
+def test_steps_and_points_tried_lower_the_error(codec: Codec) -> None:
+    x = clustered(2000, 32, 1)
+
+    def error(steps: int, refine: int) -> float:
+        changed = replace(codec, steps=steps, refine=refine)
+        return float(((changed.decode(changed.encode(x)) - x) ** 2).sum(axis=1).mean())
+
+    plain, one, two = (error(steps, 1) for steps in (0, 1, 2))
+    assert one < 0.9 * plain
+    assert two < 0.97 * one
+    assert error(2, 4) < 0.97 * min(two, error(0, 4))
+
+
+def test_codes_of_several_spheres_take_steps_too() -> None:
+    x, codec = clustered(500, 32, 1), decoding(LatticeQuantizer(16, 64, blocks=2))
+    assert codec.quantizer.spheres == (8, 8)
+    codes = replace(codec, steps=2).encode(x)
+    latent = embed(codec.transform, x)
+    np.testing.assert_array_equal(codes, codec.quantizer.encode(Descent(codec.decoder, [8, 8])(latent, x, 2)))  # type: ignore[arg-type]
+    assert (codes != codec.encode(x)).any(axis=1).mean() > 0.5
+
+
+def test_steps_are_by_the_decoder_as_a_codec_finds_it() -> None:
+    x, codec = clustered(300, 32, 1), replace(decoding(LatticeQuantizer(16, 64)), steps=2)
+    before = codec.encode(x)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(codec)).encode(x), before)
+    other = copy.deepcopy(codec)
+    with torch.no_grad():
+        for weight in other.decoder.parameters():  # type: ignore[union-attr]
+            weight *= 2
+    fresh = replace(other, steps=2)
+    np.testing.assert_allclose(fresh.descent.matrix, Descent(other.decoder, [16]).matrix)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(codec.encode(x), before)
+
+
 def test_refining_what_cannot_be_refined() -> None:
     with pytest.raises(InvalidInput, match="decoder=mlp"):
         Codec(LATTICE.transform, LATTICE.quantizer, refine=2)
     with pytest.raises(InvalidInput, match="use quantizer=lattice"):
         replace(SIGN, refine=2)
+    with pytest.raises(InvalidInput, match="steps = 2 go down the error of a decoder; train with decoder=mlp"):
+        Codec(LATTICE.transform, LATTICE.quantizer, steps=2)
+    for steps in (-1, 1.0, True):
+        with pytest.raises(InvalidInput, match="steps must be an integer of at least 0; got"):
+            replace(LATTICE, steps=steps)  # type: ignore[arg-type]

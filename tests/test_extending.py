@@ -50,6 +50,11 @@ class NotKept(Transform):
         return self.layer(x.float())
 
 
+class Constant(Transform):
+    def forward(self, z):
+        return torch.ones(len(z), self.d_out)
+
+
 class FloatCodes(Grid):
     def encode(self, x):
         return super().encode(x).astype(np.float32)
@@ -284,6 +289,7 @@ def term(name: str) -> str:
         (["quantizer._target_=bad_parts.Forgetful"], "encodes differently after it is saved and loaded"),
         (["quantizer._target_=my_parts.ScalarQuantizer", "end_to_end=true"], "end_to_end=true needs .* a fixed quantizer"),
         (["quantizer._target_=my_parts.Grid", "decoder=mlp", "refine=4"], "refine = 4 tries lattice points, Grid has none"),
+        (["decoder=mlp", "decoder._target_=bad_parts.Constant", "steps=2"], "Constant has none; use steps=0"),
         ([term("bad_parts.Vector")], r"bad_parts.Vector must return a finite scalar, got \(8,\)"),
         ([term("bad_parts.NotANumber")], "finite scalar, got nan"),
         (["+loss.terms.own={_target_: my_parts.Variance, weight: -1}"], "at least 0, got -1"),

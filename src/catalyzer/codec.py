@@ -12,7 +12,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, check_finite
-from catalyzer.nn import Identity, Transform, embed, row_wise
+from catalyzer.nn import Descent, Identity, Transform, embed, row_wise
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 from catalyzer.progress import progress
@@ -31,6 +31,8 @@ class Codec:
         quantizer: learned by `fit` where there is something to learn.
         decoder: from the quantizer's dimension to the original one. Without one, codes can be decoded only if the transform is
             the identity and the quantizer more than signs.
+        steps: before the nearest point is taken, take so many gradient steps from the mapped vector to where it decodes better;
+            see `catalyzer.nn.Descent`. 0 codes what the transform makes, as in the paper.
         refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
             vector itself; 1 takes the nearest point.
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
@@ -50,15 +52,19 @@ class Codec:
     transform: Transform
     quantizer: Quantizer
     decoder: Transform | None = None
+    steps: int = 0
     refine: int = 1
     latent_share: float = 0.0
     query: Transform | None = None
     blocks: int | None = None
 
     def __post_init__(self) -> None:
+        integer("steps", self.steps, 0)
         integer("refine", self.refine, 1)
         if not 0 <= self.latent_share <= 1:
             raise InvalidInput(f"latent_share must be between 0 and 1, got {self.latent_share}")
+        if self.steps and self.decoder is None:
+            raise InvalidInput(f"steps = {self.steps} go down the error of a decoder; train with decoder=mlp, or use steps=0")
         if self.refine > 1 and self.decoder is None:
             raise InvalidInput(
                 f"refine = {self.refine} needs a decoder, which says how good a point is; train with decoder=mlp"
@@ -106,6 +112,12 @@ class Codec:
         decoder = None if self.decoder is None else row_wise(self.decoder)
         return replace(self, query=row_wise(self.query or self.transform), decoder=decoder)
 
+    @cached_property
+    def descent(self) -> Descent:
+        """What `steps` go by, made once, of the decoder as it is then."""
+        assert self.decoder is not None
+        return Descent(self.decoder, self.quantizer.spheres)
+
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
@@ -146,6 +158,8 @@ class Codec:
 
     def encode_mapped(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """`encode` for vectors of which `(n, dim)` float32 `latent` is what the transform makes."""
+        if self.steps:
+            latent = self.descent(latent, vectors, self.steps)
         return self.quantizer.encode(self._refined(latent, vectors) if self.refine > 1 else latent)
 
     def _refined(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -120,6 +120,9 @@ def test_a_decoder_learns_the_way_back(
         f"run={folder}", f"quantizer={quantizer}", "refine=4", "rerank=0", expect=0 if quantizer == "lattice" else 2
     )
     if quantizer == "lattice":
+        evaluate(f"run={folder}", "steps=2", "rerank=0")
+        stepped = rows(folder / "evaluations" / "lattice-64bits-rerank0-steps2")["catalyzer + lattice"]
+        assert stepped["error"] < table["catalyzer + lattice"]["error"]
         results = rows(folder / "evaluations" / "lattice-64bits-rerank0-refine4")
         assert list(results) == ["catalyzer + lattice", "PQ"]
         assert results["catalyzer + lattice"]["error"] < table["catalyzer + lattice"]["error"]

@@ -114,8 +114,8 @@ def refused(path: Path, sentence: str = ".", error: type[CatalyzerError] = Damag
 
 def same(a: Contents, b: Contents) -> bool:
     return (
-        (a.metric, a.last_id, a.codec.refine, a.codec.latent_share)
-        == (b.metric, b.last_id, b.codec.refine, b.codec.latent_share)
+        (a.metric, a.last_id, a.codec.steps, a.codec.refine, a.codec.latent_share)
+        == (b.metric, b.last_id, b.codec.steps, b.codec.refine, b.codec.latent_share)
         and np.array_equal(a.ids, b.ids)
         and np.array_equal(a.codes, b.codes)
         and (a.lists is None) == (b.lists is None)
@@ -227,6 +227,23 @@ def test_an_empty_index_is_kept_too(fitted: Path, tmp_path: Path) -> None:
         index.save(tmp_path / "b.catalyzer")
         assert (tmp_path / "b.catalyzer").read_bytes() == fitted.read_bytes()
     assert len(verify(fitted).ids) == 0
+
+
+def test_steps_and_points_tried_are_kept(codec: Codec, tmp_path: Path) -> None:
+    x, paths = clustered(300, 32, 1), [tmp_path / f"{name}.catalyzer" for name in "ab"]
+    index = CatalyzerIndex.from_codec(replace(codec, steps=2, refine=4))
+    index.save(paths[0])
+    loaded = CatalyzerIndex.load(paths[0])
+    assert taken_apart(paths[0])[0]["steps"] == 2
+    for each in (index, loaded):
+        each.add(x)
+    np.testing.assert_array_equal(loaded.codes, index.codes)
+    plain = CatalyzerIndex.from_codec(codec)
+    plain.add(x)
+    assert (plain.codes != index.codes).any(axis=1).mean() > 0.5
+    loaded.save(paths[1])
+    index.save(paths[0])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_format_1_stays_readable(tmp_path: Path) -> None:
@@ -483,6 +500,7 @@ def test_hostile_headers_that_come_to_mind(with_20_lists: Path, tmp_path: Path) 
         changed(extra=1), changed(bits=128), changed(bits=63), changed(d=31), changed(metric="ip"),
         changed(metric="ip", max_norm=1.0), changed(max_norm=1.0), changed(numbering=2), changed(numbering=None),
         changed(last_id=2**63), changed(latent_share=2), changed(refine=0), changed(parts={}), changed(parts=None),
+        changed(steps=-1), changed(steps=1.5),
         part("transform", d_in=31), part("transform", d_out=2**40), part("transform", hidden=10**18),
         part("transform", d_in=2**70), part("transform", hidden="64"), part("transform", new=1),
         part("transform", d_in=2**62, d_out=2**62, hidden=2**62), part("decoder", d_out=16), part("query", d_out=23),

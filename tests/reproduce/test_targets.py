@@ -82,7 +82,10 @@ def test_two_stages(lab: Lab, tmp_path: Path) -> None:
     errors = {rows[f"catalyzer + lattice (rerank {n})"][-1] for n in (100, 500, 1000)} | {trained[-1]}
     assert len(errors) == 1  # the same codes, however they are searched
     tried = [rows[f"catalyzer + lattice (rerank 500, refine {n})"][-1] for n in (4, 16)]
-    assert tried[1] < tried[0] < errors.pop()
+    stepped = [rows[f"catalyzer + lattice (rerank 500, steps 2{more})"][-1] for more in ("", ", refine 4")]
+    plain_error = errors.pop()
+    assert tried[1] < tried[0] < plain_error
+    assert stepped[1] < stepped[0] < plain_error
     assert rows["PQ"][-1] > rows["RQ"][-1] > 0
     assert all(row[-2] > 0 for row in rows.values())
     for row in outcome.tables[0].rows:

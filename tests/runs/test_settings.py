@@ -119,6 +119,9 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["query=mlp", "quantizer=sign"], "quantizer=sign quantizer.asymmetric=true; got Catalyzer and SignQuantizer"),
         (["query=mlp", "query.max_epochs=0"], "query.max_epochs must be at least 1, got 0"),
         (["rerank=100"], "rerank = 100 needs decoded vectors, but decoder=none; set decoder=mlp"),
+        (["steps=2"], "steps = 2 needs decoded vectors, but decoder=none; set decoder=mlp"),
+        (["steps=-1", "decoder=mlp"], "steps=-1: input should be greater than or equal to 0"),
+        (["steps=1.5", "decoder=mlp"], "steps=1.5: input should be a"),
         (["refine=4"], "refine = 4 needs decoded vectors, but decoder=none; set decoder=mlp"),
         (
             ["refine=4", "decoder=mlp", "quantizer=sign"],

@@ -175,12 +175,15 @@ def test_a_folder_of_something_else_is_left_alone(
     encode_command: Command, codes: Path, run: Path, source: Path, base: np.ndarray, tmp_path: Path
 ) -> None:
     other_run = make_run(tmp_path / "other", seed=1)
+    steps = shutil.copytree(run, tmp_path / "steps") / "config.yaml"
+    steps.write_text(steps.read_text().replace("steps: 0", "steps: 2"))
     other = write(tmp_path / "other.u8bin", base[:500])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photograph.jpg").touch()
     before = {path: path.stat().st_mtime_ns for path in codes.iterdir()}
     for arguments, words in (
         ((other_run, source, codes, 128), "holds codes of another run"),
+        ((steps.parent, source, codes, 128), "holds codes of another run"),
         ((run, other, codes, 128), "holds codes of another input"),
         ((run, source, codes, 64), "holds shards of another size, shard_size=128"),
         ((run, source, tmp_path / "full", 128), "holds photograph.jpg, which src/encode.py did not make"),

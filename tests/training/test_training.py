@@ -1,6 +1,7 @@
 """Mining against brute force, batches, the schedule, and what a plain trainer of Lightning makes of the module."""
 
 import csv
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,18 @@ def test_a_checkpoint_of_a_plain_trainer_is_loaded_with_its_codec(tmp_path: Path
     np.testing.assert_array_equal(
         embed(fresh.decoder, embed(fresh.transform, x)), embed(codec.decoder, embed(codec.transform, x))
     )
+
+
+def test_validation_takes_steps_by_the_decoder_of_its_epoch(tmp_path: Path) -> None:
+    codec = Codec(network(), LatticeQuantizer(8, 32), Decoder(8, 16, hidden=32), steps=2)
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=3, logger=False)
+    data = triplet_data(tmp_path / "cache")
+    trainer.fit(CatalyzerTraining(codec), datamodule=data)
+    codec.decoder.eval()  # type: ignore[union-attr]
+    assert data.validation is not None
+    base, trained = data.validation.base, replace(codec)
+    expected = ((trained.decode(trained.encode(base)) - base) ** 2).sum(axis=1).mean()
+    assert float(trainer.callback_metrics["val/squared_error"]) == pytest.approx(expected, rel=1e-4)
 
 
 class Blind(Catalyzer):

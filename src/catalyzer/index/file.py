@@ -66,6 +66,7 @@ class _Index(_Strict):
     numbering: int | None
     latent_share: float = Field(ge=0, le=1)
     refine: int = Field(ge=1)
+    steps: int = Field(default=0, ge=0)
     last_id: int = Field(ge=-1, le=MAX_ID)
     parts: _Parts
     validation: _Validation | None = None
@@ -82,7 +83,7 @@ def write(path: Path, contents: Contents) -> str:
         Unavailable: the file cannot be written, as on a full disk; what was at `path` is still there then.
     """
     codec = contents.codec
-    index = _Index(
+    header = _Index(
         metric=contents.metric.name,
         max_norm=contents.metric.max_norm,
         d=contents.d,
@@ -90,10 +91,13 @@ def write(path: Path, contents: Contents) -> str:
         numbering=_numbering(codec.quantizer),
         latent_share=codec.latent_share,
         refine=codec.refine,
+        steps=codec.steps,
         last_id=contents.last_id,
         parts=_Parts(**{name: None if part is None else describe(part) for name, part in codec.parts.items()}),  # type: ignore[arg-type]
         validation=None if contents.validation is None else _Validation(**vars(contents.validation)),
-    ).model_dump_json(exclude={"validation"} if contents.validation is None else None)
+    )
+    # What came later is left out where it says nothing, so that older files stay as they are.
+    index = header.model_dump_json(exclude={name for name in ("steps", "validation") if not getattr(header, name)})
     checksums = np.frombuffer(b"".join(_checksum(contents, at) for at in range(0, len(contents.ids), BLOCK_ROWS)), np.uint8)
     arrays = {"ids": contents.ids, "codes": contents.codes, "checksums": checksums.reshape(-1, DIGEST_SIZE)}
     if contents.lists is not None:
@@ -316,7 +320,15 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
     quantizer = _made(Quantizer, parts.quantizer, states["quantizer"], trust, dim=transform.d_out, bits=index.bits)
     decoder = None if parts.decoder is None else _made(Transform, parts.decoder, states["decoder"], trust)
     query = None if parts.query is None else _made(Transform, parts.query, states["query"], trust)
-    codec = Codec(transform, quantizer, decoder, index.refine, index.latent_share, query)
+    codec = Codec(
+        transform,
+        quantizer,
+        decoder,
+        steps=index.steps,
+        refine=index.refine,
+        latent_share=index.latent_share,
+        query=query,
+    )
     metric = Metric(index.metric, index.max_norm)
     validation = None if index.validation is None else Validation(**dict(index.validation))
     contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)), validation)

@@ -2,6 +2,7 @@
 
 from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.collectives import rows_of_all_processes
+from catalyzer.nn.descent import Descent
 from catalyzer.nn.embedding import embed, multiplies_bfloat16
 from catalyzer.nn.inference import row_wise
 from catalyzer.nn.linear import Axes, Linear, LinearDecoder

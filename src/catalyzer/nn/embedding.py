@@ -1,5 +1,7 @@
 """Vectors through a transform, block by block."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -51,22 +53,31 @@ def embed(transform: Transform, vectors: Vectors, description: str | None = None
 
 
 def _embedded(transform: Transform, vectors: Vectors, description: str | None) -> np.ndarray:
+    out: np.ndarray | None = None
+    first = 0
+    with evaluating(transform) as (device, autocast):
+        for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
+            with autocast:
+                x = torch.from_numpy(np.require(block, requirements="W"))  # torch warns of an array that is read-only
+                mapped = transform(x.to(device)).float().cpu().numpy()
+            if out is None:
+                out = np.empty((len(vectors), mapped.shape[1]), np.float32)
+            out[first : first + len(mapped)] = mapped
+            first += len(mapped)
+    return out if out is not None else np.empty((0, transform.d_out), np.float32)
+
+
+@contextmanager
+def evaluating(transform: Transform) -> Iterator[tuple[torch.device, torch.autocast]]:
+    """Have `transform` in evaluation mode; yields the device its tensors are on, and the autocast to evaluate it in."""
     was_training = transform.training
     if was_training:  # asked first, since it takes longer than a single vector's way through the network
         transform.eval()
     tensors = [*transform.parameters(), *transform.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    out: np.ndarray | None = None
-    first = 0
     fast = transform.is_trained and multiplies_bfloat16(device)
-    for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            x = torch.from_numpy(np.require(block, requirements="W"))  # torch warns of an array that is read-only
-            mapped = transform(x.to(device)).float().cpu().numpy()
-        if out is None:
-            out = np.empty((len(vectors), mapped.shape[1]), np.float32)
-        out[first : first + len(mapped)] = mapped
-        first += len(mapped)
-    if was_training:
-        transform.train()
-    return out if out is not None else np.empty((0, transform.d_out), np.float32)
+    try:
+        yield device, torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    finally:
+        if was_training:
+            transform.train()

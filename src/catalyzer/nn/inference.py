@@ -87,7 +87,7 @@ class RowWise(Transform, ABC):
         """Map `(n, d_in)` float32 to `(n, d_out)` float32, each row as if it were alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.map(np.ascontiguousarray(x.float().numpy())))
+        return torch.from_numpy(self.map(np.ascontiguousarray(x.detach().float().numpy())))
 
 
 class Int8Perceptron(RowWise):

@@ -204,7 +204,7 @@ class Lab:
             codec = chosen.codec
             return asdict(measure_method(method_name(codec), benchmark, codec, (settings.rerank,), chosen.fitting)[0])
 
-        stages = settings.rerank, settings.refine
+        stages = settings.rerank, settings.steps, settings.refine
         key = (training_digest(run.settings), dataset_digest(settings), settings.quantizer, *stages, self.threads)
         result = Result.load(self.measured("result", key, compute))
         result.training += run.seconds

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 BASELINES = {"PQ": "pq", "OPQ": "opq", "RQ": "rq", "LSQ": "lsq", "ITQ": "itq"}
 DECODER = [*LATTICE, "decoder=mlp"]
-RERANKED, REFINED = (0, 100, 500, 1000), (4, 16)
+RERANKED = (0, 100, 500, 1000)
+# How codes are chosen by what they decode to, the overrides for it, and what joins the points of the figures.
+CHOSEN = {
+    "refine 4": (["refine=4"], "refine 4 and 16"),
+    "refine 16": (["refine=16"], "refine 4 and 16"),
+    "steps 2": (["steps=2"], "steps 2"),
+    "steps 2, refine 4": (["steps=2", "refine=4"], "steps 2"),
+}
 # Morozov and Babenko, ICCV 2019: what they publish, under COLUMNS, for BigANN1M at 64 bits.
 UNQ: list[Value] = [64, None, 82.8, 99.0, None, None, None]
 
@@ -27,16 +34,18 @@ COLUMNS = [
 
 
 def two_stages(lab: Lab) -> Made:
-    """Recall and time of search in one stage and in two, and of codes chosen among several."""
+    """Recall and time of search in one stage and in two, and of codes chosen by what they decode to."""
     base = lab.base_shape[0]
     rows = []
     reranked = f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})"
-    refined = f"catalyzer + lattice (refine {' and '.join(map(str, REFINED))})"
     methods: list[tuple[str, list[str], list[str] | None, str]] = [
         *((label, [RAW, f"quantizer={name}"], None, "") for label, name in BASELINES.items()),
         ("catalyzer + lattice", LATTICE, None, ""),
         *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER, reranked) for n in RERANKED),
-        *((f"catalyzer + lattice (rerank 500, refine {n})", [*DECODER, f"refine={n}"], DECODER, refined) for n in REFINED),
+        *(
+            (f"catalyzer + lattice (rerank 500, {how})", [*DECODER, *keys], DECODER, f"catalyzer + lattice ({series})")
+            for how, (keys, series) in CHOSEN.items()
+        ),
     ]
     for label, overrides, on, series in methods:
         if label == "ITQ" and lab.common.bits > lab.base_shape[1]:

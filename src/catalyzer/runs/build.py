@@ -255,7 +255,7 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
     if settings.decoder.get("_target_") is None:
         return Codec(transform, quantizer)
     decoder = _built("decoder", settings.decoder, **given | {"d_in": transform.d_out, "d_out": d_in})
-    return Codec(transform, quantizer, decoder, settings.refine, settings.latent_share)
+    return Codec(transform, quantizer, decoder, settings.steps, settings.refine, settings.latent_share)
 
 
 def build_training(settings: Settings, codec: Codec) -> "CatalyzerTraining":

@@ -11,7 +11,7 @@ import torch
 
 from catalyzer.codec import Codec
 from catalyzer.errors import InvalidInput
-from catalyzer.nn import Transform, embed
+from catalyzer.nn import Descent, Transform, embed
 from catalyzer.parts import describe, find_class, make
 from catalyzer.quantizers import LatticeQuantizer, Quantizer, SignQuantizer
 from catalyzer.runs.build import (
@@ -159,6 +159,8 @@ def rehearse(codec: Codec) -> None:
             if made.shape != shape or not np.isfinite(made).all():
                 raise InvalidInput(f"{_path(network)} makes {made.shape} of {MADE_UP} vectors, expected {shape} finite numbers")
             make(describe(network), Transform, trust=type(network).__module__).load_state_dict(network.state_dict())
+            if given is codec.decoder and codec.steps:
+                Descent(network, quantizer.spheres)  # which refuses a decoder without a gradient
             norms = np.linalg.norm(made, axis=1)
             if given is transform and isinstance(quantizer, LatticeQuantizer) and np.abs(norms - 1).max() > 0.01:
                 raise InvalidInput(

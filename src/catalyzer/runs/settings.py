@@ -101,6 +101,7 @@ class Settings(_Settings):
     lambda_: float = Field(alias="lambda", ge=0)
     rerank: int = Field(ge=0)
     latent_share: float = Field(ge=0, le=1)
+    steps: int = Field(default=0, ge=0)
     refine: PositiveInt
     end_to_end: bool
     baselines: list[str]
@@ -126,7 +127,7 @@ class Settings(_Settings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        for key, asked in (("rerank", self.rerank > 0), ("refine", self.refine > 1)):
+        for key, asked in (("rerank", self.rerank > 0), ("steps", self.steps > 0), ("refine", self.refine > 1)):
             if asked and self.decoder.get("_target_") is None:
                 raise ValueError(f"{key} = {getattr(self, key)} needs decoded vectors, but decoder=none; set decoder=mlp")
         for key in ("max_epochs", "check_val_every_n_epoch", "log_every_n_steps"):
@@ -200,6 +201,7 @@ class Evaluation(_Settings):
     run: str
     quantizer: PartSettings | None = None
     rerank: Annotated[int, Field(ge=0)] | None
+    steps: Annotated[int, Field(ge=0)] | None
     refine: PositiveInt | None
     trust: Trusted
 

@@ -88,7 +88,14 @@ class TrainedRun:
             for name, part in (("decoder", settings.decoder), ("query", settings.query))
         }
         quantizer, fitting = load_part(folder, "quantizer", Quantizer, trust)
-        codec = Codec(transform, quantizer, refine=settings.refine, latent_share=settings.latent_share, **networks)
+        codec = Codec(
+            transform,
+            quantizer,
+            steps=settings.steps,
+            refine=settings.refine,
+            latent_share=settings.latent_share,
+            **networks,
+        )
         return cls(folder, settings, codec, seconds, fitting, _load_metric(folder, settings))
 
     def with_settings(self, settings: Settings, train: np.ndarray) -> Self:
@@ -96,10 +103,14 @@ class TrainedRun:
         a `Benchmark` has them.
 
         Raises:
-            InvalidInput: a quantizer, rerank or refine that does not go with the run's networks.
+            InvalidInput: a quantizer, rerank, steps or refine that does not go with the run's networks.
         """
         quantizer = build_quantizer(settings.quantizer, self.codec.transform.d_out)
-        search: dict[str, Any] = {"refine": settings.refine, "latent_share": settings.latent_share}
+        search: dict[str, Any] = {
+            "steps": settings.steps,
+            "refine": settings.refine,
+            "latent_share": settings.latent_share,
+        }
         if describe(quantizer) == describe(self.codec.quantizer):
             return replace(self, settings=settings, codec=replace(self.codec, **search))
         # The query network knows the points of its own quantizer alone.
@@ -167,24 +178,24 @@ class TrainedRun:
 
 
 def evaluate_run(evaluation: Evaluation) -> list[Result]:
-    """Another quantizer, rerank or refine on a run's networks, without training them again; prints and returns the table.
+    """Another quantizer, rerank, steps or refine on a run's networks, without training again; prints and returns the table.
 
-    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder, with rerank and refine
-    in the name where they are given.
+    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder, with rerank, steps and
+    refine in the name where they are given.
 
     Raises:
-        InvalidInput: not a finished run, or a quantizer, rerank or refine that does not go with its networks.
+        InvalidInput: not a finished run, or a quantizer, rerank, steps or refine that does not go with its networks.
         UntrustedPart: see `TrainedRun.load`.
     """
     folder = Path(evaluation.run)
     trained = TrainedRun.load(folder, evaluation.trust)
     check_trust(trained.settings, evaluation.trust, ["dataset", "quantizer"])
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    given = {key: n for key in ("rerank", "refine") if (n := getattr(evaluation, key)) is not None}
+    given = {key: n for key in ("rerank", "steps", "refine") if (n := getattr(evaluation, key)) is not None}
     chosen = {} if evaluation.quantizer is None else {"quantizer": evaluation.quantizer}
     settings = trained.settings.model_copy(update={**chosen, **given})
     quantizer = build_quantizer(settings.quantizer, trained.codec.transform.d_out)
-    codec = replace(trained.codec, quantizer=quantizer, refine=settings.refine)
+    codec = replace(trained.codec, quantizer=quantizer, steps=settings.steps, refine=settings.refine)
     if settings.rerank and not codec.decodes:
         raise InvalidInput(
             f"rerank = {settings.rerank} needs decoded vectors, and {folder} has no decoder; train with decoder=mlp"

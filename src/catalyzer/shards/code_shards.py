@@ -63,6 +63,7 @@ class Manifest(_Part):
         format: of this file, 1.
         run: folder of the run whose catalyzer made them.
         parts: BLAKE2b-256 of its transform, quantizer, decoder and query network; see `catalyzer.nn.digest`.
+        steps: towards where a vector decodes better; see `Codec`.
         refine: lattice points that were tried for each vector.
         metric: of the run, which decides what is coded.
         input: the file of vectors.
@@ -75,6 +76,7 @@ class Manifest(_Part):
     format: Literal[1]
     run: str
     parts: str
+    steps: int = 0
     refine: int
     metric: Metric = L2
     input: Input
@@ -231,7 +233,7 @@ class CodeShards:
 
     def _check_same(self, wanted: Manifest) -> None:
         there = self.manifest
-        decide = {"parts", "refine", "metric"}
+        decide = {"parts", "steps", "refine", "metric"}
         if there.model_dump(include=decide) != wanted.model_dump(include=decide):
             reason = f"holds codes of another run, {there.run}"
         elif there.input != wanted.input:

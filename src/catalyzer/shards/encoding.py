@@ -59,6 +59,7 @@ def encode(
         format=1,
         run=str(run),
         parts=digest(codec.parts),
+        steps=codec.steps,
         refine=codec.refine,
         metric=trained.metric,
         input=Input.of(source),

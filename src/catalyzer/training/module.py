@@ -5,6 +5,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -307,9 +308,9 @@ class CatalyzerTraining(Training):
         if self._fitted_at != self.global_step:
             self.codec.fit(self.data.train)
             self._fitted_at = self.global_step
-        rows = measure(
-            "validation", self.codec, split.base, queries.cpu().numpy(), split.ground_truth, sorted({0, self.rerank})
-        )
+        # A copy knows nothing yet that it would have kept of the decoder as it was.
+        codec = replace(self.codec)
+        rows = measure("validation", codec, split.base, queries.cpu().numpy(), split.ground_truth, sorted({0, self.rerank}))
         values = {f"val/recall_at_{k}": rows[-1].recall[k] for k in LOGGED_RANKS if k in rows[-1].recall}
         if self.rerank:
             values |= {f"val/latent_recall_at_{k}": rows[0].recall[k] for k in LOGGED_RANKS if k in rows[0].recall}
