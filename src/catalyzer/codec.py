@@ -38,7 +38,8 @@ class Codec:
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
             to the decoded vector alone, and so does a search in the first blocks, which say less than what is decoded.
         query: maps queries in the transform's place, where they have a network of their own.
-        blocks: search in the first so many blocks of the codes; reranking then takes the whole codes. None takes all blocks.
+        blocks: search in the first so many blocks of the codes. Reranking then takes the whole codes: what the decoder makes
+            of them or, without one, their points on the sphere. None takes all blocks.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -170,6 +171,16 @@ class Codec:
         best = np.einsum("nkd,nkd->nk", decoded, decoded).argmin(axis=1)
         return points[np.arange(len(points)), best]
 
+    @property
+    def reranks_on_sphere(self) -> bool:
+        """Whether the second stage compares points on the sphere."""
+        return self.blocks is not None and self.decoder is None
+
+    def check_reranks(self) -> None:
+        """Raise `InvalidInput` unless there is something to rerank by."""
+        if not self.reranks_on_sphere:
+            self.check_decodes()
+
     def check_decodes(self) -> None:
         """Raise `InvalidInput` unless codes can be decoded to the original space."""
         if not self.decodes:
@@ -216,7 +227,7 @@ class Codec:
         quantizer, latent, first = self.first_stage(self.map_queries(original), codes)
         if not rerank:
             return quantizer.search(latent, first, k)
-        self.check_decodes()  # before the search and not after it
+        self.check_reranks()  # before the search and not after it
         on_sphere, candidates = quantizer.search(latent, first, min(max(k, rerank), len(codes)))
         block = max(1, PAIRS // candidates.shape[1])
         parts = [
@@ -248,6 +259,9 @@ class Codec:
         """
         from catalyzer.scan.kernels import pair_distances
 
+        decode = self.decode
+        if self.reranks_on_sphere:
+            queries, decode = self.map_queries(queries), self.quantizer.decode
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
         missing = ids < 0
         there = np.flatnonzero(~missing)
@@ -262,7 +276,7 @@ class Codec:
         with progress("reranking", len(distinct), "codes") as advance:
             for first, start, end in zip(range(0, len(distinct), DECODED), starts, starts[1:], strict=False):
                 rows = distinct[first : first + DECODED]
-                decoded, pairs = as_float32(self.decode(codes[rows])), order[start:end]
+                decoded, pairs = as_float32(decode(codes[rows])), order[start:end]
                 of_pairs = np.empty(len(pairs), np.float32)
                 pair_distances(queries, decoded, there[pairs] // ids.shape[1], place[pairs] - first, of_pairs)
                 distances[there[pairs]] = of_pairs

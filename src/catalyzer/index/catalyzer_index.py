@@ -413,8 +413,7 @@ class CatalyzerIndex:
             queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
             k: neighbours per query, at most 1,024 or as many as there are vectors.
             rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
-                stage alone. By default ten times k, from 50 to 500; 0 without a decoder, or with a linear one if all blocks are
-                scanned.
+                stage alone. By default ten times k, from 50 to 500; if all blocks are scanned, 0 without a trained decoder.
             nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
                 would. Of some ids alone, so many lists are scanned by default that they hold as many of these, and all where
                 less than an eighth of the vectors is allowed.

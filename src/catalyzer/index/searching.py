@@ -62,16 +62,17 @@ class Search:
         """Check the arguments that all searches have; see `CatalyzerIndex.search`. The default of rerank depends on k."""
         lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
         probes = _check_nprobe(nprobe, lists)
+        learned = contents.codec.decoder is not None and contents.codec.decoder.is_trained
         if blocks is not None:
             integer("blocks", blocks, 1, len(codec.quantizer.spheres), "the number of blocks of a code")
-            codec = replace(codec, blocks=blocks)
-        if rerank is None:
-            # A linear decoder finds nothing more by the bytes that the first stage has seen.
-            pays = contents.codec.decoder is not None and (blocks is not None or contents.codec.decoder.is_trained)
-            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if pays else 0
+            # Whole points on the sphere rank better than what a linear decoder makes of them.
+            decoder = codec.decoder if learned else None
+            codec = replace(codec, blocks=blocks, decoder=decoder, steps=0, refine=1)  # which concern encoding
+        if rerank is None:  # a linear decoder finds nothing more by the bytes that the first stage has seen
+            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if learned or blocks is not None else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
-            codec.check_decodes()
+            codec.check_reranks()
         rows = rows_allowed(contents, ids, exclude)
         if rows is not None:
             contents = contents.only(rows)
@@ -105,7 +106,7 @@ class Search:
             missing = rows < 0
             distances[missing] = 0
             at = slice(first, first + len(block))
-            scores[at, :found] = metric.scores(distances, block, on_sphere=not self.rerank)
+            scores[at, :found] = metric.scores(distances, block, on_sphere=not self.rerank or self.codec.reranks_on_sphere)
             ids[at, :found] = contents.ids[rows]
             scores[at, :found][missing], ids[at, :found][missing] = metric.worst, -1
         return scores, ids
@@ -123,7 +124,9 @@ class Search:
         return np.cumsum(sizes, dtype=np.int64), np.concatenate(scores), np.concatenate(ids)
 
     def _scores(self, query: np.ndarray, distances: np.ndarray) -> np.ndarray:
-        return self.contents.metric.scores(distances[None], query[None], on_sphere=not self.rerank)[0]
+        return self.contents.metric.scores(
+            distances[None], query[None], on_sphere=not self.rerank or self.codec.reranks_on_sphere
+        )[0]
 
     def _is_within(self, query: np.ndarray, radius: float, distances: np.ndarray) -> np.ndarray:
         return self.contents.metric.better(self._scores(query, distances), radius)
