@@ -428,9 +428,9 @@ class CatalyzerIndex:
             `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. Where the index, its lists or the allowed ids hold
             fewer than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf.
             For "l2", `D` are squared distances as `Codec.search` defines them. For "cosine" and "ip" they are similarities to
-            the decoded vectors. With rerank=0, or blocks and a linear map, they compare points on
-            the sphere, for "ip" by their cosine; codes with a gain are compared by 1 - d / 2 of the squared distance d, in units
-            of the mapped vectors' mean square, which orders results and is no cosine.
+            the decoded vectors. With rerank=0, or with blocks and a linear map, they compare points on the sphere, for "ip" by
+            their cosine. Codes with a gain have points of any norm: there the score is 1 - d / 2 of the squared distance d, in
+            units of the mean square norm. It orders results, but it is no cosine.
 
         Raises:
             InvalidInput: not trained, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
