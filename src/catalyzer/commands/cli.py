@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         "catalyzer",
-        description="Similarity search with 8 to 512 bytes per vector.",
+        description="Similarity search with 1 to 512 bytes per vector.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

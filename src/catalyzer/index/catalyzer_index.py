@@ -246,7 +246,7 @@ class CatalyzerIndex:
     ) -> Self:
         """Train transform, decoder and query network, fit the quantizer, and partition the sphere into lists.
 
-        At most half a million of the vectors are used, spread evenly over `learn`; 5 to 20% of them are held out, and the
+        At most 602,000 of the vectors are used, spread evenly over `learn`. A sixteenth to a fifth of them is held out, and the
         epoch with the best recall on these is kept. Training seeds the random generators of torch, NumPy and Python, so the
         same call gives the same networks on the same machine. Searches for many queries wait in other threads until it ends.
 
@@ -514,7 +514,7 @@ class CatalyzerIndex:
             ids: of the rows of `base`; by default 0 to n - 1, as `add` gives them.
             k: neighbours per query.
             rerank: numbers of candidates to try; by default 0, and with a decoder 20 to 500.
-            nprobe: numbers of lists to try; by default the powers of two to 256.
+            nprobe: numbers of lists to try; by default the powers of two from 2 to 128.
             threads: as for `search`.
 
         Returns:
