@@ -153,7 +153,7 @@ def test_ids_and_k_beyond_what_there_is(run: Run) -> None:
     write_vecs(Path("ids.ivecs"), [np.arange(300)[:, None]])
     write_vecs(Path("few.fvecs"), [BASE[:2]])
     run("add a.catalyzer base.fvecs --ids ids.npy")
-    assert "beyond 2,147,483,647" in run("search a.catalyzer queries.fvecs --output found", expect=2)
+    assert "above 2,147,483,647" in run("search a.catalyzer queries.fvecs --output found", expect=2)
     run("add a.catalyzer base.fvecs --ids ids.ivecs")
     for line, sentence in (
         ("add a.catalyzer base.fvecs --ids ids.ivecs", "300 of the ids are in the index already, the first of them 0"),
@@ -467,13 +467,15 @@ def test_the_installed_command_is_this_one() -> None:
 def test_output_never_replaces_what_is_read(run: Run) -> None:
     run("add a.catalyzer base.fvecs")
     before = Path("queries.fvecs").read_bytes()
-    assert "would replace queries.fvecs, which is read" in run("search a.catalyzer queries.fvecs --output queries", expect=2)
+    assert "would replace queries.fvecs, an input of this command" in run(
+        "search a.catalyzer queries.fvecs --output queries", expect=2
+    )
     assert Path("queries.fvecs").read_bytes() == before
     index = CatalyzerIndex.load("a.catalyzer")
     index.remove(index.ids)
     index.add(BASE[:2], ids=np.array([-(2**63), 5]))
     index.save("b.catalyzer")
-    assert "beyond 2,147,483,647" in run("search b.catalyzer queries.fvecs -k 2 --output found", expect=2)
+    assert "above 2,147,483,647" in run("search b.catalyzer queries.fvecs -k 2 --output found", expect=2)
 
 
 def test_a_folder_of_the_users_is_not_that_of_a_training(run: Run) -> None:

@@ -93,7 +93,7 @@ def test_one_query_finds_what_many_find(path: Path) -> None:
 def test_what_is_no_code_is_named(path: Path) -> None:
     held = verify(path)
     codes = np.array(held.codes)
-    codes[17, 8:] = 255
+    codes[17, 9:] = 255
     write(path, replace(held, codes=codes))
     with pytest.raises(DamagedFile, match=r"row 17 holds the code \d+ in block 2, but SphericalLattice"):
         verify(path)

@@ -36,7 +36,8 @@ class LatticeQuantizer(Quantizer):
     (SphericalLattice(dim=24, radius_sq=79), 8)
     >>> LatticeQuantizer(dim=128, bits=256).lattice
     ProductLattice(4 x (32, 36))
-    >>> LatticeQuantizer(dim=84, bits=256, gain=True).lattice
+    >>> LatticeQuantizer(dim=24, bits=72, gain=True).lattice
+    GainShapeLattice(SphericalLattice(dim=24, radius_sq=79))
     """
 
     label = "lattice"
