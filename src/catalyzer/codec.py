@@ -172,6 +172,11 @@ class Codec:
         return points[np.arange(len(points)), best]
 
     @property
+    def reranking_pays(self) -> bool:
+        """Whether a second stage finds more by the same bytes: after a trained decoder, but not after a linear one."""
+        return self.decoder is not None and self.decoder.is_trained
+
+    @property
     def reranks_on_sphere(self) -> bool:
         """Whether the second stage compares points on the sphere."""
         return self.blocks is not None and self.decoder is None

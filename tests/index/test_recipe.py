@@ -72,6 +72,7 @@ def test_an_index_without_training(ivf: int, tmp_path: Path) -> None:
     found = recall(index)
     assert found > 0.9
     assert index.codes.shape == (2000, 16)
+    assert {row.rerank for row in index.evaluate(QUERIES, BASE).rows} == {0}  # more would find nothing more
     index.save(tmp_path / "x.catalyzer")
     loaded = CatalyzerIndex.load(tmp_path / "x.catalyzer", mmap=True)
     assert loaded._contents is not None

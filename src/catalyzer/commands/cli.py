@@ -175,7 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     against.add_argument("--truth", help="instead: file of the ids of each query's true neighbours, nearest first")
     evaluate.add_argument("--ids", help="file of the ids of BASE, as for add")
     evaluate.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    evaluate.add_argument("--rerank", type=int, nargs="+", help="numbers of candidates to try (default: 0 20 50 100 500)")
+    evaluate.add_argument(
+        "--rerank",
+        type=int,
+        nargs="+",
+        help="numbers of candidates to try (default: 0 20 50 100 500, or 0 without a trained decoder)",
+    )
     evaluate.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
     evaluate.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
     evaluate.add_argument("--threads", type=int, help="at most so many (default: all)")

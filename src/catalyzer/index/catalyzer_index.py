@@ -513,7 +513,7 @@ class CatalyzerIndex:
             truth: instead, the `(nq, at least k)` ids of the true neighbours, nearest first.
             ids: of the rows of `base`; by default 0 to n - 1, as `add` gives them.
             k: neighbours per query.
-            rerank: numbers of candidates to try; by default 0, and with a decoder 20 to 500.
+            rerank: numbers of candidates to try; by default 0, and with a trained decoder 20 to 500.
             nprobe: numbers of lists to try; by default the powers of two from 2 to 128.
             threads: as for `search`.
 

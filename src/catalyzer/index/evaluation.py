@@ -204,7 +204,7 @@ def evaluate(
     if not len(x):
         raise InvalidInput("expected at least one query, got none")
     if rerank is None:
-        rerank = sorted({min(n, len(contents.ids)) for n in (RERANKS if contents.codec.decodes else RERANKS[:1])})
+        rerank = sorted({min(n, len(contents.ids)) for n in (RERANKS if contents.codec.reranking_pays else RERANKS[:1])})
     settings: list[tuple[int, int | None]]
     if contents.lists is None and nprobe is None:
         settings = [(candidates, None) for candidates in rerank]

@@ -62,14 +62,14 @@ class Search:
         """Check the arguments that all searches have; see `CatalyzerIndex.search`. The default of rerank depends on k."""
         lists, codec, n = contents.lists, contents.codec.for_search, len(contents.ids)
         probes = _check_nprobe(nprobe, lists)
-        learned = contents.codec.decoder is not None and contents.codec.decoder.is_trained
+        pays = contents.codec.reranking_pays
         if blocks is not None:
             integer("blocks", blocks, 1, len(codec.quantizer.spheres), "the number of blocks of a code")
             # Whole points on the sphere rank better than what a linear decoder makes of them.
-            decoder = codec.decoder if learned else None
+            decoder = codec.decoder if pays else None
             codec = replace(codec, blocks=blocks, decoder=decoder, steps=0, refine=1)  # which concern encoding
-        if rerank is None:  # a linear decoder finds nothing more by the bytes that the first stage has seen
-            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if learned or blocks is not None else 0
+        if rerank is None:
+            rerank = min(max(RERANKED * k, LEAST_RERANKED), MOST_RERANKED) if pays or blocks is not None else 0
         rerank = min(integer("rerank", rerank, 0), max(1, n))
         if rerank:
             codec.check_reranks()
