@@ -47,12 +47,13 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:BASE]])
     split = Split(held_out, held_out[:QUERIES])
     k = min(COMPARED, len(held_out))
-    tried: list[tuple[float, Codec]] = []
+    tried: list[tuple[float, Settings]] = []
     for damping, gain in product(dampings, gains):
         parts = {"catalyzer": {"damping": damping}, "decoder": {"damping": damping}, "quantizer": {"gain": gain}}
-        chosen = {group: _changed(getattr(settings, group), arguments) for group, arguments in parts.items()}
+        changed = {group: _changed(getattr(settings, group), arguments) for group, arguments in parts.items()}
+        chosen = settings.model_copy(update=changed)
         try:
-            codec, fresh = (build_codec(settings.model_copy(update=chosen), benchmark.dim, d_out) for _ in range(2))
+            codec = build_codec(chosen, benchmark.dim, d_out)
         except InvalidInput:
             if not tried:
                 raise
@@ -61,8 +62,8 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
         codec.transform.take(axes)
         share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
         log.info("damping %s, %s gain: %.1f%% of the %d nearest", damping, "with" if gain else "no", 100 * share, k)
-        tried.append((share, fresh))
-    return max(tried, key=lambda each: each[0])[1]
+        tried.append((share, chosen))
+    return build_codec(max(tried, key=lambda each: each[0])[1], benchmark.dim, d_out)
 
 
 def _changed(part: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
