@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
@@ -86,6 +86,7 @@ def test_torch_gives_the_same(blocks: list[tuple[int, int]], random: np.random.G
 
 @settings(deadline=None, max_examples=60)
 @given(dim=st.integers(5, 600), bits=st.integers(8, 600))
+@example(dim=257, bits=25)
 def test_for_bits_keeps_to_the_numbers(dim: int, bits: int) -> None:
     if (
         not dim / 16 + 8 <= bits <= 3 * dim

@@ -110,7 +110,7 @@ class ProductLattice:
         """
         dim = integer("dimensions of a product lattice", dim, 2, MAX_DIM)
         bits = integer("bits of a product lattice", bits, 8, MAX_BITS)
-        most = min(dim // 2, -(-bits // 8))  # of two dimensions and a byte each
+        most = min(dim // 2, bits // 8)  # of two dimensions and a byte each
         if blocks is not None:
             return cls(_cut(dim, bits, integer("blocks", blocks, 1, most, f"for {dim} dimensions and {bits} bits")))
         best: list[tuple[int, int]] = []
@@ -320,9 +320,9 @@ def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
 
     Equal blocks lie side by side, the largest first: those are coded together.
     """
-    small, larger = divmod(-(-bits // 8), count)
+    small, larger = divmod(bits // 8, count)
     shares = np.array([8 * (small + (block < larger)) for block in range(count)])
-    shares[-1] -= -bits % 8
+    shares[-1] += bits % 8
     wide = min(round(dim * int(shares[:larger].sum()) / bits), dim)
     widths = [*_even(wide, larger), *_even(dim - wide, count - larger)]
     if max(widths) > MAX_BLOCK_DIM:
