@@ -94,6 +94,37 @@ def test_reranking_by_both_distances() -> None:
     assert (np.diff(distances, axis=1) >= 0).all()
 
 
+def test_reranking_adds_half_of_the_error_that_the_decoder_estimates() -> None:
+    base, queries = clustered(2000, 32, 1), clustered(50, 32, 2)
+    torch.manual_seed(0)
+    decoder = Decoder(16, 32, 64, estimates_error=True).adapt(base).eval()
+    codec = replace(LATTICE, decoder=decoder)
+    codec.fit(base)
+    codes = codec.encode(base)
+    points = codec.quantizer.decode(codes)
+    errors = ((codec.decode(codes) - base) ** 2).sum(axis=1)
+    decoded, estimate = np.split(embed(decoder.with_error(), points), [32], axis=1)
+    np.testing.assert_array_equal(decoded, codec.decode(codes))
+    # As the best linear estimate has it, it is right on average, and nearer than the mean.
+    features = np.pad(decoder._features(torch.from_numpy(points)).detach().numpy(), ((0, 0), (0, 1)), constant_values=1)
+    best = features @ np.linalg.lstsq(features, errors, rcond=None)[0]
+    assert np.corrcoef(estimate[:, 0], best)[0, 1] > 0.9
+    np.testing.assert_allclose(estimate.mean(), errors.mean(), rtol=0.01)
+
+    squared = knn(queries.astype(np.float32), codec.decode(codes), 2000)
+    expected = np.take_along_axis(squared[0], squared[1].argsort(axis=1), axis=1) + 0.5 * estimate[:, 0]
+    distances, ids = codec.search(queries, codes, 10, rerank=2000)
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, ids, axis=1), rtol=2e-3)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    plain = codec.plain.search(queries, codes, 10, rerank=2000)[0]
+    np.testing.assert_allclose(plain, squared[0][:, :10], rtol=1e-3)
+    # In whole numbers, alone and among others.
+    together = codec.for_search.search(queries, codes, 10, rerank=2000)
+    np.testing.assert_allclose(together[0], distances, rtol=0.05)
+    for found, among in zip(codec.for_search.search(queries[7:8], codes, 10, rerank=2000), together, strict=True):
+        np.testing.assert_array_equal(found[0], among[7])
+
+
 def test_codes_that_all_are_the_query_itself() -> None:
     codec = replace(SIGN, latent_share=1.0)
     x = np.repeat(clustered(1, 32, 1), 5, axis=0)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, check_finite
@@ -20,6 +21,8 @@ from catalyzer.quantizers import MAX_TRAINING, Quantizer
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
 DECODED = 1 << 14  # candidates that are held decoded at a time
+ERROR_SHARE = 0.5  # of the estimated error; chosen on validation vectors, for which 0.25 and 0.75 are nearly as good
+ERROR_SAMPLE = 1 << 16  # training vectors that errors are estimated from
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Codec:
         latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
             to the decoded vector alone, and so does a search in the first blocks, which say less than what is decoded.
         query: maps queries in the transform's place, where they have a network of their own.
+        error_share: where candidates are reranked, add this share of a code's squared error as the decoder estimates it, if it
+            does (see `catalyzer.nn.Decoder`). With x̂ the mean of all vectors x of a code, the mean of |q - x|² over them is
+            |q - x̂|² plus the mean of |x - x̂|². The nearest of them matter more than the mean, hence a share.
         blocks: search in the first so many blocks of the codes. Reranking then takes the whole codes: what the decoder makes
             of them or, without one, their points on the sphere. None takes all blocks.
 
@@ -58,6 +64,7 @@ class Codec:
     latent_share: float = 0.0
     query: Transform | None = None
     blocks: int | None = None
+    error_share: float = ERROR_SHARE
 
     def __post_init__(self) -> None:
         integer("steps", self.steps, 0)
@@ -110,8 +117,13 @@ class Codec:
 
         A query then finds the same alone and among others. Distances to decoded vectors differ by about 1%.
         """
-        decoder = None if self.decoder is None else row_wise(self.decoder)
+        decoder = None if self.decoder is None else row_wise(self.decoder.with_error())
         return replace(self, query=row_wise(self.query or self.transform), decoder=decoder)
+
+    @property
+    def plain(self) -> "Codec":
+        """The same codec, whose reranked distances are those to decoded vectors alone."""
+        return replace(self, latent_share=0.0, error_share=0.0)
 
     @cached_property
     def descent(self) -> Descent:
@@ -128,10 +140,25 @@ class Codec:
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
 
     def fit(self, train: np.ndarray) -> None:
-        """Fit the quantizer to `(n, d_in)` training vectors, mapped, outliers left out; one that is fixed learns nothing."""
+        """Fit to training vectors what needs no gradient: a quantizer that learns, and a decoder's estimate of errors.
+
+        Args:
+            train: `(n, d_in)`, of which outliers are left out.
+        """
+        estimates = self.decoder is not None and self.decoder.estimates_error
+        if not (self.quantizer.is_learned or estimates):
+            return
+        size = MAX_TRAINING if self.quantizer.is_learned else ERROR_SAMPLE
+        sample = train[np.random.default_rng(0).permutation(len(train))[:size]]
+        sample = sample[~outliers(sample)]
         if self.quantizer.is_learned:
-            sample = train[np.random.default_rng(0).permutation(len(train))[:MAX_TRAINING]]
-            self.quantizer.fit(embed(self.transform, sample[~outliers(sample)], "embedding for the quantizer"))
+            self.quantizer.fit(embed(self.transform, sample, "embedding for the quantizer"))
+        if self.decoder is not None and estimates:
+            sample = sample[:ERROR_SAMPLE]
+            # A copy encodes, which knows nothing of an earlier state of the decoder.
+            points = self.quantizer.decode(replace(self).encode(sample, "encoding for the estimate of errors"))
+            apart = embed(self.decoder, points) - as_float32(sample)
+            self.decoder.fit_error(torch.from_numpy(points), torch.from_numpy(np.einsum("nd,nd->n", apart, apart)))
 
     def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
         """Map vectors and code them block by block, so that only the codes are ever held.
@@ -205,6 +232,15 @@ class Codec:
         latent = self.quantizer.decode(codes)
         return latent if self.decoder is None else embed(self.decoder, latent)
 
+    def _decoded_with_error(self, codes: np.ndarray) -> np.ndarray:
+        """`decode`; where the decoder estimates errors, with the root of what is added to squared distances as a coordinate."""
+        if self.decoder is None:
+            return self.decode(codes)
+        decoded = embed(self.decoder.with_error(), self.quantizer.decode(codes))
+        if decoded.shape[1] > self.transform.d_in:
+            decoded[:, -1] = np.sqrt(self.error_share * np.maximum(decoded[:, -1], 0))
+        return decoded
+
     def search(self, queries: Vectors, codes: np.ndarray, k: int, rerank: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """The k codes nearest to each query.
 
@@ -217,9 +253,9 @@ class Codec:
 
         Returns:
             `D` `(nq, k)` float32 squared L2 distances, on the sphere or, reranked, in the original space, ascending, and `I`
-            `(nq, k)` int64 rows of `codes`; ties by lower row. With `latent_share` w, a reranked distance is
-            (1 - w) · d + w · c · s of the squared distances d to the decoded vector and s on the sphere; c makes the means of
-            d and c · s over a query's candidates equal.
+            `(nq, k)` int64 rows of `codes`; ties by lower row. A reranked distance is d, the squared distance to the decoded
+            vector and `error_share` of the estimated error. With `latent_share` w it is (1 - w) · d + w · c · s, with s the
+            squared distance on the sphere; c makes the means of d and c · s over a query's candidates equal.
 
         Raises:
             InvalidInput: shapes or k that do not fit, or rerank where codes cannot be decoded.
@@ -264,9 +300,11 @@ class Codec:
         """
         from catalyzer.scan.kernels import pair_distances
 
-        decode = self.decode
+        decode = self._decoded_with_error
         if self.reranks_on_sphere:
             queries, decode = self.map_queries(queries), self.quantizer.decode
+        elif self.decoder is not None and self.decoder.with_error().d_out > self.transform.d_in:
+            queries = np.pad(queries, ((0, 0), (0, 1)))
         # Candidate by candidate instead of query by query: each is decoded once, however many queries share it.
         missing = ids < 0
         there = np.flatnonzero(~missing)

@@ -138,7 +138,7 @@ class Search:
         if not wanted:
             return self.within(source, -metric.worst)  # nothing is nearer
         k = min(n, max(FIRST_K, int(GROWTH * expected)))
-        plain = replace(self, codec=replace(self.codec, latent_share=0.0))  # as `within` compares
+        plain = replace(self, codec=self.codec.plain)  # as `within` compares
         while True:
             scores = replace(plain, rerank=self.rerank and max(self.rerank, k)).nearest(source, k)[0]
             radius = self._next_best(scores, wanted)
@@ -187,7 +187,7 @@ class Search:
 
     def _decoded_within(self, query: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Candidates by distance on the sphere, ever more, until the farther half of them has none within the radius."""
-        contents, n, codec = self.contents, len(self.contents.ids), replace(self.codec, latent_share=0.0)
+        contents, n, codec = self.contents, len(self.contents.ids), self.codec.plain
         near_distances, near_rows = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         seen, k = 0, max(1, self.rerank // 2)
         while seen < n:

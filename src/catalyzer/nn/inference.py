@@ -15,7 +15,7 @@ from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 
 from catalyzer.nn.linear import Linear, LinearDecoder
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, Transform
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, Transform, WithError
 
 MOST_LEVELS = 127  # of int8
 EXACT = 1 << 24  # whole numbers below it are exact in float32
@@ -51,7 +51,8 @@ def _multiplies_int8() -> bool:
     return bool((torch._int_mm(a, b) == -64 * MOST_LEVELS**2).all())
 
 
-def _layers(network: Catalyzer | Decoder) -> list[_Layer]:
+def _layers(network: Catalyzer | Decoder, more: tuple[Tensor, Tensor] | None = None) -> list[_Layer]:
+    """The layers of a network, with the weights `(hidden,)` and bias of one more output, if there is one."""
     from catalyzer.nn.inference_kernels import TILE
 
     layers: list[_Layer] = []
@@ -67,6 +68,9 @@ def _layers(network: Catalyzer | Decoder) -> list[_Layer]:
             mean, variance = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
             factor = norm.weight.detach().double().cpu() / (variance + norm.eps).sqrt()
             weight, bias = weight * factor[:, None], (bias - mean) * factor + norm.bias.detach().double().cpu()
+        if more is not None and at + 1 == len(modules):
+            of_more, bias_of_more = (each.detach().double().cpu() for each in more)
+            weight, bias = torch.cat([weight, of_more[None]]), torch.cat([bias, bias_of_more[None]])
         m, n = weight.shape
         levels = min(MOST_LEVELS, int((EXACT / n) ** 0.5 - 1e-9))
         steps = weight.abs().amax(dim=1) / levels
@@ -94,7 +98,7 @@ class Int8Perceptron(RowWise):
     """A trained perceptron in whole numbers, as it is now. What it makes of a vector is off by about 1%.
 
     Args:
-        network: a `Catalyzer` or a `Decoder`, whose weights are copied.
+        network: a `Catalyzer` or a `Decoder`, with or without estimates of its error, whose weights are copied.
 
     >>> f = Catalyzer(d_in=16, d_out=8, hidden=64).eval()
     >>> x = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
@@ -103,14 +107,19 @@ class Int8Perceptron(RowWise):
     True
     """
 
-    def __init__(self, network: Catalyzer | Decoder) -> None:
+    def __init__(self, network: Catalyzer | Decoder | WithError) -> None:
         super().__init__(network.d_in, network.d_out)
-        self._layers = _layers(network)
+        estimate = None
+        if isinstance(network, WithError):
+            network = network.decoder
+            estimate = network.error_weight / network.scale, network.error_bias / network.scale  # `scale` comes after
+        self._layers = _layers(network, estimate)
         mean, scale = network.mean.float().cpu().numpy(), np.float32(network.scale.item())
         spheres = (network.spheres or [network.d_out]) if isinstance(network, Catalyzer) else []
         inputs, outputs = (mean, np.float32(1) / scale), (np.float32(1), np.zeros(network.d_out, np.float32))
         if isinstance(network, Decoder):
-            inputs, outputs = (np.zeros(network.d_in, np.float32), np.float32(1)), (scale, mean)
+            offsets = mean if estimate is None else np.append(mean, np.float32(0))
+            inputs, outputs = (np.zeros(network.d_in, np.float32), np.float32(1)), (scale, offsets)
         self._inputs, self._outputs = inputs, (*outputs, np.cumsum(spheres, dtype=np.int64))
         self._of_row = tuple((layer.tiles, layer.steps, layer.bias) for layer in self._layers)
         self._levels = tuple(layer.levels for layer in self._layers)
@@ -160,7 +169,7 @@ class _Affine(RowWise):
 
 def row_wise(transform: Transform) -> Transform:
     """The transform for searches: row by row for those of this package, and as it is for others."""
-    if type(transform) in (Catalyzer, Decoder):
+    if type(transform) in (Catalyzer, Decoder, WithError):
         return Int8Perceptron(transform)  # type: ignore[arg-type]
     affine = type(transform) in (PCA, PCADecoder, Linear, LinearDecoder)
     return _Affine(transform) if affine else transform  # type: ignore[arg-type]

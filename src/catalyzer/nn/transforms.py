@@ -20,6 +20,9 @@ from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.statistics import mean_and_deviation, sampled
 from catalyzer.parts import Part
 
+ERROR_BLOCK = 1 << 12  # points whose features are held
+ERROR_DAMPING = 1e-3  # of the ridge regression, as a share of its mean diagonal
+
 
 class Transform(Part, nn.Module, ABC):
     """Base of all maps, and of all decoders.
@@ -47,6 +50,9 @@ class Transform(Part, nn.Module, ABC):
     keeps_norm = False
     """Whether the norms of mapped vectors tell something; most maps make all of them 1."""
 
+    estimates_error = False
+    """Whether this, as a decoder, estimates the squared error of what it decodes; `Codec.fit` then calls its `fit_error`."""
+
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
         self.d_in, self.d_out = integer("d_in", d_in, 1), integer("d_out", d_out, 1)
@@ -66,6 +72,18 @@ class Transform(Part, nn.Module, ABC):
             InvalidInput: vectors that nothing can be learned from.
         """
         return self
+
+    def with_error(self) -> "Transform":
+        """This as a decoder with one more output, the estimated squared error; itself where it estimates none."""
+        return self
+
+    def fit_error(self, points: Tensor, errors: Tensor) -> None:
+        """Learn to estimate the squared error, where `estimates_error`.
+
+        Args:
+            points: `(n, d_in)` float32, quantized.
+            errors: `(n,)` float32 squared distances between what the points are decoded to and the vectors that were coded.
+        """
 
     def check_decodes(self, transform: "Transform") -> None:
         """Raise `InvalidInput` unless this, as a decoder, goes with what the transform makes; any does, by default."""
@@ -157,22 +175,70 @@ class Decoder(_Perceptron):
         d_in: dimension of the sphere's space.
         d_out: dimension of the original space.
         hidden: width of the two hidden layers.
+        estimates_error: estimate the squared error of each decoded vector, linearly from the last hidden layer. Reranking
+            adds a share of it to distances, see `catalyzer.Codec`.
 
     Shape:
         `(n, d_in)`, quantized points of norm 1, to `(n, d_out)` float32 in the original units.
 
-    >>> g = Decoder(d_in=24, d_out=128).eval()
-    >>> g(F.normalize(torch.rand(5, 24))).shape
-    torch.Size([5, 128])
+    >>> g = Decoder(d_in=24, d_out=128, estimates_error=True).eval()
+    >>> z = F.normalize(torch.rand(5, 24))
+    >>> g(z).shape, g.with_error()(z).shape
+    (torch.Size([5, 128]), torch.Size([5, 129]))
     """
 
     label = "decoder"
+    error_weight: Tensor
+    error_bias: Tensor
 
-    def __init__(self, d_in: int, d_out: int, hidden: int = 1024) -> None:
+    def __init__(self, d_in: int, d_out: int, hidden: int = 1024, estimates_error: bool = False) -> None:
         super().__init__(d_in, d_out, hidden, d_data=d_out)
+        self.estimates_error = estimates_error
+        if estimates_error:
+            self.register_buffer("error_weight", torch.zeros(hidden))
+            self.register_buffer("error_bias", torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z).float() * self.scale + self.mean
+        return self._output(self._features(z))
+
+    def with_error(self) -> Transform:
+        return WithError(self) if self.estimates_error else self
+
+    @torch.no_grad()
+    def fit_error(self, points: Tensor, errors: Tensor) -> None:
+        """Learn the estimate by ridge regression; see `Transform.fit_error`."""
+        size = self.hidden + 1  # with a constant
+        products, sums = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        for block, of_block in zip(points.split(ERROR_BLOCK), errors.split(ERROR_BLOCK), strict=True):
+            features = F.pad(self._features(block.to(self.mean.device)).float(), (0, 1), value=1.0).cpu()
+            products += (features.T @ features).double()
+            sums += (features.T @ of_block.float()).double()
+        damping = ERROR_DAMPING * products.diagonal()[:-1].mean() * torch.eye(size)
+        damping[-1, -1] = 0
+        *weight, bias = torch.linalg.solve(products + damping, sums)
+        self.error_weight.copy_(torch.stack(weight))
+        self.error_bias.copy_(bias)
+
+    def _features(self, z: Tensor) -> Tensor:
+        return self.layers[:-1](z)
+
+    def _output(self, features: Tensor) -> Tensor:
+        return self.layers[-1](features).float() * self.scale + self.mean
+
+
+class WithError(Transform):
+    """A decoder that estimates errors: `(n, d_in)` to `(n, d_out + 1)`, whose last column is the estimate."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder.d_in, decoder.d_out + 1)
+        self.decoder = decoder
+        self.training = decoder.training
+
+    def forward(self, z: Tensor) -> Tensor:
+        decoder = self.decoder
+        features = decoder._features(z)
+        error = features.float() @ decoder.error_weight + decoder.error_bias
+        return torch.cat([decoder._output(features), error[:, None]], dim=1)
 
 
 class PCA(Transform):
