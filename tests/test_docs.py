@@ -1,6 +1,7 @@
 """What the pages for engineers show runs as it stands there, in the order of the page."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from random import Random
@@ -9,12 +10,15 @@ import h5py
 import numpy as np
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
+import catalyzer
 from catalyzer import CatalyzerIndex, ProductLattice, SphericalLattice
 from catalyzer.commands.cli import main
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index.recipe import learn_codec
+from catalyzer.runs.compose import CONF
 from tests.helpers import ROOT, blocks, clustered, make_run
 
 
@@ -145,3 +149,26 @@ def test_points_of_other_lattices_in_python_alone(lattice: SphericalLattice | Pr
     names = {"quantizer": quantizer, "codes": codes}
     exec(blocks("docs/format.md")[-1][1], names)
     np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)
+
+
+def test_the_reference_has_every_name() -> None:
+    pages = "".join(path.read_text() for path in ROOT.glob("website/reference/*.md"))
+    assert set(catalyzer.__all__) - {"__version__"} <= {*re.findall(r"\w+", pages)}
+
+
+def keys(values: dict[str, object], prefix: str) -> list[str]:
+    found = [keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key] for key, value in values.items()]
+    return [key for part in found for key in part]
+
+
+def test_the_reference_has_every_key() -> None:
+    page = "\n".join(runpy.run_path(str(ROOT / "website/hooks.py"))["settings"]())
+    for path in [*CONF.glob("*.yaml"), *CONF.glob("*/*.yaml"), *CONF.glob("hydra/launcher/*.yaml")]:
+        group, text = path.parent.relative_to(CONF), path.read_text()
+        if group.name in ("experiment", "scale"):
+            assert re.sub(r"^#.*\n", "", text, flags=re.MULTILINE) in page
+            continue
+        values = {key: value for key, value in yaml.safe_load(text).items() if key not in ("defaults", "hydra")}
+        prefix = "" if "_global_" in text else "".join(f"{part}." for part in group.parts)
+        for key in keys(values, prefix):
+            assert f"| `{key}` |" in page, f"{path}: {key}"
