@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalyzer import SphericalLattice
+from catalyzer import ProductLattice, SphericalLattice
 from catalyzer.lattice.device import DeviceLattice
 from catalyzer.lattice.numbering import leaf_width, number
 
@@ -142,6 +142,24 @@ def test_the_first_and_the_last_code_in_torch_operations() -> None:
     numbers = [0, 2**63 - 1, 2**63, lattice.num_points - 1]
     codes = np.array([list(n.to_bytes(8, "little")) for n in numbers], np.uint8)
     np.testing.assert_array_equal(device.decode(torch.from_numpy(codes)).numpy(), lattice.decode(codes))
+
+
+@pytest.mark.parametrize("lattice", [SphericalLattice(24, 79), ProductLattice([(24, 79), (24, 79), (8, 10)])], ids=repr)
+def test_training_on_an_accelerator_waits_for_no_value(lattice: SphericalLattice | ProductLattice) -> None:
+    # The device "meta" has no values: whatever looks at one there raises an error.
+    vectors = lattice.nearest_vectors(torch.empty(5, lattice.dim, device="meta"))
+    assert (vectors.shape, vectors.dtype, vectors.device.type) == ((5, lattice.dim), torch.float32, "meta")
+
+
+def test_what_has_no_nearest_point_shows_on_an_accelerator() -> None:
+    lattice = SphericalLattice(24, 79)
+    device = DeviceLattice(lattice.atoms, lattice.tables, lattice.num_points, torch.device("cpu"))
+    y = torch.from_numpy(vectors(5, 24).astype(np.float32))
+    whole = lattice.vectors(lattice.quantize(y), norm=0.5)
+    y[1, 3], y[4, 0] = torch.nan, torch.inf
+    found = device.nearest_vectors(y, norm=0.5)
+    assert found.isnan().all(dim=1).tolist() == [False, True, False, False, True]
+    torch.testing.assert_close(found[[0, 2, 3]], whole[[0, 2, 3]], rtol=0, atol=0)
 
 
 def test_what_does_not_need_two_words_does_not_take_them() -> None:

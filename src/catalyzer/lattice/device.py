@@ -51,14 +51,23 @@ class DeviceLattice:
 
     def quantize(self, y: Tensor) -> Tensor:
         """See `SphericalLattice.quantize`."""
+        finite = y.isfinite().all(dim=1)
+        if not finite.all():
+            row = int((~finite).int().argmax())
+            raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
+        return self._nearest(y)
+
+    def nearest_vectors(self, y: Tensor, norm: float) -> Tensor:
+        """See `SphericalLattice.nearest_vectors`; a row with NaN or infinity becomes NaN."""
+        vectors = self._nearest(y).float() * float(np.float32(norm * self.tables.radius_sq**-0.5))
+        return vectors.masked_fill(~y.isfinite().all(dim=1, keepdim=True), torch.nan)
+
+    def _nearest(self, y: Tensor) -> Tensor:
+        """`quantize` without a look at the values, which would wait for them; a row without a nearest point has any."""
         points = torch.empty(y.shape, dtype=torch.int16, device=self.device)
         rows = max(1, DOT_PRODUCTS // len(self.atoms))
         for first in range(0, len(y), rows):
             part = y[first : first + rows].double()
-            finite = part.isfinite().all(dim=1)
-            if not finite.all():
-                row = first + int((~finite).int().argmax())
-                raise InvalidInput(f"row {row:,} contains NaN or infinity; it has no nearest lattice point")
             magnitude, order = part.abs().sort(dim=1, descending=True, stable=True)
             best = (magnitude @ self.atoms_transposed).argmax(dim=1)
             sizes = torch.empty_like(points[first : first + rows]).scatter_(1, order, self.atoms[best])

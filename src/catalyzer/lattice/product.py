@@ -178,14 +178,21 @@ class ProductLattice:
 
     def vectors(self, z: Array) -> Array:
         """Integer points `(n, dim)` as vectors of norm 1, float32: each block divided by its radius."""
-        scales = np.concatenate(
-            [np.full(sphere.dim, self._norm(sphere) * sphere.radius_sq**-0.5, np.float32) for sphere in self.spheres]
-        )
-        if isinstance(z, np.ndarray):
-            return z * scales
-        import torch
+        parts = [
+            run.sphere.vectors(z[:, run.columns].reshape(-1, run.sphere.dim), self._norm(run.sphere)) for run in self._runs
+        ]
+        return self._joined(parts, len(z))
 
-        return z * torch.from_numpy(scales).to(z.device)
+    def nearest_vectors(self, y: torch.Tensor) -> torch.Tensor:
+        """`vectors` of `quantize`, for training; see `SphericalLattice.nearest_vectors`, here block by block."""
+        if y.device.type == "cpu":
+            return self.vectors(self.quantize(y))
+        self._check(y)
+        parts = [
+            run.sphere.nearest_vectors(y[:, run.columns].reshape(-1, run.sphere.dim), self._norm(run.sphere))
+            for run in self._runs
+        ]
+        return self._joined(parts, len(y))
 
     def nearest(self, y: np.ndarray, k: int) -> np.ndarray:
         """The k points nearest to each vector, nearest first: combinations of the nearest points of its blocks.

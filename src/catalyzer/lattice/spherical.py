@@ -185,10 +185,31 @@ class SphericalLattice:
             bytes_ = np.concatenate([bytes_, high.view(np.uint8).reshape(-1, 8)], axis=1)
         return _like(np.ascontiguousarray(bytes_[:, : self.code_size]), y)
 
-    def vectors(self, z: Array) -> Array:
-        """Integer points `(n, dim)` divided by r: `(n, dim)` float32, rows of norm 1."""
-        inverse = np.float32(self.radius_sq**-0.5)  # as decoding multiplies by it
-        return z.astype(np.float32) * inverse if isinstance(z, np.ndarray) else z.float() * float(inverse)
+    def vectors(self, z: Array, norm: float = 1.0) -> Array:
+        """Integer points `(n, dim)` divided by r: `(n, dim)` float32, rows of norm 1, or of another."""
+        scale = np.float32(norm * self.radius_sq**-0.5)  # as decoding multiplies by it
+        return z.astype(np.float32) * scale if isinstance(z, np.ndarray) else z.float() * float(scale)
+
+    def nearest_vectors(self, y: torch.Tensor, norm: float = 1.0) -> torch.Tensor:
+        """`vectors` of `quantize`, for training: on an accelerator nothing waits for a value.
+
+        Args:
+            y: `(n, dim)` floating point.
+            norm: of the vectors, where it is not 1.
+
+        Returns:
+            `(n, dim)` float32. On an accelerator a row of y with NaN or infinity becomes NaN, which a loss then shows.
+
+        Raises:
+            InvalidInput: another shape, or, on the CPU, NaN or infinity in y.
+
+        >>> import torch
+        >>> SphericalLattice(dim=2, radius_sq=1).nearest_vectors(torch.tensor([[0.6, 0.8]]))
+        tensor([[0., 1.]])
+        """
+        if y.device.type == "cpu":
+            return self.vectors(self.quantize(y), norm)
+        return self._on(y.device).nearest_vectors(self._checked(y), norm)
 
     def decode(self, codes: Array, out: Array | None = None, norm: float = 1.0) -> Array:
         """The points of the codes, divided by r.

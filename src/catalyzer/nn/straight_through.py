@@ -47,8 +47,7 @@ class StraightThrough(nn.Module):
 # and tensors only, hence the dimensions and squared radii instead of the lattice.
 @torch.library.custom_op("catalyzer::nearest", mutates_args=())
 def _nearest(x: Tensor, numbers: list[int]) -> Tensor:
-    lattice = _lattice(*numbers)
-    return lattice.vectors(lattice.quantize(x)).to(x.dtype)
+    return _lattice(*numbers).nearest_vectors(x).to(x.dtype)
 
 
 _nearest.register_fake(lambda x, *_: torch.empty_like(x))

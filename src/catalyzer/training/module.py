@@ -125,7 +125,8 @@ class Training(LightningModule, ABC):
             self._names, self._sum = [*values], torch.zeros_like(noted)
         self._sum += noted
         self._noted += 1
-        self._broken = torch.where((self._broken < 0) & ~values["loss"].isfinite(), self.global_step, self._broken)
+        # Not torch.where, which copies a number to the GPU and waits.
+        self._broken = self._broken.masked_fill((self._broken < 0) & ~values["loss"].isfinite(), self.global_step)
         logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logged:
             means = self.trainer.strategy.reduce(noted, reduce_op="mean")  # over all processes
@@ -274,7 +275,21 @@ class CatalyzerTraining(Training):
             if self.decoder is not None:
                 self._deviation = mean_and_deviation(self.data.train)[1]
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._deviation = self._deviation.to(self.device)  # once, since a copy to a GPU waits for all that it has to do
+
     def training_step(self, triplets: Tensor, batch_idx: int) -> Tensor:
+        values = self.losses(triplets)
+        self.note(values)
+        return values["loss"]
+
+    def losses(self, triplets: Tensor) -> dict[str, Tensor]:
+        """What is minimized, as "loss", each term by its name, and what the terms log besides: scalars.
+
+        Args:
+            triplets: `(3, n, d)` float32: anchors, positives and negatives.
+        """
         # One pass for all three: batch norm sees anchors, positives and negatives alike, and the GPU is kept busy.
         flat = self.transform(triplets.flatten(0, 1)).float()  # also a network's that ends in bfloat16
         points = compared = flat.chunk(3)
@@ -287,7 +302,7 @@ class CatalyzerTraining(Training):
                 compared = quantized.chunk(3)
                 if not self.codec.quantizer.symmetric:
                     compared = (points[0], *compared[1:])
-        step = Triplets(triplets, points, compared, decoded, self._deviation.to(triplets.device))
+        step = Triplets(triplets, points, compared, decoded, self._deviation)
         values: dict[str, Tensor] = {}
         more: dict[str, Tensor] = {}
         loss = flat.new_zeros(())
@@ -299,8 +314,7 @@ class CatalyzerTraining(Training):
             for key in result.keys() - {"loss"}:  # of a name that is taken, with the term's before it
                 more[f"{name}_{key}" if key in more or key in self.terms else key] = result[key]
             loss = loss + term.weight * values[name]
-        self.note({"loss": loss, **values, **more})
-        return loss
+        return {"loss": loss, **values, **more}
 
     def validation_step(self, queries: Tensor, batch_idx: int) -> None:
         split = self.data.validation
