@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput
 from catalyzer.files.vectors import VectorFile
-from catalyzer.neighbors import _sorted_by_distance_then_id, _torch_knn, graph_recall, knn, knn_graph
+from catalyzer.neighbors import _smallest, _torch_knn, graph_recall, knn, knn_graph
 from tests.helpers import brute_force, clustered
 
 
@@ -39,9 +40,29 @@ def test_knn_streams_a_file_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_torch_engine_agrees(random: np.random.Generator) -> None:
     queries, base = (random.normal(size=(n, 12)).astype(np.float32) for n in (40, 900))
+    kept = base.copy()
     blocks = iter([base[:500], base[500:505], base[505:]])
-    _, ids = _sorted_by_distance_then_id(*_torch_knn(queries, blocks, 20, "cpu"))
-    np.testing.assert_array_equal(ids, brute_force(queries, base, 20)[1])
+    distances, ids = _torch_knn(queries, blocks, 20, "cpu")
+    expected, expected_ids = brute_force(queries, base, 20)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(distances, expected, rtol=1e-4)
+    np.testing.assert_array_equal(base, kept)
+
+
+@pytest.mark.parametrize("n", [40, 640, 2_005])  # too few for groups, groups alone, groups and a rest
+def test_the_smallest_of_groups_are_the_smallest_of_all(n: int, random: np.random.Generator) -> None:
+    d = torch.from_numpy(np.sort(random.integers(0, 500, (30, n)), axis=1).astype(np.float32))  # neighbours in one place; ties
+    values, columns = _smallest(d.flip(1), 10)
+    torch.testing.assert_close(values.sort(1).values, d[:, :10], rtol=0, atol=0)
+    torch.testing.assert_close(d.flip(1).gather(1, columns), values, rtol=0, atol=0)
+    assert all(len(set(row.tolist())) == 10 for row in columns)
+
+
+def test_the_torch_engine_among_ties_and_zero_distances() -> None:
+    x = np.repeat(np.arange(700, dtype=np.float32)[:, None], 2, axis=0)
+    distances, ids = _torch_knn(x, iter([x]), 2, "cpu")
+    np.testing.assert_array_equal(ids, np.arange(1400).reshape(-1, 2).repeat(2, axis=0))
+    np.testing.assert_array_equal(distances, 0)
 
 
 @pytest.mark.parametrize("method", ["exact", "ivf"])

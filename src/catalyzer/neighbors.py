@@ -7,7 +7,7 @@ index. Neighbours come as `(D, I)`: float32 squared distances and int64 ids, asc
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -16,8 +16,12 @@ from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, float_blocks
 from catalyzer.progress import progress
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
 
+GROUP = 32  # distances whose minimum a GPU takes before it selects
 EXACT_LIMIT = 30_000
 """Largest set whose neighbour graph `method="auto"` computes exactly on a CPU: the cost is quadratic."""
 
@@ -64,21 +68,20 @@ def knn(queries: Vectors, base: Vectors, k: int, description: str = "searching")
 def knn_of_blocks(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
     """`knn` over float32 blocks that come one after another and are never held together."""
     if engine() == "torch-cuda":
-        distances, ids = _torch_knn(queries, blocks, k, "cuda")
-    else:
-        from faiss.contrib.exhaustive_search import knn_ground_truth
+        return _torch_knn(queries, blocks, k, "cuda")
+    from faiss.contrib.exhaustive_search import knn_ground_truth
 
-        logging.getLogger("faiss.contrib.exhaustive_search").setLevel(logging.WARNING)
-        distances, ids = knn_ground_truth(queries, blocks, k)
-    return _sorted_by_distance_then_id(distances, ids)
-
-
-def _sorted_by_distance_then_id(distances: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((ids, distances), axis=-1)
-    return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
+    logging.getLogger("faiss.contrib.exhaustive_search").setLevel(logging.WARNING)
+    distances, ids = knn_ground_truth(queries, blocks, k)
+    # Rows come ascending, and only those with ties have ids out of order; to sort all takes longer than a GPU's search.
+    rows = np.flatnonzero((distances[:, 1:] <= distances[:, :-1]).any(axis=1))
+    order = np.lexsort((ids[rows], distances[rows]), axis=-1)
+    distances[rows], ids[rows] = (np.take_along_axis(each[rows], order, 1) for each in (distances, ids))
+    return distances, ids
 
 
 def _torch_knn(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """`knn_of_blocks` on a device, sorted there too: on the CPU that takes longer than the search."""
     import torch
 
     best_d = torch.full((len(queries), 0), math.inf, device=device)
@@ -88,16 +91,42 @@ def _torch_knn(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int, device
     for block in blocks:
         x = torch.from_numpy(block).to(device)
         norms = x.square().sum(1)
+        scaled = -2 * x.T
         found = []
         for part in q.split(1 << 13):  # 8192 queries × 65536 rows of float32 distances: 2 GiB at a time
-            d = torch.addmm(norms, part, x.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
-            found.append(d.topk(min(k, len(x)), largest=False, sorted=False))
-        d = torch.cat([best_d, torch.cat([f.values for f in found])], 1)
-        i = torch.cat([best_i, torch.cat([f.indices for f in found]) + first], 1)
+            # Without the query's own square, which changes no order; so this is written once and read once.
+            found.append(_smallest(torch.addmm(norms, part, scaled), min(k, len(x))))
+        d = torch.cat([best_d, torch.cat([values for values, _ in found])], 1)
+        i = torch.cat([best_i, torch.cat([columns for _, columns in found]) + first], 1)
         keep = d.topk(min(k, d.shape[1]), largest=False, sorted=False)
         best_d, best_i = keep.values, i.gather(1, keep.indices)
         first += len(block)
-    return best_d.cpu().numpy(), best_i.cpu().numpy()
+    best_d = best_d.add_(q.square().sum(1, keepdim=True)).clamp_(min=0)
+    best_i, order = best_i.sort(1)
+    best_d, order = best_d.gather(1, order).sort(stable=True, dim=1)
+    return best_d.cpu().numpy(), best_i.gather(1, order).cpu().numpy()
+
+
+def _smallest(d: "torch.Tensor", k: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The k smallest of each row of `(m, n)` and their columns, both `(m, k)`, in any order.
+
+    They are in the k groups of columns whose minima are smallest. topk reads what it is given several times on a GPU, and a
+    minimum reads it once; so only the minima and those groups go through topk.
+    """
+    import torch
+
+    n = d.shape[1]
+    groups = n // GROUP
+    if groups < 2 * k:
+        near = d.topk(k, largest=False, sorted=False)
+        return near.values, near.indices
+    minima = d[:, : groups * GROUP].unflatten(1, (GROUP, groups)).amin(1)
+    chosen = minima.topk(k, largest=False, sorted=False).indices
+    columns = (chosen[:, None] + torch.arange(0, groups * GROUP, groups, device=d.device)[:, None]).flatten(1)
+    rest = torch.arange(groups * GROUP, n, device=d.device).expand(len(d), -1)
+    columns = torch.cat([columns, rest], 1)
+    near = d.gather(1, columns).topk(k, largest=False, sorted=False)
+    return near.values, columns.gather(1, near.indices)
 
 
 Method = Literal["auto", "exact", "ivf", "hnsw"]

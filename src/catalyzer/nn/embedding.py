@@ -56,7 +56,8 @@ def _embedded(transform: Transform, vectors: Vectors, description: str | None) -
     out: np.ndarray | None = None
     first = 0
     with evaluating(transform) as (device, autocast):
-        for block in float_blocks(vectors, description, BLOCK // 32):  # small blocks stay in the processor's cache
+        # Small blocks stay in a processor's cache; a GPU wants few launches and copies.
+        for block in float_blocks(vectors, description, BLOCK // 32 if device.type == "cpu" else BLOCK):
             with autocast:
                 x = torch.from_numpy(np.require(block, requirements="W"))  # torch warns of an array that is read-only
                 mapped = transform(x.to(device)).float().cpu().numpy()
