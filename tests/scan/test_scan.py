@@ -107,8 +107,8 @@ def test_any_number_of_codes_queries_and_neighbours(n: int, nq: int, data: st.Da
 
 @pytest.mark.parametrize("lattice", [LATTICES[1], LATTICES[-2]], ids=repr)
 def test_the_way_through_torch_agrees(lattice: Lattice, random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("catalyzer.scan.searching.BLOCK_CODES", 1000)
-    monkeypatch.setattr("catalyzer.scan.searching.TORCH_QUERIES", 7)
+    monkeypatch.setattr("catalyzer.scan.searching.DEVICE_CODES", 1000)
+    monkeypatch.setattr("catalyzer.scan.searching.DEVICE_DISTANCES", 7_000)
     codes = lattice.encode(sphere(random, 300, lattice.dim))[random.integers(0, 300, 4_100)]
     queries = sphere(random, 30, lattice.dim)
     distances, ids = _search_torch(lattice, queries, codes, 50, torch.device("cpu"))

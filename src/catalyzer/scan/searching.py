@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_CODES = 1 << 16  # codes decoded at a time
-TORCH_QUERIES = 1 << 10  # queries whose distances to a block are held at a time, in double precision, by torch
+DEVICE_CODES = 1 << 20  # codes that a GPU decodes at a time: some hundred launches, which take as long for fewer
+DEVICE_DISTANCES = 1 << 26  # of queries to codes, held at a time in double precision on a GPU
 FEW_CODES = 1 << 15  # that one thread scans for one query without tables of products
 FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product for one query
 SLACK = 2.0**-20  # of the most that blocks can add, for the rounding of single precision
@@ -505,15 +506,18 @@ def _search_torch(
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
     with progress(description, len(codes), "codes") as advance:
-        for first in range(0, len(codes), BLOCK_CODES):
-            lattice.check_codes(codes[first : first + BLOCK_CODES], first)  # here, where the row's number is known
-            block = torch.from_numpy(np.ascontiguousarray(codes[first : first + BLOCK_CODES])).to(device)
+        for first in range(0, len(codes), DEVICE_CODES):
+            some = np.ascontiguousarray(codes[first : first + DEVICE_CODES])
+            lattice.check_codes(some, first)  # here, where the row's number is known
+            block = torch.from_numpy(some).to(device)
             points = shape.decode(block[:, : shape.code_size]).double()
             gains = lattice.gains(block).double() if isinstance(lattice, GainShapeLattice) else points.new_ones(len(block))
-            for rows in torch.arange(len(q), device=device).split(TORCH_QUERIES):
+            whole = [(part * r).round().T for part, r in zip(points.tensor_split(ends, 1), radii, strict=True)]
+            size = max(1, DEVICE_DISTANCES // len(block))
+            for rows in (slice(start, start + size) for start in range(0, len(q), size)):
                 d = squares[rows] + gains**2
-                for radius, part, point in zip(radii, q[rows].tensor_split(ends, 1), points.tensor_split(ends, 1), strict=True):
-                    d = d - 2 / radius * gains * (part @ (point * radius).round().T)
+                for radius, part, point in zip(radii, q[rows].tensor_split(ends, 1), whole, strict=True):
+                    d = d - 2 / radius * gains * (part @ point)
                 d.clamp_(min=0)
                 near = torch.cat([distances[rows], d], dim=1)
                 kept = near.topk(k, dim=1, largest=False)
