@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalyzer import TrainedRun, knn, recall_at
-from tests.helpers import FAST, Command, clustered, rows
+from catalyzer import Codec, LatticeQuantizer, TrainedRun, knn, recall_at
+from catalyzer.nn import Linear
+from tests.helpers import FAST, Command, clustered, rows, settings_of
 
 BASE, QUERIES = clustered(2000, 32, 1).astype(np.float32), clustered(200, 32, 2).astype(np.float32)
 REFINED = ["decoder=mlp", "decoder.hidden=64", "rerank=100", "query=mlp", "refine=4"]
@@ -28,3 +29,16 @@ def test_a_run(overrides: list[str], train: Command, own_files: list[str], tmp_p
     if codec.refine > 1:
         nearest = replace(codec, refine=1).encode(base)
         assert ((codec.decode(codes) - base) ** 2).sum() < ((codec.decode(nearest) - base) ** 2).sum()
+
+
+def test_other_settings_keep_what_a_run_has_chosen(tmp_path: Path) -> None:
+    linear = ["catalyzer=linear", "decoder=linear", "rerank=0", "d_out=28"]
+    settings = settings_of(*linear, "bits=108")
+    codec = Codec(Linear(32, 28, gain=True).adapt(BASE), LatticeQuantizer(28, 108, gain=True))
+    run = TrainedRun(tmp_path, settings, codec, 0.0)
+    assert settings.quantizer["gain"] is None
+    again = run.with_settings(settings.model_copy(update={"rerank": 50}), BASE)
+    np.testing.assert_array_equal(again.encode(BASE[:50]), run.encode(BASE[:50]))
+    smaller = run.with_settings(settings_of(*linear, "bits=64"), BASE).codec.quantizer
+    assert (smaller.gain, smaller.code_size) == (True, 8)
+    assert run.with_settings(settings_of(*linear, "bits=64", "quantizer.gain=false"), BASE).codec.quantizer.gain is None

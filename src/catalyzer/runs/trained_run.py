@@ -27,7 +27,7 @@ from catalyzer.files.atomic import write_atomically
 from catalyzer.files.vectors import VectorFile, Vectors, as_float32
 from catalyzer.metric import L2, Metric
 from catalyzer.neighbors import engine
-from catalyzer.nn import Identity, Transform, load_part
+from catalyzer.nn import Identity, Linear, Transform, load_part
 from catalyzer.parts import Trust, describe
 from catalyzer.quantizers import Quantizer
 from catalyzer.runs.build import build_baselines, build_quantizer, check_trust, load_dataset
@@ -98,6 +98,18 @@ class TrainedRun:
         )
         return cls(folder, settings, codec, seconds, fitting, _load_metric(folder, settings))
 
+    def quantizer_of(self, settings: Settings) -> Quantizer:
+        """The quantizer of other settings, behind this run's transform; its own, where they are those of the run.
+
+        What settings leave open, the run has chosen: its lattice, and whether codes have a gain.
+        """
+        part, transform = settings.quantizer, self.codec.transform
+        if part == self.settings.quantizer:
+            return self.codec.quantizer
+        if isinstance(transform, Linear) and transform.gain and part.get("gain", False) is None:
+            part = part | {"gain": True}
+        return build_quantizer(part, transform.d_out)
+
     def with_settings(self, settings: Settings, train: np.ndarray) -> Self:
         """The run with the quantizer and the search of other settings; the quantizer is fitted to the training vectors, as
         a `Benchmark` has them.
@@ -105,7 +117,7 @@ class TrainedRun:
         Raises:
             InvalidInput: a quantizer, rerank, steps or refine that does not go with the run's networks.
         """
-        quantizer = build_quantizer(settings.quantizer, self.codec.transform.d_out)
+        quantizer = self.quantizer_of(settings)
         search: dict[str, Any] = {
             "steps": settings.steps,
             "refine": settings.refine,
@@ -194,7 +206,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
     given = {key: n for key in ("rerank", "steps", "refine") if (n := getattr(evaluation, key)) is not None}
     chosen = {} if evaluation.quantizer is None else {"quantizer": evaluation.quantizer}
     settings = trained.settings.model_copy(update={**chosen, **given})
-    quantizer = build_quantizer(settings.quantizer, trained.codec.transform.d_out)
+    quantizer = trained.quantizer_of(settings)
     codec = replace(trained.codec, quantizer=quantizer, steps=settings.steps, refine=settings.refine)
     if settings.rerank and not codec.decodes:
         raise InvalidInput(
