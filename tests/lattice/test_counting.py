@@ -11,6 +11,7 @@ from catalyzer.lattice import best_radius_sq, enumerate_atoms, num_atoms, num_po
 from tests.helpers import all_points
 
 
+@settings(deadline=None)
 @given(dim=st.integers(2, 5), radius_sq=st.integers(1, 12))
 def test_counts_are_those_of_all_points(dim: int, radius_sq: int) -> None:
     points = all_points(dim, radius_sq)

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
+from catalyzer.lattice.product import _radius_or_refusal
 from catalyzer.nn import StraightThrough
 from tests.helpers import all_points
 
@@ -160,3 +161,12 @@ def test_refusals(random: np.random.Generator) -> None:
     ]:
         with pytest.raises(InvalidInput, match=message):
             call()
+
+
+def test_what_no_radius_fills_is_found_out_once() -> None:
+    lattice = ProductLattice.for_bits(10, 80)  # not two blocks of 5 dimensions and 40 bits
+    misses = _radius_or_refusal.cache_info().misses
+    assert ProductLattice.for_bits(10, 80).blocks == lattice.blocks
+    assert _radius_or_refusal.cache_info().misses == misses
+    with pytest.raises(InvalidInput, match="5 dimensions need r² above 16,129 to fill 40 bits"):
+        ProductLattice.for_bits(10, 80, blocks=2)

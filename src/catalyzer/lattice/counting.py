@@ -19,8 +19,9 @@ def check_sphere(dim: int, radius_sq: int) -> tuple[int, int]:
 
 def _theta_series(dim: int, radius_sq: int) -> tuple[int, int]:
     # The number of integer points of each squared norm are the coefficients of (1 + 2x + 2x^4 + 2x^9 + ...)^dim. A
-    # polynomial is held in one Python integer with `width` bits a coefficient, so that its products are integer ones.
-    width = dim * (2 * isqrt(radius_sq) + 1).bit_length() + 1
+    # polynomial is held in one Python integer with `width` bits a coefficient, so that its products are integer ones; in whole
+    # bytes, so that taking it apart does not copy all of it for each coefficient.
+    width = 8 * (dim * (2 * isqrt(radius_sq) + 1).bit_length() // 8 + 1)
     mask = (1 << width * (radius_sq + 1)) - 1
     factor = 1 + sum(2 << width * i * i for i in range(1, isqrt(radius_sq) + 1))
     product = 1
@@ -34,8 +35,10 @@ def _theta_series(dim: int, radius_sq: int) -> tuple[int, int]:
 def _counts(dim: int, limit: int) -> Iterator[int]:
     """The numbers of points for r² from 1 to `limit`."""
     series, width = _theta_series(dim, limit)
+    size = width // 8
+    coefficients = series.to_bytes(size * (limit + 1), "little")
     for radius_sq in range(1, limit + 1):
-        yield series >> width * radius_sq & (1 << width) - 1
+        yield int.from_bytes(coefficients[size * radius_sq : size * (radius_sq + 1)], "little")
 
 
 def num_points(dim: int, radius_sq: int) -> int:
@@ -87,14 +90,12 @@ def num_atoms(dim: int, radius_sq: int) -> int:
     (256, 3)
     """
     dim, radius_sq = check_sphere(dim, radius_sq)
-    ways = [[0] * (radius_sq + 1) for _ in range(dim + 1)]  # ways[parts][sum]
-    ways[0][0] = 1
+    ways = np.zeros((dim + 1, radius_sq + 1), object)  # [parts, sum], of Python's integers: there may be more than 2^64
+    ways[0, 0] = 1
     for value in range(1, isqrt(radius_sq) + 1):
         for parts in range(1, dim + 1):
-            row, fewer = ways[parts], ways[parts - 1]
-            for total in range(value * value, radius_sq + 1):
-                row[total] += fewer[total - value * value]
-    return sum(row[radius_sq] for row in ways)
+            ways[parts, value * value :] += ways[parts - 1, : -value * value]
+    return sum(ways[:, radius_sq].tolist())
 
 
 def enumerate_atoms(dim: int, radius_sq: int) -> np.ndarray:

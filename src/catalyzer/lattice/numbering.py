@@ -139,10 +139,13 @@ def number(dim: int, radius_sq: int) -> Numbering:
 
 
 def _leaf_counts(width: int, radius_sq: int) -> np.ndarray:
-    squares = np.zeros(radius_sq + 1, np.int64)
-    squares[np.arange(1, isqrt(radius_sq) + 1) ** 2] = 2
-    squares[0] = 1
-    return reduce(lambda counts, _: np.convolve(counts, squares)[: radius_sq + 1], range(width - 1), squares)
+    counts = np.zeros(radius_sq + 1, np.int64)
+    counts[0] = 1
+    for _ in range(width):  # one coordinate more, which has few squares: shifts take less time than a convolution
+        before = counts.copy()
+        for square in (np.arange(1, isqrt(radius_sq) + 1) ** 2).tolist():
+            counts[square:] += 2 * before[:-square]
+    return counts
 
 
 def _leaf_tables(width: int, radius_sq: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -342,10 +342,27 @@ def _even(total: int, count: int) -> list[int]:
     return [total // count + (part < total % count) for part in range(count)] if count else []
 
 
+def _radius_sq(dim: int, bits: int) -> int:
+    """`best_radius_sq`, computed once for each pair."""
+    found = _radius_or_refusal(dim, bits)
+    if isinstance(found, str):
+        raise InvalidInput(found)
+    return found
+
+
+@cache
+def _radius_or_refusal(dim: int, bits: int) -> int | str:
+    # What is raised is not cached, and it takes the longest to find out that no radius is large enough.
+    try:
+        return best_radius_sq(dim, bits)
+    except InvalidInput as error:
+        return str(error)
+
+
 def _check_finite(y: np.ndarray) -> None:
     finite = np.isfinite(y).all(axis=1)
     refuse_row(-1 if finite.all() else int(np.argmin(finite)))
 
 
-_radius_sq, _num_points, _num_atoms = cache(best_radius_sq), cache(num_points), cache(num_atoms)
+_num_points, _num_atoms = cache(num_points), cache(num_atoms)
 _sphere = cache(SphericalLattice)  # equal blocks share their tables
