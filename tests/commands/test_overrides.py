@@ -79,7 +79,7 @@ def test_other_keys_and_other_types_are_hydras() -> None:
 
 
 def test_paths_of_settings_in_python() -> None:
-    settings = make_settings(False, ["dataset.learn=x", f"cache={ODD}"], [f"dataset.groundtruth={ODD}"])
+    settings = make_settings(False, False, ["dataset.learn=x", f"cache={ODD}"], [f"dataset.groundtruth={ODD}"])
     assert (settings.cache, settings.dataset["groundtruth"]) == (ODD, ODD)
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from catalyzer import CatalyzerIndex, InvalidInput, SignQuantizer, knn, recall_at
+from catalyzer import CatalyzerIndex, InvalidInput, LatticeQuantizer, SignQuantizer, knn, recall_at
 from catalyzer.index import catalyzer_index
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, verify, write
 from catalyzer.index.lists import InvertedLists
+from catalyzer.index.recipe import quantizer_class
 from catalyzer.metric import MetricName
 from catalyzer.nn import embed
 from tests.helpers import clustered
@@ -210,6 +211,13 @@ def test_empty_and_nearly_empty(index: CatalyzerIndex) -> None:
     assert index.search(np.empty((0, 32)), 3)[1].shape == (0, 3)
     index.remove([0])
     assert (index.search(QUERIES, 3)[1] == -1).all()
+
+
+def test_overrides_of_what_an_index_chooses() -> None:
+    nested = CatalyzerIndex(100, method="linear", d_out=28, ivf=8, overrides=["catalyzer.nested=true"]).fit(BASE[:600])
+    nested.add(BASE[:100])
+    assert nested.search(BASE[:5], 1, nprobe=8, blocks=2)[1][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert quantizer_class(True, False, ["decoder.hidden=32", "query.max_epochs=3"]) is LatticeQuantizer
 
 
 def test_what_cannot_be(fitted: Path, listed: Path, index: CatalyzerIndex) -> None:

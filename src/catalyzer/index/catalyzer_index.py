@@ -28,9 +28,8 @@ from catalyzer.metric import Metric, MetricName
 from catalyzer.nn import Transform, embed
 from catalyzer.nn.storage import digest
 from catalyzer.outliers import without_outliers
-from catalyzer.parts import Trust, find_class
+from catalyzer.parts import Trust
 from catalyzer.progress import progress
-from catalyzer.quantizers import Quantizer
 from catalyzer.threads import limited
 
 # One large computation at a time in a process. Searches for few queries run beside it.
@@ -277,7 +276,8 @@ class CatalyzerIndex:
             raise InvalidInput(f'budget must be a duration such as "10min", got {budget!r}')
         if epochs is not None:
             epochs = integer("epochs", epochs, 1)
-        from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec  # loads Lightning, which nothing else here needs
+        # It loads Lightning, which nothing else here needs.
+        from catalyzer.index.recipe import EPOCHS, LEARN, learn_codec, quantizer_class
         from catalyzer.training import checkpoint_files, seconds_of
 
         seconds = None if budget is None else seconds_of(budget)
@@ -302,7 +302,7 @@ class CatalyzerIndex:
             if budget is None and epochs is None:
                 epochs = EPOCHS
             if self._ivf:
-                check_quantizer(_quantizer_class(self._options["overrides"]))
+                check_quantizer(quantizer_class(options["decoder"], options["linear"], options["overrides"]))
             source, metric = open_source(learn), Metric(self.metric, self._max_norm)
             if self.metric == "ip":  # of all vectors, also those that are not learned from
                 longest = check_rows(source, metric, skip_invalid)
@@ -674,12 +674,6 @@ def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None, val
             part.eval()  # so that searches need not switch them, which others would notice
     ids, codes = np.empty(0, np.int64), np.empty((0, codec.quantizer.code_size), np.uint8)
     return Contents(codec, metric, ids, codes, lists=lists, validation=validation)
-
-
-def _quantizer_class(overrides: list[str]) -> type[Quantizer]:
-    from catalyzer.runs.compose import compose_config
-
-    return find_class(compose_config("train", overrides).quantizer._target_, Quantizer)
 
 
 def _encode(

@@ -16,7 +16,8 @@ from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
 from catalyzer.index.contents import Validation, check_sizes
 from catalyzer.nn import Axes, Catalyzer, Linear, LinearDecoder
-from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.parts import find_class
+from catalyzer.quantizers import LatticeQuantizer, Quantizer
 from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
 from catalyzer.runs.checks import check, of_training
 from catalyzer.runs.compose import compose_config, resolved
@@ -76,12 +77,12 @@ def learn_codec(
     _refuse_idle(overrides, linear)
     own: dict[str, Any] = {"bits": bits, "d_out": d_out, "trainer.check_val_every_n_epoch": 1}  # and then by the epochs
     if linear:
-        own |= {"catalyzer": "linear", "query": "none", **({"decoder": "linear", "rerank": 0} if decoder else {})}
+        own |= {"rerank": 0} if decoder else {}
         epochs = 1  # of nothing
     elif hidden is not None:
         own |= {"catalyzer.hidden": hidden, **({"decoder.hidden": hidden} if decoder else {})}
     own |= {"dataset.learn": fingerprint(learn, "checking vectors"), "cache": str(folder / "cache")}
-    settings = make_settings(decoder, [f"{key}={value}" for key, value in own.items()], overrides)
+    settings = make_settings(decoder, linear, [f"{key}={value}" for key, value in own.items()], overrides)
     if settings.metric is not None:
         raise InvalidInput(
             f'metric={settings.metric} cannot be an override of an index; give CatalyzerIndex(metric="{settings.metric}")'
@@ -162,19 +163,30 @@ def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) 
     return better
 
 
-def make_settings(decoder: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
+def quantizer_class(decoder: bool, linear: bool, overrides: Sequence[str]) -> type[Quantizer]:
+    """The class of the quantizer that an index with these overrides has, known before any vector is read."""
+    config = compose_config("train", [*_options(decoder, linear), *overrides])
+    return find_class(config.quantizer._target_, Quantizer)
+
+
+def _options(decoder: bool, linear: bool) -> list[str]:
+    maps = ["catalyzer=linear", "query=none", *(["decoder=linear"] if decoder else [])]
+    return [f"experiment={'decoder' if decoder else 'long'}", *(maps if linear else [])]
+
+
+def make_settings(decoder: bool, linear: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
     """`experiment=decoder`, or without a decoder `experiment=long`, composed and checked.
 
     Args:
         decoder: whether there is one.
+        linear: whether linear maps replace the networks.
         own: overrides of this module. The dataset is named by the content of its vectors, so that a folder resumes a training
             of the same ones alone.
         overrides: of the user, after these.
     """
     sizes = {"train_size": TRAIN, "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES}
     dataset = ["dataset=files", "dataset.base=''", "dataset.queries=''", *(f"dataset.{key}={n}" for key, n in sizes.items())]
-    experiment = f"experiment={'decoder' if decoder else 'long'}"
-    values = resolved(compose_config("train", [experiment, *dataset, *own, *overrides]))
+    values = resolved(compose_config("train", [*_options(decoder, linear), *dataset, *own, *overrides]))
     for key in ("resume", "trust"):
         del values[key]
     Settings.check(values)
