@@ -218,3 +218,10 @@ def test_no_budget_is_no_training() -> None:
             CatalyzerIndex(d_out=24, method="linear").fit(x, **more)
     with pytest.raises(InvalidInput, match=r"method must be .auto. or .linear., got 'pca'"):
         CatalyzerIndex(method="pca")  # type: ignore[arg-type]
+
+
+def test_codes_of_a_linear_map_that_are_chosen_by_its_decoder() -> None:
+    index = CatalyzerIndex(100, d_out=28, method="linear", overrides=["steps=1", "refine=2"]).fit(BASE[:600])
+    assert index._contents is not None
+    assert (index._contents.codec.steps, index._contents.codec.refine) == (1, 2)
+    assert recall(index) > 0.9

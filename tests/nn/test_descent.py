@@ -105,3 +105,10 @@ def test_a_decoder_without_a_gradient_is_refused(codec: Codec) -> None:
     for decoder in (row_wise(codec.decoder), row_wise(PCADecoder(8, 32).adapt(clustered(500, 32, 0)))):
         with pytest.raises(InvalidInput, match=rf"{type(decoder).__name__} has none; use steps=0"):
             Descent(decoder, [decoder.d_in])
+
+
+def test_a_decoder_that_makes_the_same_of_all_points_moves_none() -> None:
+    decoder, y = Decoder(6, 16, hidden=32).eval(), points(50, [6], [1.0])
+    for weight in decoder.parameters():
+        torch.nn.init.zeros_(weight)
+    np.testing.assert_allclose(Descent(decoder, [6])(y, clustered(50, 16, 0), steps=2), y, atol=1e-6)

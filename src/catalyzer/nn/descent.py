@@ -58,7 +58,9 @@ class Descent:
             gradient = torch.autograd.grad(decoded, y, weights)[0].double()
             products += (gradient.T @ gradient).cpu()
         products /= blocks * BLOCK
-        self.matrix = torch.linalg.inv(products + damping * products.diagonal().mean() * torch.eye(dim)).float()
+        # A decoder that makes the same of all points, as one does whose units are all dead, moves none: any matrix does.
+        added = damping * (float(products.diagonal().mean()) or 1.0)
+        self.matrix = torch.linalg.inv(products + added * torch.eye(dim)).float()
 
     @torch.inference_mode(False)
     def __call__(self, latent: np.ndarray, vectors: Vectors, steps: int) -> np.ndarray:

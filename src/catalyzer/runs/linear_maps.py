@@ -10,7 +10,7 @@ from catalyzer.codec import Codec
 from catalyzer.datasets import Benchmark, Split
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import neighbours_found
-from catalyzer.nn import Axes, Linear
+from catalyzer.nn import Axes, Linear, LinearDecoder
 from catalyzer.runs.build import build_codec
 from catalyzer.runs.settings import Settings
 
@@ -60,6 +60,8 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
             continue  # so few bits that a gain leaves none for the direction
         assert isinstance(codec.transform, Linear)
         codec.transform.take(axes)
+        if isinstance(codec.decoder, LinearDecoder):  # by which steps and refine choose codes
+            codec.decoder.take(axes)
         share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
         log.info("damping %s, %s gain: %.1f%% of the %d nearest", damping, "with" if gain else "no", 100 * share, k)
         tried.append((share, chosen))
