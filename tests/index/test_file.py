@@ -246,6 +246,16 @@ def test_steps_and_points_tried_are_kept(codec: Codec, tmp_path: Path) -> None:
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_gradients_pass_what_is_loaded_in_inference_mode(codec: Codec, tmp_path: Path) -> None:
+    CatalyzerIndex.from_codec(replace(codec, steps=2)).save(tmp_path / "a.catalyzer")
+    index = CatalyzerIndex.load(tmp_path / "a.catalyzer")
+    with torch.inference_mode():
+        again = CatalyzerIndex.load(tmp_path / "a.catalyzer")
+        again.add(clustered(20, 32, 1))
+    index.add(clustered(20, 32, 1))
+    np.testing.assert_array_equal(again.codes, index.codes)
+
+
 def test_format_1_stays_readable(tmp_path: Path) -> None:
     contents = verify(COMMITTED)
     codec = contents.codec

@@ -297,6 +297,7 @@ def _read_array(file: BinaryIO, begin: int, entry: dict[str, Any], mmap: bool) -
     return np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
 
 
+@torch.inference_mode(False)  # a caller may be in that mode, whose tensors no gradient passes, and `steps` follow gradients
 def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Contents:
     """The contents; a `ValueError` or `RuntimeError` says what is wrong."""
     states: dict[str, dict[str, Tensor]] = {name: {} for name, made in index.parts if made is not None}

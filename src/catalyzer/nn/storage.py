@@ -74,6 +74,7 @@ def save_part(part: Part, folder: Path, name: str, training_seconds: float) -> N
     write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
 
 
+@torch.inference_mode(False)  # a caller may be in that mode, whose tensors no gradient passes, and `steps` follow gradients
 def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()) -> tuple[Kind, float]:
     """What `save_part` wrote under `name`, networks in evaluation mode on the CPU; and the seconds of its training.
 
