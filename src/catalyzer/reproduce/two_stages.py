@@ -15,8 +15,8 @@ DECODER = [*LATTICE, "decoder=mlp"]
 RERANKED = (0, 100, 500, 1000)
 # How codes are chosen by what they decode to, the overrides for it, and what joins the points of the figures.
 CHOSEN = {
-    "refine 4": (["refine=4"], "refine 4 and 16"),
-    "refine 16": (["refine=16"], "refine 4 and 16"),
+    "refine 4": (["steps=0", "refine=4"], "refine 4 and 16"),
+    "refine 16": (["steps=0", "refine=16"], "refine 4 and 16"),
     "steps 2": (["steps=2"], "steps 2"),
     "steps 2, refine 4": (["steps=2", "refine=4"], "steps 2"),
 }
@@ -41,7 +41,7 @@ def two_stages(lab: Lab) -> Made:
     methods: list[tuple[str, list[str], list[str] | None, str]] = [
         *((label, [RAW, f"quantizer={name}"], None, "") for label, name in BASELINES.items()),
         ("catalyzer + lattice", LATTICE, None, ""),
-        *((f"catalyzer + lattice (rerank {n})", [*DECODER, f"rerank={n}"], DECODER, reranked) for n in RERANKED),
+        *((f"catalyzer + lattice (rerank {n})", [*DECODER, "steps=0", f"rerank={n}"], DECODER, reranked) for n in RERANKED),
         *(
             (f"catalyzer + lattice (rerank 500, {how})", [*DECODER, *keys], DECODER, f"catalyzer + lattice ({series})")
             for how, (keys, series) in CHOSEN.items()

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from catalyzer.errors import CatalyzerError, InvalidInput
-from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank
+from catalyzer.runs.defaults import default_d_out, default_lambda, default_rerank, default_steps
 from catalyzer.runs.overrides import PATHS, explained, spelled
 from catalyzer.runs.targets import TARGET_NAMES
 
@@ -67,7 +67,7 @@ def register_resolvers() -> None:
         return " ".join(TARGET_NAMES)
 
     cached = (native_precision, run_folder, launched_devices, launched_nodes, cache_folder)
-    for resolver in (default_d_out, default_lambda, default_rerank, reproduce_targets, *cached):
+    for resolver in (default_d_out, default_lambda, default_rerank, default_steps, reproduce_targets, *cached):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in cached, replace=True)
 
 

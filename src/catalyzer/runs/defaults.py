@@ -1,4 +1,4 @@
-"""Defaults that depend on several parts: the dimension that a quantizer proposes, λ, and how many candidates are reranked."""
+"""Defaults that depend on several parts: the dimension that a quantizer proposes, λ, gradient steps and reranked candidates."""
 
 import math
 
@@ -8,6 +8,7 @@ TABLE_3 = {16: 0.05, 24: 0.02, 32: 0.01, 40: 0.005}
 SIGN_LAMBDA = 0.08  # section 4.1 has λ chosen by the recall of the signs, and publishes no choice; ours is in docs/results.md
 DECODER_LAMBDA = 0.005  # reconstruction spreads points too, so less of KoLeo is best; docs/results.md
 RERANK = 500
+STEPS = 2  # most of what more would gain, for twice or three times the time of encoding; docs/results.md
 
 
 def paper_lambda(d_out: int | str) -> float:
@@ -41,6 +42,17 @@ def default_lambda(quantizer: DictConfig, d_out: int | str, decoder: DictConfig)
     if issubclass(find_class(quantizer._target_, Quantizer), SignQuantizer):
         return SIGN_LAMBDA
     return paper_lambda(d_out) if default_rerank(decoder) == 0 else DECODER_LAMBDA
+
+
+def default_steps(quantizer: DictConfig, decoder: DictConfig) -> int:
+    """Gradient steps before the nearest point: some where a perceptron decodes points of a lattice, else none."""
+    from catalyzer.nn import Decoder, Transform
+    from catalyzer.parts import find_class
+    from catalyzer.quantizers import LatticeQuantizer, Quantizer
+
+    on_lattice = issubclass(find_class(quantizer._target_, Quantizer), LatticeQuantizer)
+    decodes = decoder._target_ is not None and issubclass(find_class(decoder._target_, Transform), Decoder)
+    return STEPS if on_lattice and decodes else 0
 
 
 def default_rerank(decoder: DictConfig) -> int:

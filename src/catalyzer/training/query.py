@@ -6,6 +6,7 @@ vectors. Codes and the cost of a search stay as they are.
 """
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,9 +40,11 @@ class QueryData(AnchorData):
     def setup(self, stage: str) -> None:
         """Find quantized points and lists, which stay the same in all epochs."""
         super().setup(stage)
-        transform, quantizer = self.codec.transform.to(self.device), self.codec.quantizer
-        latent = self.shared_out(lambda rows: embed(transform, self.train[rows], "mining competitors: embedding"))
-        self.points = torch.from_numpy(quantizer.decode(quantizer.encode(latent))).to(self.device)
+        codec = self.codec
+        codec.transform.to(self.device)
+        latent = self.shared_out(lambda rows: embed(codec.transform, self.train[rows], "mining competitors: embedding"))
+        codes = self.shared_out(lambda rows: codec.encode(self.train[rows], "mining competitors: encoding"))
+        self.points = torch.from_numpy(codec.quantizer.decode(codes)).to(self.device)
 
         def search(rows: slice) -> np.ndarray:
             return self.miner.find_negatives(latent, self.k_neg, rows, "mining competitors").astype(np.int32)
@@ -90,7 +93,7 @@ class QueryTraining(Training):
         query = copy.deepcopy(codec.transform).train()  # as what is trained already is not
         optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
         schedule = partial(Decay, decay="cosine", warmup=0.1)
-        super().__init__(Codec(codec.transform, codec.quantizer, query=query), optimizer, schedule, sync_batchnorm)
+        super().__init__(replace(codec, query=query), optimizer, schedule, sync_batchnorm)
         self.max_epochs, self.query, self.list_loss = max_epochs, query, ListNetLoss()
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
