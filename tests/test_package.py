@@ -1,10 +1,18 @@
-"""The package as a whole: what importing it costs, and what it offers."""
+"""The package as a whole: what importing it costs, what it offers, and what is published of it."""
 
+import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
+import pytest
+import yaml
+
 import catalyzer
+from catalyzer.files.vectors import write_vecs
+from tests.helpers import ROOT, clustered
 
 
 def imported_by(statement: str) -> set[str]:
@@ -70,3 +78,67 @@ Demo().load(ArrayCache({str(tmp_path)!r}))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     sentence = 'catalyzer.errors.MissingPackage: the demo dataset needs cv2: pip install "catalyzer[sift]"'
     assert process.stderr.splitlines()[-1] == sentence
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which `python -m build` has written an sdist, and a wheel that is made from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    process = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return folder
+
+
+def files_below(*folders: str) -> set[str]:
+    """The files of this checkout in these folders, but for what Python has compiled."""
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+def test_the_sdist_has_what_building_and_testing_need_and_nothing_else(dist: Path) -> None:
+    name = f"catalyzer-{catalyzer.__version__}"
+    with tarfile.open(dist / f"{name}.tar.gz") as archive:
+        found = {member.name.removeprefix(f"{name}/") for member in archive if member.isfile()}
+    pages = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE"}
+    building = {"pyproject.toml", "constraints.txt", "Makefile", ".gitignore", "PKG-INFO"}
+    folders = files_below("src", "conf", "tests", "benchmarks", "docs", "notebooks")
+    assert found == folders | pages | building
+
+
+def test_the_wheel_has_the_package_and_all_of_conf(dist: Path) -> None:
+    with zipfile.ZipFile(dist / f"catalyzer-{catalyzer.__version__}-py3-none-any.whl") as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    modules = {name.removeprefix("src/") for name in files_below("src/catalyzer")}
+    assert found == modules | {f"catalyzer/{name}" for name in files_below("conf")}
+    assert "catalyzer/conf/settings.yaml" in found
+
+
+def test_the_installed_wheel_makes_and_searches_an_index(dist: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "elsewhere"
+    folder.mkdir()
+    for name, n in (("learn", 600), ("base", 300), ("queries", 20)):
+        write_vecs(folder / f"{name}.fvecs", [clustered(n, 32, n)])
+    environment |= {"PYTHONPATH": str(site)}
+
+    def installed(*command: str | Path) -> str:
+        process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    (wheel,) = dist.glob("*.whl")
+    installed(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
+    origin = installed(sys.executable, "-c", "import catalyzer; print(catalyzer.__file__)")
+    assert Path(origin.strip()) == site / "catalyzer" / "__init__.py"
+    program = site / "bin" / "catalyzer"
+    assert "usage: catalyzer" in installed(program, "--help")
+    assert installed(program, "--version") == f"{catalyzer.__version__}\n"
+    installed(program, "fit", "a.catalyzer", "learn.fvecs", "--bits", "32", "--method", "linear")  # composes conf/
+    assert installed(program, "add", "a.catalyzer", "base.fvecs") == "added 300 vectors; a.catalyzer holds 300\n"
+    assert len(installed(program, "search", "a.catalyzer", "queries.fvecs", "-k", "3").splitlines()) == 1 + 20 * 3
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == catalyzer.__version__
+    headings = re.findall(r"^## (\S+), (?:unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == catalyzer.__version__
