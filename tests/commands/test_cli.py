@@ -1,7 +1,9 @@
 """The command `catalyzer`, as a user runs it: real processes where processes matter, and bad days."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from catalyzer import CatalyzerIndex, open_vectors
-from catalyzer.commands.cli import main
+from catalyzer.commands.cli import _parser, main
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index import catalyzer_index
 from tests.helpers import ROOT, clustered
@@ -438,12 +440,47 @@ def test_updating_removing_and_merging(run: Run) -> None:
 
 def test_help_comes_at_once_with_examples(run: Run) -> None:
     assert "catalyzer search photos.catalyzer queries.fvecs -k 10" in run("--help")
-    for name in ("fit", "add", "update", "remove", "merge", "search", "info", "verify", "export"):
-        assert "INDEX" in run(f"{name} --help")
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
     code += "from catalyzer.commands.cli import main; main(['--help'])"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr.split()
     assert not {"torch", "numpy", "hydra"} & {*modules}
+
+
+def test_help_lists_every_command_in_a_group_and_the_examples_of_each_are_valid(run: Run) -> None:
+    listed = re.findall(r"^  ([a-z]+) +\w", run("--help").partition("options:")[0], re.MULTILINE)
+    assert listed == ["fit", "add", "update", "remove", "merge", "search", "evaluate", "info", "verify", "export"]
+    for name in listed:
+        page = run(f"{name} --help")
+        assert "INDEX" in page
+        examples = [shlex.split(line, comments=True) for line in page.partition("\nexamples:\n")[2].splitlines()]
+        assert examples
+        for program, *arguments in examples:
+            assert (program, arguments[0]) == ("catalyzer", name)
+            given, others = _parser().parse_known_args(arguments)
+            assert given.index.suffix == ".catalyzer" or name == "export"
+            assert all("=" in text for text in others)
+
+
+def test_what_is_missing_is_named(run: Run) -> None:
+    assert "the following arguments are required: INDEX, LEARN\n" in run("fit", expect=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "follow"),
+    [
+        ("catalyzer ver", {"verify"}),
+        ("catalyzer fit a.catalyzer learn.fvecs --metric ", {"l2", "cosine", "ip"}),
+        ("catalyzer info a.catalyzer --j", {"--json"}),
+    ],
+)
+def test_a_shell_completes_the_command(line: str, follow: set[str], tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}  # as argcomplete's shell code
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    command = [sys.executable, "-m", "catalyzer"]
+    process = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert {*answer.read_text().split()} == follow
 
 
 def test_who_has_read_enough_may_close_the_pipe(folder: Path, run: Run) -> None:

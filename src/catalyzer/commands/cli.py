@@ -21,21 +21,63 @@ if TYPE_CHECKING:  # imported where they are used: help comes at once, and not w
     from catalyzer.index import CatalyzerIndex
     from catalyzer.parts import Part
 
-EXAMPLES = """examples:
-  catalyzer fit photos.catalyzer learn.fvecs                 train on vectors like those to be added
-  catalyzer fit photos.catalyzer learn.fvecs --budget 10min  train as many epochs as fit into ten minutes
-  catalyzer fit photos.catalyzer learn.fvecs quantizer=opq   settings of src/train.py, here another quantizer
-  catalyzer add photos.catalyzer base.fvecs                  encode and add vectors, 8 bytes each
-  catalyzer search photos.catalyzer queries.fvecs -k 10      a table; --json, or --output NAME for NAME.ivecs and NAME.fvecs
-  catalyzer fit large.catalyzer learn.fvecs --ivf 4096       4,096 inverted lists, for millions of vectors
-  catalyzer search large.catalyzer queries.fvecs --nprobe 32 scan 32 lists per query
-  catalyzer update photos.catalyzer new.fvecs --ids ids.npy  replace the vectors of these ids
-  catalyzer remove photos.catalyzer 17 42                    remove vectors by id; or a file of ids
-  catalyzer merge photos.catalyzer more.catalyzer            add the vectors of other indexes of the same training
-  catalyzer evaluate photos.catalyzer --queries q.fvecs --base base.fvecs --recall 0.9    recall and time of all settings
-  catalyzer info photos.catalyzer                            what the index holds
-  catalyzer verify photos.catalyzer                          check everything against its checksums
-  catalyzer export photos.catalyzer --onnx model.onnx        the network for other programs; INDEX may be a run's folder
+COMMANDS = {
+    "make and change an index": {
+        "fit": "train on vectors, and make a new index",
+        "add": "encode vectors and add them to an index",
+        "update": "replace vectors in an index",
+        "remove": "remove vectors from an index",
+        "merge": "add the vectors of other indexes of the same training, with their ids",
+    },
+    "search": {
+        "search": "find the nearest vectors in an index",
+        "evaluate": "measure recall and time on your queries",
+    },
+    "look and hand on": {
+        "info": "describe an index",
+        "verify": "check everything in an index against its checksums",
+        "export": "write the networks of an index, or of a run, as ONNX files",
+    },
+}
+"""What each command does, by groups."""
+
+EXAMPLES = {
+    "fit": """
+  catalyzer fit photos.catalyzer learn.fvecs --budget 10min           # as many epochs as fit into ten minutes
+  catalyzer fit texts.catalyzer wiki.parquet:embedding --bits 256 --metric cosine --method linear  # in seconds
+  catalyzer fit large.catalyzer learn.fvecs quantizer=opq --ivf 4096  # OPQ in 4,096 lists, for millions of vectors""",
+    "add": """
+  catalyzer add photos.catalyzer base.fvecs                                   # ids are consecutive numbers
+  catalyzer add texts.catalyzer wiki.parquet:embedding --ids wiki.parquet:id""",
+    "update": """
+  catalyzer update photos.catalyzer new.fvecs --ids ids.npy""",
+    "remove": """
+  catalyzer remove photos.catalyzer 17 42
+  catalyzer remove photos.catalyzer ids.npy""",
+    "merge": """
+  catalyzer merge photos.catalyzer more.catalyzer""",
+    "search": """
+  catalyzer search photos.catalyzer queries.fvecs -k 10 --output found     # found.ivecs has ids, found.fvecs distances
+  catalyzer search large.catalyzer queries.fvecs --nprobe 32 --rerank 200  # more accurate and slower than by default""",
+    "evaluate": """
+  catalyzer evaluate photos.catalyzer --queries q.fvecs --base base.fvecs --recall 0.9
+  catalyzer evaluate photos.catalyzer --queries q.fvecs --truth truth.ivecs --rerank 0 100 --figure recall.png""",
+    "info": """
+  catalyzer info photos.catalyzer --json""",
+    "verify": """
+  catalyzer verify photos.catalyzer""",
+    "export": """
+  catalyzer export photos.catalyzer --onnx model.onnx --decoder decoder.onnx
+  catalyzer export outputs/my-run --onnx model.onnx  # the networks of a run""",
+}
+"""Lines for the shell, by command."""
+
+FIRST_STEPS = """first steps:
+  catalyzer fit photos.catalyzer learn.fvecs             # train on vectors like those to be added
+  catalyzer add photos.catalyzer base.fvecs              # encode and add vectors, 8 bytes each
+  catalyzer search photos.catalyzer queries.fvecs -k 10  # the nearest of each query, as a table
+
+catalyzer COMMAND --help lists the options of a command, with examples.
 
 Vector files are .fvecs, .bvecs, .ivecs, .fbin, .u8bin, .i8bin, .hbin and .npy, also gzipped (.npy.gz). In .npz, .hdf5,
 .parquet, .arrow and .safetensors files, name the array after a colon: photos.hdf5:train. A folder of such files is read as one.
@@ -49,6 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: in place of those of the process.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what can follow
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options, others = parser.parse_known_args(arguments)
     if others and not (options.run is _fit and all("=" in text and text[0] != "-" for text in others)):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -101,8 +147,15 @@ def _has_begun(options: argparse.Namespace) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def command(name: str, run: Any, about: str, trusts: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    def command(name: str, run: Any, trusts: bool = True) -> argparse.ArgumentParser:
+        about = abouts[name]
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.",
+            epilog=f"examples:{EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.add_argument("index", type=Path, metavar="INDEX", help="file of the index")
         if trusts:
             about_trust = "allow classes of this module, whose code then runs; may be repeated"
@@ -110,88 +163,98 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    abouts = {name: about for group in COMMANDS.values() for name, about in group.items()}
+    groups = ("\n".join([f"{title}:", *(f"  {name:<10}{group[name]}" for name in group)]) for title, group in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "catalyzer",
-        description="Similarity search with 1 to 512 bytes per vector.",
-        epilog=EXAMPLES,
+        usage="catalyzer [-h] [--version] COMMAND INDEX ...",
+        description="\n\n".join(["Similarity search with 1 to 512 bytes per vector.", *groups]),
+        epilog=FIRST_STEPS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=catalyzer.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # argparse would list the commands without groups.
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog="catalyzer", help=argparse.SUPPRESS)
 
-    fit = command("fit", _fit, "train on vectors, and make a new index", trusts=False)
+    fit = command("fit", _fit, trusts=False)
     fit.add_argument("learn", metavar="LEARN", help="file of vectors to learn from, at least 500")
-    fit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of src/train.py, such as quantizer=opq")
-    fit.add_argument("--bits", type=int, default=64, help="upper limit for the bits of a code (default: 64)")
-    fit.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
-    fit.add_argument("--max-norm", type=float, help="for ip: largest norm of a vector to add (default: the largest in LEARN)")
-    fit.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, chosen by the data)")
-    fit.add_argument("--hidden", type=int, help="width of the networks (default: 1024)")
-    fit.add_argument("--no-decoder", action="store_true", help="train no decoder; searches then do not rerank")
+    about_overrides = "settings of src/train.py, such as quantizer=opq"
+    fit.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=about_overrides)
+    code = fit.add_argument_group("map and code")
+    code.add_argument("--bits", type=int, default=64, help="upper limit for the bits of a code (default: 64)")
+    code.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
+    code.add_argument("--max-norm", type=float, help="for ip: largest norm of a vector to add (default: the largest in LEARN)")
+    code.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, chosen by the data)")
+    code.add_argument("--hidden", type=int, help="width of the networks (default: 1024)")
+    code.add_argument("--no-decoder", action="store_true", help="train no decoder; searches then do not rerank")
     about_method = "auto: a network, or a linear map if it finds as much; linear: a linear map, no training (default: auto)"
-    fit.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)
-    fit.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
-    length = fit.add_mutually_exclusive_group()
+    code.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)
+    code.add_argument("--ivf", type=int, default=0, help="number of inverted lists (default: 0, none)")
+    training = fit.add_argument_group("training")
+    length = training.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the vectors (default: 20)")
     length.add_argument("--budget", help="time limit for training instead of --epochs: 90s, 10min, 1.5h; 0 trains nothing")
     about_folder = "folder for the training (default: INDEX.training, removed once the index is written)"
-    fit.add_argument("--folder", type=Path, help=about_folder)
-    fit.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
+    training.add_argument("--folder", type=Path, help=about_folder)
+    training.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
 
-    add = command("add", _add, "encode vectors and add them to an index")
+    add = command("add", _add)
     add.add_argument("base", metavar="BASE", help="file of vectors")
     add.add_argument("--ids", help="file of their ids, such as ids.npy or base.parquet:id (default: consecutive numbers)")
     add.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity, and print their rows")
 
-    update = command("update", _update, "replace vectors in an index")
+    update = command("update", _update)
     update.add_argument("vectors", metavar="VECTORS", help="file of the new vectors")
     update.add_argument("--ids", required=True, help="file of the ids of the vectors to replace, as for add")
 
-    remove = command("remove", _remove, "remove vectors from an index")
+    remove = command("remove", _remove)
     remove.add_argument("ids", nargs="+", metavar="ID", help="numbers, or one file of them, as for add")
 
-    merge = command("merge", _merge, "add the vectors of other indexes of the same training, with their ids")
+    merge = command("merge", _merge)
     merge.add_argument("others", nargs="+", type=Path, metavar="OTHER", help="index files; they are not changed")
 
-    search = command("search", _search, "find the nearest vectors in an index")
+    search = command("search", _search)
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
     search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    search.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
-    search.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
-    search.add_argument(
-        "--blocks", type=int, help="scan only the first blocks of codes, and rerank by whole codes (default: all)"
-    )
-    search.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search only these")
-    search.add_argument("--exclude", metavar="IDS", help="file of ids: leave these out")
-    search.add_argument("--threads", type=int, help="at most so many (default: all)")
-    output = search.add_mutually_exclusive_group()
+    how = search.add_argument_group("accuracy and speed")
+    how.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
+    how.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
+    how.add_argument("--blocks", type=int, help="scan only the first blocks of codes, and rerank by whole codes (default: all)")
+    how.add_argument("--threads", type=int, help="at most so many (default: all)")
+    among = search.add_argument_group("which vectors")
+    among.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search only these")
+    among.add_argument("--exclude", metavar="IDS", help="file of ids: leave these out")
+    output = search.add_argument_group("output").add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print a line of JSON for each query")
     output.add_argument("--output", type=Path, metavar="NAME", help="write NAME.ivecs, the ids, and NAME.fvecs, the distances")
 
-    evaluate = command("evaluate", _evaluate, "measure recall and time on your queries")
+    evaluate = command("evaluate", _evaluate)
     evaluate.add_argument("--queries", required=True, metavar="QUERIES", help="file of vectors, preferably 1,000 or more")
-    against = evaluate.add_mutually_exclusive_group(required=True)
+    truth = evaluate.add_argument_group("true neighbours")
+    against = truth.add_mutually_exclusive_group(required=True)
     against.add_argument("--base", help="file of the vectors in the index, for exact search")
     against.add_argument("--truth", help="instead: file of the ids of each query's true neighbours, nearest first")
-    evaluate.add_argument("--ids", help="file of the ids of BASE, as for add")
+    truth.add_argument("--ids", help="file of the ids of BASE, as for add")
     evaluate.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    evaluate.add_argument(
+    grid = evaluate.add_argument_group("settings to try")
+    grid.add_argument(
         "--rerank",
         type=int,
         nargs="+",
         help="numbers of candidates to try (default: 0 20 50 100 500, or 0 without a trained decoder)",
     )
-    evaluate.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
-    evaluate.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
-    evaluate.add_argument("--threads", type=int, help="at most so many (default: all)")
-    evaluate.add_argument("--json", action="store_true", help="as JSON")
-    evaluate.add_argument("--figure", type=Path, metavar="FILE", help="draw recall against time, as .png, .svg or .pdf")
+    grid.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
+    grid.add_argument("--threads", type=int, help="at most so many (default: all)")
+    shown = evaluate.add_argument_group("output")
+    shown.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    shown.add_argument("--figure", type=Path, metavar="FILE", help="draw recall against time, as .png, .svg or .pdf")
 
-    info = command("info", _info, "describe an index")
+    info = command("info", _info)
     info.add_argument("--json", action="store_true", help="as JSON")
-    command("verify", _verify, "check everything in an index against its checksums")
+    command("verify", _verify)
 
-    export = command("export", _export, "write the networks of an index, or of a run, as ONNX files")
+    export = command("export", _export)
     export.add_argument("--onnx", type=Path, metavar="FILE", required=True, help="file for the transform: vectors to points")
     export.add_argument("--decoder", type=Path, metavar="FILE", help="file for the decoder: points to vectors")
     export.add_argument("--query", type=Path, metavar="FILE", help="file for the query network, if queries have their own")
