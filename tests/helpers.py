@@ -198,6 +198,24 @@ def rows(run: Path) -> dict[str, dict]:
     return {row["method"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
 
 
+def wandb_records(path: Path) -> list[Any]:
+    """The records of a .wandb file: LevelDB's log format (32 KiB blocks of checksum, length, type, data) after 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, at, records, parts = path.read_bytes(), 7, [], []
+    while at + 7 <= len(content):
+        if (1 << 15) - at % (1 << 15) < 7:  # no header fits in the rest of the block
+            at += (1 << 15) - at % (1 << 15)
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts.append(content[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            records.append(wandb_internal_pb2.Record.FromString(b"".join(parts)))
+            parts = []
+    return records
+
+
 def refused(process: Finished, *words: str) -> None:
     """Assert that a command has printed one sentence, with these words, and nothing else."""
     assert process.stderr.count("\n") == 1, process.stderr

@@ -18,7 +18,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from catalyzer import TrainedRun, knn, open_vectors, recall_at
-from tests.helpers import FAST, ROOT, Command, clustered, command, interrupted, only_run, refused, rows, write
+from tests.helpers import FAST, ROOT, Command, clustered, command, interrupted, only_run, refused, rows, wandb_records, write
 
 
 def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) -> None:
@@ -237,31 +237,11 @@ def test_end_to_end_training_differs_from_plain(quantizer: str, train: Command, 
     assert not np.array_equal(*weights)
 
 
-def wandb_records(path: Path) -> list[bytes]:
-    """The records of a .wandb file: LevelDB's log format (32 KiB blocks of checksum, length, type, data) after 7 bytes."""
-    content, at, records, parts = path.read_bytes(), 7, [], []
-    while at + 7 <= len(content):
-        if (1 << 15) - at % (1 << 15) < 7:  # no header fits in the rest of the block
-            at += (1 << 15) - at % (1 << 15)
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        parts.append(content[at + 7 : at + 7 + length])
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            records.append(b"".join(parts))
-            parts = []
-    return records
-
-
 def test_wandb_offline_has_config_metrics_and_table(train: Command, own_files: list[str], tmp_path: Path) -> None:
     train(*own_files, *FAST, "logger=wandb", "baselines=[]", "trainer.log_every_n_steps=10")
     (file,) = only_run(tmp_path).glob("wandb/offline-run-*/*.wandb")
-    from wandb.proto import wandb_internal_pb2
-
     config, history = {}, {}
-    for data in wandb_records(file):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         for item in (*record.config.update, *record.run.config.update):
             config[item.key] = json.loads(item.value_json)
         for item in record.history.item:

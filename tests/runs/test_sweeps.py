@@ -15,7 +15,7 @@ import yaml
 
 from catalyzer.commands.console import errors_kept_in
 from catalyzer.runs.sweeps import Sweep, validation_recall
-from tests.helpers import FAST, ROOT, Command, command, refused, signal_at
+from tests.helpers import FAST, ROOT, Command, command, only_run, refused, signal_at, wandb_records
 
 TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
 WRONG = "lambda=-1: input should be greater than or equal to 0; change it on the command line"
@@ -36,6 +36,13 @@ def relative(own_files: list[str], folder: Path) -> list[str]:
 def csv_rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def wandb_place(folder: Path) -> tuple[str, str]:
+    """Group and name of the run of W&B in a folder."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    (run,) = (record.run for record in wandb_records(file) if record.HasField("run"))
+    return run.run_group, run.display_name
 
 
 def recall_at_10(job: Path) -> float:
@@ -71,6 +78,15 @@ def test_a_failing_job_stops_no_other(
     check_sweep_with_one_failure(process, folder)
     (logged,) = folder.glob("wandb/offline-run-*/files/media/table/sweep_*.table.json")
     assert json.loads(logged.read_text())["columns"][:2] == ["job", "lambda"]
+    assert [row[:2] for row in json.loads(logged.read_text())["data"]] == [
+        [row["job"], row["lambda"]] for row in csv_rows(folder)
+    ]
+    assert [wandb_place(folder / job) for job in ("0", "2")] == [(folder.name, "lambda=0.01"), (folder.name, "lambda=0.1")]
+    assert wandb_place(folder) == (folder.name, folder.name)
+    for job in ("0", "2"):
+        (logged,) = (folder / job).glob("wandb/offline-run-*/files/media/table/results_*.table.json")
+        assert json.loads(logged.read_text())["columns"][0] == "method"
+        assert list((folder / job).glob("wandb/offline-run-*/files/media/images/figures/*.png"))
 
     shown = sweep_table(str(folder.relative_to(tmp_path)))
     assert shown.stdout == process.stdout[process.stdout.index(folder.name) :]
@@ -86,6 +102,30 @@ def test_a_failing_job_stops_no_other(
     train(f"resume={folder}/2")
     sweep_table(str(folder))
     assert {row["job"] for row in csv_rows(folder) if not row["error"]} == {"0", "2"}
+
+
+def test_an_agent_of_wandb_runs_the_example_of_its_sweeps(
+    own_files: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "docs" / "wandb-sweep.yaml").read_text())
+    smallest = {
+        key: {"value": next(iter(values.get("values", [values.get("min", 1)])))} for key, values in sweep["parameters"].items()
+    }
+    given = create_sweep_command_args({"args": smallest})["args_no_hyphens"]
+    words = [word for word in create_sweep_command(sweep["command"]) if word != "${env}"]
+    assert words[:2] == ["python", "${program}"]
+    arguments = [each for word in words[2:] for each in (given if word == "${args_no_hyphens}" else [word])]
+    assert "d_out=16" in arguments
+    agent = {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "sweep001", "WANDB_RUN_ID": "run00001", "WANDB_PROJECT": "mine"}
+    train = command(Path(sweep["program"]).name, environment | agent, tmp_path)
+    train(*arguments, *own_files, "catalyzer.hidden=64", "batch_size=64")
+    run = only_run(tmp_path)
+    assert (run / "wandb_id").read_text() == "run00001"
+    (file,) = run.glob("wandb/offline-run-*-run00001/run-run00001.wandb")
+    logged = {item.key or "/".join(item.nested_key) for record in wandb_records(file) for item in record.history.item}
+    assert sweep["metric"]["name"] in logged
 
 
 LAUNCHERS = {

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.files.atomic import write_atomically
-from catalyzer.runs import ERROR_FILE, OVERRIDES_FILE, not_ended
+from catalyzer.runs import ERROR_FILE, OVERRIDES_FILE, SWEPT_FILE, not_ended
+from catalyzer.runs.overrides import swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +119,21 @@ class SweepFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.latest = Path(config.hydra.sweep.dir)
-        for path in [*SweepFolder.latest.glob(f"*/{OVERRIDES_FILE}"), *SweepFolder.latest.glob("sweep.csv")]:
+        patterns = (f"*/{OVERRIDES_FILE}", "sweep.csv", SWEPT_FILE)
+        for path in (path for pattern in patterns for path in SweepFolder.latest.glob(pattern)):
             SweepFolder.before[path] = path.read_bytes()
             path.unlink()
+        searched = OmegaConf.select(config, "hydra.sweeper.params") or {}  # of an experiment; the command line replaces it
+        keys = swept_keys([*(f"{key}={value}" for key, value in searched.items()), *config.hydra.overrides.task])
+        text = yaml.safe_dump(keys).encode()
+        write_atomically(SweepFolder.latest / SWEPT_FILE, lambda file: file.write(text))  # for the jobs, wherever they run
 
     @classmethod
     def restore(cls) -> None:
         """Put back what `on_multirun_start` has removed, where the sweep has begun no job."""
         if cls.latest is not None and not any(cls.latest.glob(f"*/{OVERRIDES_FILE}")):
+            (cls.latest / SWEPT_FILE).unlink(missing_ok=True)
             for path, content in cls.before.items():
                 path.write_bytes(content)
+            with contextlib.suppress(OSError):  # not empty
+                cls.latest.rmdir()

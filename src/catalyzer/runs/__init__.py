@@ -9,6 +9,9 @@ ERROR_FILE = "error.txt"
 OVERRIDES_FILE = "overrides.yaml"
 """What a job was given, as Hydra spells it, in its folder from the first moment on."""
 
+SWEPT_FILE = "swept.yaml"
+"""The keys that vary, in the folder of a sweep."""
+
 
 def not_ended(folder: Path) -> str:
     """What is said of a job of a sweep that was killed, or is still running."""

@@ -77,6 +77,25 @@ def _swept(typed: str, value: str) -> str:
     return f"{typed}={','.join(each.partition('=')[2] for each in elements)}"
 
 
+def by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """The values, as Hydra spells them, by key.
+
+    >>> by_key(["lambda=0.01", "+catalyzer.norm=batch"])
+    {'lambda': '0.01', 'catalyzer.norm': 'batch'}
+    """
+    return {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in overrides)}
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that a sweep with these overrides varies, of which a later one replaces an earlier one of the same key.
+
+    >>> swept_keys(["lambda=tag(log, interval(0.01, 1))", "d_out=16,24", "bits=64", "+seed=choice(1,2)", "d_out=16"])
+    ['lambda', 'seed']
+    """
+    given = {each.key_or_group: each for each in OverridesParser.create().parse_overrides([*overrides])}
+    return [key for key, each in given.items() if each.is_sweep_override()]
+
+
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(text)

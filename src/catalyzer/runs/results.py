@@ -16,6 +16,18 @@ SPHERE_SAMPLE = 10_000
 COLUMNS = ("method", "bits", "R@1", "R@10", "R@100", "error", "training s", "encoding s", "search s")
 
 
+def short(value: str) -> str:
+    """A number that a search has drawn, with the digits that a person reads.
+
+    >>> short("0.02504130762999893"), short("0.005"), short("lattice")
+    ('0.02504', '0.005', 'lattice')
+    """
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
 def table_cells(results: Sequence[Result]) -> list[list[str | float]]:
     """One row a result, under `COLUMNS`: recalls in percent, error as `Result.error`, times in seconds."""
     return [

@@ -16,7 +16,8 @@ from catalyzer.errors import CatalyzerError, InvalidInput
 from catalyzer.files.atomic import write_atomically
 from catalyzer.runs import ERROR_FILE, OVERRIDES_FILE, not_ended
 from catalyzer.runs.build import build_baselines, load_dataset, modules_of
-from catalyzer.runs.results import print_rows, print_table
+from catalyzer.runs.overrides import by_key
+from catalyzer.runs.results import print_rows, print_table, short
 from catalyzer.runs.settings import Settings
 from catalyzer.runs.tracking import log_tables, loggers
 from catalyzer.runs.trained_run import TrainedRun, compare, read_results, save_results
@@ -75,7 +76,7 @@ class Job:
         recall: dict[str, dict[int, float]] = {"validation": {}, "test": {}}
         try:
             given = yaml.safe_load((folder / OVERRIDES_FILE).read_text())
-            overrides = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in given)}
+            overrides = by_key(given)
             if (folder / ERROR_FILE).exists():
                 raise InvalidInput((folder / ERROR_FILE).read_text().strip())
             settings = Settings.load(folder / "config.yaml")
@@ -145,7 +146,7 @@ class Sweep:
 
     def name(self, job: Job) -> str:
         """Number and swept values of a job: "3 (lambda=0.01 d_out=24)"."""
-        given = " ".join(f"{key}={_short(job.overrides[key])}" for key in self.keys if key in job.overrides)
+        given = " ".join(f"{key}={short(job.overrides[key])}" for key in self.keys if key in job.overrides)
         return f"{job.folder.name} ({given})" if given else job.folder.name
 
     def table(self) -> tuple[list[str], list[list[str | float | None]]]:
@@ -183,7 +184,7 @@ class Sweep:
         rows = [
             [
                 job.folder.name,
-                *(escape(_short(job.overrides.get(key, "–"))) for key in self.keys),
+                *(escape(short(job.overrides.get(key, "–"))) for key in self.keys),
                 *(self._percent(job, k) for k in RANKS),
                 f"{job.seconds:.1f}",
             ]
@@ -203,7 +204,7 @@ class Sweep:
     def _print_grid(self) -> None:
         from rich.markup import escape
 
-        at = {tuple(_short(job.overrides.get(key, "–")) for key in self.keys): job for job in self.jobs}
+        at = {tuple(short(job.overrides.get(key, "–")) for key in self.keys): job for job in self.jobs}
         if len(self.keys) != 2:
             return
         firsts, seconds = (list(dict.fromkeys(pair[i] for pair in at)) for i in range(2))
@@ -218,18 +219,6 @@ class Sweep:
             return "–"
         best = max(other.recall[self.split].get(k, 0.0) for other in self.ended)
         return f"[bold]{100 * recall:.1f}[/]" if recall == best else f"{100 * recall:.1f}"
-
-
-def _short(value: str) -> str:
-    """A number that a search has drawn, with the digits that a person reads.
-
-    >>> _short("0.02504130762999893"), _short("0.005"), _short("lattice")
-    ('0.02504', '0.005', 'lattice')
-    """
-    try:
-        return f"{float(value):.4g}" if len(value) > 8 else value
-    except ValueError:
-        return value
 
 
 def end_sweep(folder: Path, complete: bool) -> bool:

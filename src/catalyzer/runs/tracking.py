@@ -1,16 +1,21 @@
 """Where a run is logged beside its folder: any of Lightning's loggers, and Weights & Biases in a way that needs no account."""
 
 import logging
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from catalyzer.files.atomic import write_atomically
+from catalyzer.runs import OVERRIDES_FILE, SWEPT_FILE
 from catalyzer.runs.build import build_loggers
+from catalyzer.runs.overrides import by_key
+from catalyzer.runs.results import short
 from catalyzer.runs.settings import Settings
 from catalyzer.training import is_first
 
@@ -27,6 +32,8 @@ class WandB(WandbLogger):
         project: where runs appear.
         entity: user or team; None for the default.
         group: name that gathers runs; None takes the sweep's folder in a sweep.
+
+    A job of a sweep is named by the keys that vary and their values; any other run, and the table of a sweep, by its folder.
     """
 
     def __init__(
@@ -37,12 +44,15 @@ class WandB(WandbLogger):
         folder = Path(save_dir)
         identity = folder / "wandb_id"
         if not identity.exists() and is_first():
-            write_atomically(identity, lambda file: file.write(secrets.token_hex(8).encode()))
+            given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # by `wandb agent`
+            ours = (given or secrets.token_hex(8)).encode()
+            write_atomically(identity, lambda file: file.write(ours))
+        sweep, name = _place(folder.resolve())
         options: dict[str, Any] = {
             "project": project,
             "entity": entity,
-            "group": group or (folder.parent.name if folder.parent.name.endswith("_sweep") else None),
-            "name": folder.name,
+            "group": group or sweep,
+            "name": name,
             "id": identity.read_text() if identity.exists() else None,
             "resume": "allow",
             "save_dir": folder,
@@ -58,6 +68,17 @@ class WandB(WandbLogger):
             log.warning("W&B: the server cannot be reached (%s)", str(error).split("\n")[0])
         log.info("W&B: offline, no API key found or no server; later: wandb sync %s/wandb/offline-*", folder)
         super().__init__(**options, offline=True, mode="offline")  # Lightning's own flag leaves W&B asking for a login
+
+
+def _place(folder: Path) -> tuple[str | None, str]:
+    """Name of the sweep that a folder belongs to, None where to none, and name of its run."""
+    if (folder / SWEPT_FILE).exists():
+        return folder.name, folder.name
+    if not (folder.parent / SWEPT_FILE).exists():
+        return None, folder.name
+    given = by_key(yaml.safe_load((folder / OVERRIDES_FILE).read_text()))
+    varied = [key for key in yaml.safe_load((folder.parent / SWEPT_FILE).read_text()) if key in given]
+    return folder.parent.name, " ".join(f"{key}={short(given[key])}" for key in varied) or folder.name
 
 
 @contextmanager
