@@ -15,13 +15,14 @@ demo: .venv/installed ## train on the embedded dataset and print the table (minu
 test: .venv/installed-dev ## run the whole test suite
 	$(BIN)/python -m pytest
 
-lint: .venv/installed-dev ## check format, style, types and layers
+lint: .venv/installed-dev ## check format, style, types, layers and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell *.md benchmarks conf docs src
 
-format: .venv/installed-dev ## format the code and mend what can be mended
+format: .venv/installed-dev ## format the code and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
