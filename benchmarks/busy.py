@@ -1,8 +1,8 @@
-"""What threads cost on a busy machine: OpenMP's threads that spin while they wait, beside ours that sleep.
+"""The cost of threads on a busy machine: OpenMP's threads that spin while they wait, compared with ours that sleep.
 
     python benchmarks/busy.py
 
-Each row is measured in a process of its own, on a quiet machine and beside as many busy loops as there are processors.
+Each row is measured in a process of its own, on a quiet machine and with as many busy loops as there are processors.
 Spinning is what OpenMP of GCC does by default (GOMP_SPINCOUNT=300000). Untrained networks take as long as trained ones.
 """
 

@@ -9,7 +9,7 @@ killed, at a line of the code that the seed chooses or at any moment, some are t
 alone, and compares the index with it; what it searches, with a search in all codes in one batch. The program then looks at the
 file: it must be what all saves that were reported make of each other, one after the other, and of a save that was killed all or
 nothing; it must pass its checksums, and be free to be written. Every tenth round runs the command `catalyzer` in the same
-way, and every fortieth a `catalyzer fit` that is killed and goes on until it has the same bits as one that was left alone.
+way, and every fortieth a `catalyzer fit` that is killed and resumed until it has the same bits as an uninterrupted one.
 
 It prints each difference with the operations of its round, and exits with 1 if there is one. POSIX only.
 """

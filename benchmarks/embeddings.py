@@ -1,4 +1,4 @@
-"""A linear map + lattice beside faiss's quantizers of the same size, in one run: recall, and what it takes.
+"""A linear map + lattice compared with faiss's quantizers of the same size, in one run: recall and time.
 
     python benchmarks/embeddings.py --learn learn.fvecs --base base.fvecs --queries queries.fvecs --bytes 8 16 32 48 64
 

@@ -1,4 +1,4 @@
-"""How many vectors an index needs to learn from: what it finds after learning from few, beside PQ and PCA + lattice.
+"""How many vectors an index needs to learn from: recall after training on few, compared with PQ and PCA + lattice.
 
     python benchmarks/few_vectors.py data/photosift --sizes 500 2000 6000
 

@@ -1,9 +1,9 @@
-"""Recall against time of searches in inverted lists, beside faiss's of the same bytes a code, in one run.
+"""Recall against time of searches in inverted lists, compared with faiss's at the same code size, in one run.
 
     python benchmarks/ivf.py outputs/RUN --learn learn.bvecs --base base.bvecs --queries queries.bvecs
     python benchmarks/ivf.py photos.catalyzer --learn learn.bvecs --base base.bvecs --queries queries.bvecs --ivf 1024
 
-A run with the lattice, or an index for L2, gives the networks; lists are learned anew, and the base is added. faiss has
+A run with the lattice, or an index for L2, gives the networks; lists are learned again, and the base is added. faiss has
 `IVF<n>,PQ<bytes>` and `IVF<n>,PQ<2 bytes>x4fs`, of as many lists, learned from the same vectors. Each is searched with every
 nprobe, all queries at once and some one by one, k = 10; all time is counted, for ours that of the networks too. What a method
 takes for a recall between two of its points is interpolated, the time on a logarithmic scale.

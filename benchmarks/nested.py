@@ -1,9 +1,9 @@
-"""Nested codes: what their first blocks find, beside codes of that size, and what scanning fewer blocks saves.
+"""Nested codes: recall of their first blocks, compared with codes of that size, and the time that scanning fewer blocks saves.
 
     python benchmarks/nested.py LEARN BASE QUERIES [--metric cosine] [--bits 256]
 
 R@1/10/100 of the queries in the base, by exact search. `first blocks` scans so many blocks of the nested codes and nothing
-else, `own code` is an index of that size, and `reranked` ranks 500 candidates of the first blocks by whole codes. Times are
+else, `own code` is an index of that size, and `reranked` ranks 500 candidates of the first blocks by full codes. Times are
 microseconds per query, k = 10: one query at a time on one thread, and all queries at once.
 """
 

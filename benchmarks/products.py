@@ -1,4 +1,4 @@
-"""Products of spheres beside faiss's product quantizer of as many bytes, in one run: encoding, many queries, one query.
+"""Products of spheres compared with faiss's product quantizer of the same size, in one run: encoding, many queries, one query.
 
     python benchmarks/products.py --bits 256 --dim 160 --codes 1000000 --queries 1000
 

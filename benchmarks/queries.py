@@ -1,4 +1,4 @@
-"""One query at a time, filtered searches and range searches, beside faiss's of the same bytes a code, in one run.
+"""One query at a time, filtered searches and range searches, compared with faiss's at the same code size, in one run.
 
     python benchmarks/queries.py photos.catalyzer --learn learn.bvecs --base base.bvecs --queries queries.bvecs
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from catalyzer import TrainedRun
 
 SRC = Path(__file__).parent.parent / "src"
-START = 1_000  # vectors that are nothing beside the start
+START = 1_000  # vectors whose time is negligible compared with the start
 BLOCK = 1 << 20  # vectors made at a time
 
 

@@ -27,25 +27,25 @@ ERROR_SAMPLE = 1 << 16  # training vectors that errors are estimated from
 
 @dataclass(frozen=True)
 class Codec:
-    """A transform, the quantizer behind it and, where there is one, the decoder back to the original space.
+    """A transform, the quantizer of its output and, optionally, a decoder back to the original space.
 
     Attributes:
-        transform: to the quantizer's dimension.
-        quantizer: learned by `fit` where there is something to learn.
-        decoder: from the quantizer's dimension to the original one. Without one, codes can be decoded only if the transform is
-            the identity and the quantizer more than signs.
-        steps: before the nearest point is taken, take so many gradient steps from the mapped vector to where it decodes better;
-            see `catalyzer.nn.Descent`. 0 codes what the transform makes, as in the paper.
-        refine: try so many lattice points near the mapped vector, and take the one that is decoded to what is nearest to the
-            vector itself; 1 takes the nearest point.
-        latent_share: weight, from 0 to 1, of the distance on the sphere where candidates are reranked; 0 takes the distance
-            to the decoded vector alone, and so does a search in the first blocks, which say less than what is decoded.
-        query: maps queries in the transform's place, where they have a network of their own.
-        error_share: where candidates are reranked, add this share of a code's squared error as the decoder estimates it, if it
-            does (see `catalyzer.nn.Decoder`). With x̂ the mean of all vectors x of a code, the mean of |q - x|² over them is
-            |q - x̂|² plus the mean of |x - x̂|². The nearest of them matter more than the mean, hence a share.
-        blocks: search in the first so many blocks of the codes. Reranking then takes the whole codes: what the decoder makes
-            of them or, without one, their points on the sphere. None takes all blocks.
+        transform: maps vectors to the quantizer's dimension.
+        quantizer: codes mapped vectors; `fit` trains it if it has something to learn.
+        decoder: maps from the quantizer's dimension to the original one. Without it, codes can be decoded only if the transform
+            is the identity and the quantizer is not of signs.
+        steps: number of gradient steps that move a mapped vector to where it decodes better, before the nearest point is taken;
+            see `catalyzer.nn.Descent`. 0 codes the mapped vector itself, as in the paper.
+        refine: number of lattice points near the mapped vector that are tried; the one that decodes nearest to the vector is
+            taken. 1 takes the nearest point.
+        latent_share: weight, from 0 to 1, of the distance on the sphere when candidates are reranked; 0 uses only the distance
+            to the decoded vector. So does a search of the first blocks, whose distances on the sphere are less accurate.
+        query: network that maps queries, if it is not the transform.
+        blocks: number of blocks of each code, from the first, that a search scans; None is all. Reranking then uses the full
+            codes: their decoded vectors or, without a decoder, their points on the sphere.
+        error_share: share of a code's estimated squared error that reranking adds to distances, if the decoder estimates it (see
+            `catalyzer.nn.Decoder`). With x̂ the mean of all vectors x of a code, the mean of |q - x|² over them is |q - x̂|² plus
+            the mean of |x - x̂|². The nearest of them matter more than the mean, hence a share.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -100,7 +100,7 @@ class Codec:
         return self.quantizer if self.blocks is None else self.quantizer.first(self.blocks)
 
     def first_stage(self, latent: np.ndarray, codes: np.ndarray) -> tuple[Quantizer, np.ndarray, np.ndarray]:
-        """What the first stage searches with, mapped queries, and codes: of all blocks, or of the first ones alone."""
+        """Quantizer, mapped queries and codes of the first stage: of all blocks, or of the first ones alone."""
         first = self._first_stage
         if first is self.quantizer:
             return first, latent, codes
@@ -108,14 +108,14 @@ class Codec:
 
     @property
     def parts(self) -> dict[str, Part | None]:
-        """The parts that codes and searches depend on, by the names that they have in files."""
+        """The parts that codes and searches depend on, by their names in files."""
         return {"transform": self.transform, "quantizer": self.quantizer, "decoder": self.decoder, "query": self.query}
 
     @cached_property
     def for_search(self) -> "Codec":
         """The same codec with query network and decoder as searches use them (`catalyzer.nn.inference`), made once.
 
-        A query then finds the same alone and among others. Distances to decoded vectors differ by about 1%.
+        A query then has the same results alone and in a batch. Distances to decoded vectors differ by about 1%.
         """
         decoder = None if self.decoder is None else row_wise(self.decoder.with_error())
         return replace(self, query=row_wise(self.query or self.transform), decoder=decoder)
@@ -127,7 +127,7 @@ class Codec:
 
     @cached_property
     def descent(self) -> Descent:
-        """What `steps` go by, made once, of the decoder as it is then."""
+        """The gradient steps of `steps`, prepared once, with the decoder's weights at that time."""
         assert self.decoder is not None
         return Descent(self.decoder, self.quantizer.spheres)
 
@@ -161,11 +161,11 @@ class Codec:
             self.decoder.fit_error(torch.from_numpy(points), torch.from_numpy(np.einsum("nd,nd->n", apart, apart)))
 
     def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
-        """Map vectors and code them block by block, so that only the codes are ever held.
+        """Map and encode vectors block by block, so that only the codes are held in memory.
 
         Args:
             vectors: `(n, d_in)`, in memory or in a file.
-            description: what the progress display says; None shows none.
+            description: text of the progress display; None shows none.
 
         Returns:
             `(n, code_size)` uint8.
@@ -185,7 +185,7 @@ class Codec:
         return codes
 
     def encode_mapped(self, latent: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """`encode` for vectors of which `(n, dim)` float32 `latent` is what the transform makes."""
+        """`encode` for vectors whose mapped points, `(n, dim)` float32, are `latent`."""
         if self.steps:
             latent = self.descent(latent, vectors, self.steps)
         return self.quantizer.encode(self._refined(latent, vectors) if self.refine > 1 else latent)
@@ -200,7 +200,7 @@ class Codec:
 
     @property
     def reranking_pays(self) -> bool:
-        """Whether a second stage finds more by the same bytes: after a trained decoder, but not after a linear one."""
+        """Whether a second stage finds more: it does with a trained decoder, but not with a linear one."""
         return self.decoder is not None and self.decoder.is_trained
 
     @property
@@ -209,7 +209,7 @@ class Codec:
         return self.blocks is not None and self.decoder is None
 
     def check_reranks(self) -> None:
-        """Raise `InvalidInput` unless there is something to rerank by."""
+        """Raise `InvalidInput` unless candidates can be reranked."""
         if not self.reranks_on_sphere:
             self.check_decodes()
 
@@ -221,10 +221,10 @@ class Codec:
             )
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors, `(n, d_in)` float32 in the original space, that `(n, code_size)` uint8 codes stand for.
+        """Decode `(n, code_size)` uint8 codes to `(n, d_in)` float32 vectors of the original space.
 
         Raises:
-            InvalidInput: other codes, or no decoder.
+            InvalidInput: invalid codes, or no decoder.
         """
         self.check_decodes()
         if codes.ndim != 2 or codes.shape[1] != self.quantizer.code_size or codes.dtype != np.uint8:
@@ -247,8 +247,8 @@ class Codec:
         Args:
             queries: `(nq, d_in)`.
             codes: `(n, code_size)` uint8.
-            k: at most n.
-            rerank: rank so many candidates of the first stage anew, and no fewer than k, by distance to their decoded vectors;
+            k: number of codes per query, at most n.
+            rerank: number of candidates of the first stage, at least k, that are reranked by distance to their decoded vectors;
                 0 is the first stage alone, the paper's search.
 
         Returns:
@@ -279,7 +279,7 @@ class Codec:
         return np.concatenate(distances), np.concatenate(ids)
 
     def map_queries(self, queries: Vectors) -> np.ndarray:
-        """`(nq, d_in)` queries as they are compared with codes: `(nq, dim)` float32, by their own network if they have one."""
+        """`(nq, d_in)` queries mapped to `(nq, dim)` float32, by the query network if there is one."""
         return embed(self.query or self.transform, queries)
 
     def rerank(
@@ -291,11 +291,11 @@ class Codec:
             queries: `(nq, d_in)` float32.
             codes: `(n, code_size)` uint8.
             on_sphere: `(nq, m)` float32 squared distances of the candidates in the first stage.
-            ids: `(nq, m)` int64, the candidates' rows of `codes`; -1 where a query has fewer than m.
-            k: at most m.
+            ids: `(nq, m)` int64, the candidates' rows of `codes`; -1 if a query has fewer than m.
+            k: number of results per query, at most m.
 
         Returns:
-            `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id. Where a query has fewer than k
+            `(nq, k)` float32 distances, ascending, and `(nq, k)` of the `ids`; ties by lower id. If a query has fewer than k
             candidates, inf and -1 at the end.
         """
         from catalyzer.scan.kernels import pair_distances

@@ -1,4 +1,4 @@
-"""What goes wrong, told apart by who can mend it. Each message is a sentence: what was expected, what came, what to do."""
+"""The errors, by who can fix them. Each message is one sentence: what was expected, what was given, what to do."""
 
 import math
 import operator
@@ -8,7 +8,7 @@ from numbers import Real
 
 
 class CatalyzerError(Exception):
-    """Base of all errors that are no bug; the commands print its text and exit with code 2."""
+    """Base of all errors that are not bugs; the commands print its text and exit with code 2."""
 
 
 class InvalidInput(CatalyzerError, ValueError):
@@ -34,22 +34,22 @@ class MissingPackage(CatalyzerError, ImportError):
 
 
 class Unavailable(CatalyzerError, OSError):
-    """A resource cannot be had: a file that another process writes, a full disk, a server or a device that is not there."""
+    """A resource is not available: a file that another process writes, a full disk, a missing server or device."""
 
 
 class Conflict(CatalyzerError):
-    """A file has changed since it was read, so writing it now would undo what somebody else has done."""
+    """A file has changed since it was read, so writing it now would undo another process's change."""
 
 
 def integer(name: str, value: object, least: int, most: int | None = None, most_is: str = "") -> int:
-    """A user's number as a Python integer: one of Python or NumPy, no truth value and no float, within limits.
+    """Check that a user's number is an integer of Python or NumPy within limits, and no boolean; returns a Python integer.
 
     Args:
-        name: what it is called in an error.
-        value: as it was given.
-        least: the smallest that there may be.
-        most: the largest, if there is one.
-        most_is: what the largest is, such as "the number of codes".
+        name: name of the number in an error.
+        value: the number as given.
+        least: smallest allowed value.
+        most: largest allowed value, if any.
+        most_is: meaning of the largest value, such as "the number of codes".
 
     Raises:
         InvalidInput: it is not.
@@ -74,7 +74,7 @@ def integer(name: str, value: object, least: int, most: int | None = None, most_
 
 
 def finite(name: str, value: object, least: float = -math.inf) -> float:
-    """A user's number as a finite Python float; raises `InvalidInput` if it is none, or below the least.
+    """A user's number as a Python float; raises `InvalidInput` if it is not finite, or below the least.
 
     >>> finite("radius", 1)
     1.0
@@ -95,7 +95,7 @@ def finite(name: str, value: object, least: float = -math.inf) -> float:
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence on a word that there is not: the nearest one, or nothing where none is near.
+    """The end of a sentence about an unknown word: the nearest known word, or nothing if none is near.
 
     >>> did_you_mean("lamda", ["lambda", "seed"]), did_you_mean("max_epochs", ["trainer.max_epochs"])
     ('; did you mean lambda?', '; did you mean trainer.max_epochs?')

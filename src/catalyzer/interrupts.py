@@ -24,7 +24,7 @@ def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
     """Let Ctrl-C end the process with `INTERRUPTED` and one line on standard error.
 
     Args:
-        how_to_go_on: what the line says after "interrupted; ", asked for when it is needed.
+        how_to_go_on: function that returns the text after "interrupted; ".
     """
     said = threading.Lock()
 
@@ -51,7 +51,7 @@ def interruptible(how_to_go_on: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(number: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have a handler for a signal, where signals are handled and this one is not ignored, as under `nohup`."""
+    """Install a handler for a signal meanwhile, if signals are handled here and this one is not ignored, as under `nohup`."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(number) is signal.SIG_IGN:
         yield
         return
@@ -63,7 +63,7 @@ def handled(number: signal.Signals, handler: Callable[[int, FrameType | None], o
 
 
 def after(seconds: float, call: Callable[[], None]) -> threading.Timer:
-    """Call something later, in a thread that keeps no process alive."""
+    """Call a function later, in a daemon thread."""
     timer = threading.Timer(seconds, call)
     timer.daemon = True
     timer.start()

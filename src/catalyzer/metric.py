@@ -1,8 +1,8 @@
-"""L2, cosine and inner product as one search by L2: what is done to vectors before it, and to distances after it.
+"""L2, cosine and inner product as one search by L2: transformations of vectors before it, and of distances after it.
 
-Cosine is L2 between normalized vectors. Inner product is L2 with one dimension more: with M at least the norm of every base
-vector, x' = (x, sqrt(M² - |x|²)) has the norm M, so that for a query q' = (M q/|q|, 0) of the same norm the nearest x' is the
-one of the largest product.
+Cosine is L2 between normalized vectors. Inner product is L2 with one more dimension. With M at least the norm of every base
+vector, x' = (x, sqrt(M² - |x|²)) has the norm M. So for a query q' = (M q/|q|, 0) of the same norm, the nearest x' has the
+largest product.
 """
 
 import logging
@@ -29,10 +29,10 @@ class Metric:
 
     Attributes:
         name: "l2", "cosine" or "ip".
-        max_norm: M, the largest norm that a base vector may have; of "ip", where it is known.
+        max_norm: M, the largest allowed norm of a base vector; for "ip", once it is known.
 
     Raises:
-        InvalidInput: another name, or a `max_norm` that is no positive number or of another metric.
+        InvalidInput: another name, or a `max_norm` that is not positive or for another metric.
 
     >>> x = np.array([[3, 4], [0, 3]], dtype=np.float32)
     >>> Metric("cosine").base(x)
@@ -68,16 +68,16 @@ class Metric:
 
     @property
     def worst(self) -> float:
-        """The score of what was not found: inf, or -inf where scores are similarities."""
+        """The score of missing results: inf, or -inf if scores are similarities."""
         return np.inf if self.name == "l2" else -np.inf
 
     def better(self, scores: np.ndarray, radius: float) -> np.ndarray:
-        """Which scores are strictly better than a radius: less, or more where scores are similarities."""
+        """Which scores are strictly better than a radius: smaller, or larger if scores are similarities."""
         limit = np.float64(radius)  # which float32 may not hold
         return scores < limit if self.name == "l2" else scores > limit
 
     def as_float32(self, x: np.ndarray) -> np.ndarray:
-        """`(n, d)` vectors of any type as float32, for cosine divided by what float32 could not hold."""
+        """`(n, d)` vectors of any type as float32; float64 for cosine are scaled first, since they may exceed float32."""
         if self.name == "cosine" and x.dtype.kind == "f" and x.dtype.itemsize > 4:
             largest = np.abs(x).max(axis=1, keepdims=True)
             x = x / np.where((largest > 0) & np.isfinite(largest), largest, 1)
@@ -85,13 +85,13 @@ class Metric:
             return as_float32(x)
 
     def too_long(self, x: np.ndarray) -> np.ndarray:
-        """Which of `(n, d)` float32 vectors may not be in a base, `(n,)` bool: for "ip" those longer than M."""
+        """Which of `(n, d)` float32 vectors are not allowed in a base, `(n,)` bool: for "ip" those longer than M."""
         if self.max_norm is None:
             return np.zeros(len(x), bool)
         return norms(x) > self.max_norm * (1 + NORM_TOLERANCE)
 
     def warn_of_rare_length(self, x: np.ndarray) -> None:
-        """Warn if M is far above the norms of most of `(n, d)` float32 vectors: x' then tells little of how long x is."""
+        """Warn if M is far above the norms of most of `(n, d)` float32 vectors: x' then says little about the norm of x."""
         most = float(np.quantile(norms(x), MOST)) if self.max_norm is not None and len(x) else 0.0
         if self.max_norm is not None and self.max_norm > FAR * most:
             log.warning(
@@ -100,7 +100,7 @@ class Metric:
             )  # fmt: skip
 
     def fitted(self, *parts: Vectors) -> "Metric":
-        """The metric with `max_norm`, where it needs one and has none: the largest norm of all vectors of the parts.
+        """The metric with `max_norm`, if it needs one and has none: the largest norm of all vectors of the parts.
 
         Args:
             parts: each `(n, d)`, read block by block.
@@ -114,20 +114,20 @@ class Metric:
         return replace(self, max_norm=max(float(norms(block).max()) for block in blocks))
 
     def stored(self, vectors: np.ndarray | VectorFile, name: str) -> Vectors:
-        """Vectors to learn from or to be found, as `base` makes them where they are sliced; for "l2" the vectors themselves.
+        """Training or base vectors, transformed by `base` when they are sliced; for "l2" the vectors themselves.
 
         Args:
             vectors: `(n, d)`, of any type.
-            name: what errors call vectors that are in no file.
+            name: name in errors of vectors that are not in a file.
 
         Returns:
-            `(n, d + extra)`. Slices raise `InvalidInput`, with the row's number, for NaN, infinity and what is too large for
-            float32, for a row of zeros where the metric is cosine, and for one that is longer than `max_norm`.
+            `(n, d + extra)`. Slices raise `InvalidInput`, with the row's number, for NaN, infinity, numbers too large for
+            float32, a row of zeros if the metric is cosine, and a row longer than `max_norm`.
         """
         return self._mapped(vectors, name, searched=False)
 
     def searched(self, vectors: np.ndarray | VectorFile, name: str) -> Vectors:
-        """Queries, as `queries` makes them where they are sliced; otherwise as `stored`, but of any length."""
+        """Queries, transformed by `queries` when they are sliced; as `stored`, but of any norm."""
         return self._mapped(vectors, name, searched=True)
 
     def _mapped(self, vectors: np.ndarray | VectorFile, name: str, searched: bool) -> Vectors:
@@ -154,7 +154,7 @@ class Metric:
         return MappedVectors(vectors, vectors.shape[1] + self.extra, mapped)
 
     def base(self, x: np.ndarray) -> np.ndarray:
-        """`(n, d)` float32 vectors to learn from or to be found, as `(n, d + extra)` float32 to compare by L2."""
+        """Training or base vectors `(n, d)` float32 as `(n, d + extra)` float32 to compare by L2."""
         if self.name == "l2":
             return x
         lengths = norms(x)
@@ -174,13 +174,13 @@ class Metric:
         return np.pad(scaled, ((0, 0), (0, 1))).astype(np.float32)
 
     def scores(self, distances: np.ndarray, queries: np.ndarray, on_sphere: bool) -> np.ndarray:
-        """What squared distances mean to the user: for cosine and "ip" the similarity, best first.
+        """Squared distances as the user's scores: for cosine and "ip" the similarity, best first.
 
         Args:
             distances: `(nq, k)` float32, ascending.
             queries: `(nq, d)` float32, as the user gave them.
-            on_sphere: the distances are between points of norm 1 on the catalyzer's sphere, where nothing is left of the norms;
-                the similarity is then the cosine there, for "ip" too.
+            on_sphere: whether the distances are between points of norm 1 on the catalyzer's sphere, which keep nothing of the
+                norms. The similarity is then the cosine there, also for "ip".
 
         Returns:
             `(nq, k)` float32.
@@ -203,5 +203,5 @@ L2 = Metric("l2")
 
 
 def norms(x: np.ndarray) -> np.ndarray:
-    """The norms of `(n, d)` vectors, `(n,)` float64: the squares of float32's numbers are more than it holds."""
+    """The norms of `(n, d)` vectors, `(n,)` float64: float32 cannot represent the squares of all its numbers."""
     return np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))

@@ -1,7 +1,7 @@
 """k nearest neighbours by L2, exact or approximate, in memory or streamed: one engine for mining, ground truth and search.
 
-Exact search runs on faiss's GPU index where faiss sees a GPU, else in torch where torch sees one, else on faiss's CPU
-index. Neighbours come as `(D, I)`: float32 squared distances and int64 ids, ascending, ties by lower id.
+Exact search uses faiss's GPU index if faiss sees a GPU, else torch if torch sees one, else faiss's CPU index. Neighbours are
+`(D, I)`: float32 squared distances and int64 ids, ascending, ties by lower id.
 """
 
 import logging
@@ -27,7 +27,7 @@ EXACT_LIMIT = 30_000
 
 
 def engine() -> str:
-    """What exact search runs on here: `"faiss-gpu"`, `"torch-cuda"` or `"faiss-cpu"`.
+    """The engine of exact search on this machine: `"faiss-gpu"`, `"torch-cuda"` or `"faiss-cpu"`.
 
     >>> engine() in ("faiss-gpu", "torch-cuda", "faiss-cpu")
     True
@@ -45,14 +45,14 @@ def knn(queries: Vectors, base: Vectors, k: int, description: str = "searching")
     Args:
         queries: `(nq, d)`.
         base: `(n, d)`, in memory or in a file.
-        k: neighbours a query; at most n.
-        description: what the progress display says.
+        k: neighbours per query; at most n.
+        description: text of the progress display.
 
     Returns:
         `D` `(nq, k)` float32 squared L2 distances, ascending, and `I` `(nq, k)` int64 row numbers.
 
     Raises:
-        InvalidInput: k out of range, or dimensions that differ.
+        InvalidInput: k out of range, or different dimensions.
 
     >>> base = np.array([[0.0, 0], [1, 0], [0, 2]], dtype=np.float32)
     >>> D, I = knn(base[:1], base, k=2)
@@ -66,7 +66,7 @@ def knn(queries: Vectors, base: Vectors, k: int, description: str = "searching")
 
 
 def knn_of_blocks(queries: np.ndarray, blocks: Iterator[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """`knn` over float32 blocks that come one after another and are never held together."""
+    """`knn` over consecutive float32 blocks, which are never in memory together."""
     if engine() == "torch-cuda":
         return _torch_knn(queries, blocks, k, "cuda")
     from faiss.contrib.exhaustive_search import knn_ground_truth
@@ -141,20 +141,20 @@ def knn_graph(
     description: str = "mining",
     rows: slice = slice(None),
 ) -> np.ndarray:
-    """The k nearest other rows of each row of `x`: a row is never its own neighbour, duplicates of it may be.
+    """The k nearest other rows of each row of `x`: a row is never its own neighbour, but its duplicates may be.
 
-    Memory beside `x` and the result is the index of the approximate methods: a copy of the vectors, in a byte a coordinate
-    where they are uint8 and else in float32.
+    Besides `x` and the result, approximate methods hold an index in memory: a copy of the vectors, one byte per coordinate for
+    uint8, else float32.
 
     Args:
         x: `(n, d)`.
-        k: neighbours a row; at most n - 1.
+        k: neighbours per row; at most n - 1.
         method: `"exact"`, `"ivf"` (an inverted file of `3 sqrt(n)` lists, approximate), `"hnsw"` (a navigable graph,
             approximate) or `"auto"`: exact on a GPU and up to `EXACT_LIMIT` rows, inverted file beyond.
-        nprobe: lists that `"ivf"` visits for each row: more is closer to exact, and slower. `"hnsw"` keeps four times as many
-            candidates, and no fewer than k.
-        description: what the progress display says.
-        rows: whose neighbours are wanted, of step 1; by default those of all.
+        nprobe: number of lists that `"ivf"` visits for each row: more is closer to exact, and slower. `"hnsw"` keeps four times
+            as many candidates, and at least k.
+        description: text of the progress display.
+        rows: slice of step 1 of the rows whose neighbours are computed; by default all.
 
     Returns:
         `(n, k)` int64 row numbers, nearest first, for the n of `rows`.
@@ -185,13 +185,13 @@ def knn_graph(
 
 
 def graph_recall(x: np.ndarray, graph: np.ndarray, first: int = 0, sample: int = 500) -> float:
-    """Share of the exact nearest neighbours that `graph` has, over a sample of its rows; of ties at rank k any counts.
+    """Share of the exact nearest neighbours that are in `graph`, over a sample of its rows; any of the ties at rank k counts.
 
     Args:
         x: `(n, d)`.
-        graph: `(m, k)` as of `knn_graph`, for rows `first` to `first + m`.
-        first: see there.
-        sample: rows that are looked at.
+        graph: `(m, k)` as from `knn_graph`, for rows `first` to `first + m`.
+        first: first row of the graph.
+        sample: number of rows that are compared.
 
     >>> x = np.array([[0.0], [1], [3]], dtype=np.float32)
     >>> round(graph_recall(x, np.array([[1], [2], [1]])), 2)  # of the middle one the nearest is 0, not 2

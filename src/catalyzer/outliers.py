@@ -1,4 +1,4 @@
-"""Rows that are no data but mistakes: so far from all others that means, scales and gradients would be theirs alone."""
+"""Outliers: rows so far from all others that they would dominate means, scales and gradients."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ class Usual(NamedTuple):
 
     Attributes:
         middle: `(d,)` float64, the median of each coordinate.
-        farthest: a vector at a larger distance from the middle is an outlier.
+        farthest: largest distance from the middle of a vector that is not an outlier.
     """
 
     middle: np.ndarray
@@ -76,14 +76,14 @@ def outliers(x: np.ndarray) -> np.ndarray:
 
 
 def without_outliers(x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """The vectors without outliers, which a warning names: nothing is to be learned from them.
+    """The vectors without outliers, which a warning names.
 
     Args:
-        x: `(n, d)` vectors to learn from.
-        rows: `(n,)` integers, what the user calls them; by default their row numbers.
+        x: `(n, d)` training vectors.
+        rows: `(n,)` integers, the user's row numbers; by default 0 to n - 1.
 
     Returns:
-        `(m, d)`, the same array where there are none.
+        `(m, d)`, the same array if there are none.
 
     Raises:
         InvalidInput: see `outliers`.

@@ -1,7 +1,7 @@
-"""Parts: classes that compose a run or an index, and that users can add to. Files name a part by class and arguments.
+"""Parts: classes that compose a run or an index, including users' own. Files name a part by class and arguments.
 
-A part follows two conventions of scikit-learn: each argument of its constructor is kept as an attribute of the same name, and
-what it learns ends in an underscore or, in a network, is in its `state_dict`.
+A part follows two conventions of scikit-learn. Each argument of its constructor is stored as an attribute of the same name.
+What it learns is in attributes whose names end in an underscore or, for a network, in its `state_dict`.
 """
 
 import importlib
@@ -22,7 +22,7 @@ class Part:
     """Base of all parts.
 
     Attributes:
-        label: what the part is called in tables and figures; by default the name of its class.
+        label: name of the part in tables and figures; by default the name of its class.
 
     >>> class Halve(Part):
     ...     def __init__(self, times: int = 1) -> None:
@@ -40,13 +40,13 @@ class Part:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What makes an equal part, apart from what it has learned: by default the attributes named like the arguments.
+        """The arguments that make an equal part, apart from its learned state: by default the attributes of the same names.
 
-        An argument that is None or a boolean by default is left out where it has its default. So a class can get another
-        argument, and the files of parts without it stay the same.
+        An argument whose default is None or a boolean is left out if it has its default. So a class can get a new argument
+        without a change in the files of older parts.
 
         Raises:
-            InvalidInput: the part keeps an argument under no attribute of its name.
+            InvalidInput: the part has no attribute for an argument.
         """
         try:
             arguments = {name: getattr(self, name) for name in parameters(type(self))}
@@ -75,10 +75,10 @@ def parameters(cls: type) -> list[str]:
 
 
 def describe(part: Part) -> dict[str, Any]:
-    """Class and arguments of a part, as a file keeps them.
+    """Class and arguments of a part, as stored in a file.
 
     Raises:
-        InvalidInput: an argument that JSON cannot hold.
+        InvalidInput: an argument that JSON cannot represent.
     """
     description = {"class": f"{type(part).__module__}.{type(part).__qualname__}", "arguments": part.arguments}
     try:
@@ -95,12 +95,12 @@ def find_class(path: str, kind: type[Kind], trust: Trust | None = None) -> type[
 
     Args:
         path: module and name, with dots.
-        kind: what it must be derived from.
-        trust: modules that are allowed beside this package; None, where a user has typed the path, allows all.
+        kind: required base class.
+        trust: allowed modules in addition to this package; None, for a path typed by the user, allows all.
 
     Raises:
-        UntrustedPart: a module that is not allowed; it has not been imported then.
-        InvalidInput: there is no such module or class, or it is not of this kind.
+        UntrustedPart: the module is not allowed; it is not imported.
+        InvalidInput: the module or class does not exist, or is not of this kind.
 
     >>> find_class("catalyzer.errors.InvalidInput", ValueError)
     <class 'catalyzer.errors.InvalidInput'>
@@ -135,16 +135,16 @@ def _check_trust(path: str, module: str, allowed: tuple[str, ...] | None) -> Non
 
 
 def make(description: Any, kind: type[Kind], trust: Trust = ()) -> Kind:
-    """The part that `describe` described, with nothing learned.
+    """The untrained part of a description by `describe`.
 
     Args:
-        description: of a file, hence checked.
-        kind: what it must be derived from.
+        description: description from a file, which is checked.
+        kind: required base class.
         trust: see `find_class`.
 
     Raises:
         UntrustedPart: see `find_class`.
-        InvalidInput: no such description, class or arguments.
+        InvalidInput: an invalid description, class or arguments.
     """
     if not (
         isinstance(description, dict)

@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, a line in the log now and then elsewhere; always rate and time left."""
+"""Progress of long computations: a live bar on a terminal, elsewhere an occasional line in the log, with rate and time left."""
 
 import logging
 import sys
@@ -13,9 +13,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @contextmanager
 def progress(description: str | None, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how far `description` is; yields `advance(n)`, to be called with the number of units just done.
+    """Show the progress of `description`; yields `advance(n)`, to be called with the number of units just finished.
 
-    Nothing is shown without a description: a step of something larger whose progress is shown already.
+    Without a description nothing is shown: the computation is a step of another whose progress is shown.
 
     >>> with progress("encoding", total=3, unit="vectors") as advance:
     ...     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Threads of the libraries that compute, OpenMP's above all: they wait without spinning, and a forked child has one.
+"""Threads of the numeric libraries, mainly OpenMP's: they wait without spinning, and a forked child has only one.
 
 This module is imported before any of these libraries, since they read their settings when they are loaded.
 """
@@ -14,9 +14,9 @@ _forked = False
 
 
 def wait_passively() -> None:
-    """Let OpenMP's threads sleep while they wait for each other, unless the environment says how they are to wait.
+    """Make OpenMP's threads sleep while they wait for each other, unless the environment sets how they wait.
 
-    By default they spin for milliseconds. On a busy machine the thread that they wait for has then no processor to run on,
+    By default they spin for milliseconds. On a busy machine they then keep the processor from the thread that they wait for,
     and a parallel loop takes several times as long.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
@@ -25,7 +25,7 @@ def wait_passively() -> None:
 
 @contextmanager
 def limited(threads: int | None) -> Iterator[None]:
-    """Let the calling thread compute by at most so many threads meanwhile; None changes nothing.
+    """Limit the calling thread's computations to a number of threads meanwhile; None changes nothing.
 
     Raises:
         InvalidInput: not a number of at least 1.

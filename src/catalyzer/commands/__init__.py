@@ -1,1 +1,1 @@
-"""What `src/*.py` and the command `catalyzer` do."""
+"""The commands: those of `src/*.py`, and `catalyzer`."""

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake is one sentence on standard error and exit code 2.
 
     Args:
-        arguments: in place of those of the process.
+        arguments: command line, instead of the process's.
     """
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what can follow
@@ -126,7 +126,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from the one that replaces it; None where there is none."""
+    """The identity of a file, which differs from that of a replacement; None for a missing file."""
     try:
         found = path.stat()
     except OSError:
@@ -138,7 +138,7 @@ KEPT = "the training is kept in {}; the same command resumes it"
 
 
 def _training(options: argparse.Namespace) -> Path:
-    """The folder of the training: that of the user, or one beside the index until that is written."""
+    """The folder of the training: the user's, or one next to the index until that is written."""
     return options.folder or options.index.with_name(f"{options.index.name}.training")
 
 
@@ -219,8 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     how = search.add_argument_group("accuracy and speed")
     how.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
     how.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
-    how.add_argument("--blocks", type=int, help="scan only the first blocks of codes, and rerank by whole codes (default: all)")
-    how.add_argument("--threads", type=int, help="at most so many (default: all)")
+    how.add_argument("--blocks", type=int, help="scan only the first blocks of codes, and rerank by full codes (default: all)")
+    how.add_argument("--threads", type=int, help="largest number of threads (default: all)")
     among = search.add_argument_group("which vectors")
     among.add_argument("--ids", metavar="IDS", help="file of ids, as for add: search only these")
     among.add_argument("--exclude", metavar="IDS", help="file of ids: leave these out")
@@ -244,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         help="numbers of candidates to try (default: 0 20 50 100 500, or 0 without a trained decoder)",
     )
     grid.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
-    grid.add_argument("--threads", type=int, help="at most so many (default: all)")
+    grid.add_argument("--threads", type=int, help="largest number of threads (default: all)")
     shown = evaluate.add_argument_group("output")
     shown.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
     shown.add_argument("--json", action="store_true", help="as JSON")
@@ -316,7 +316,7 @@ def _fit(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _edited(path: Path, trust: list[str]) -> "Iterator[CatalyzerIndex]":
-    """The index in a file, which no other process changes meanwhile; saved at the end, unless there was an error."""
+    """The index in a file, locked against other processes; saved at the end, unless there was an error."""
     from catalyzer.files.atomic import locked
     from catalyzer.index import CatalyzerIndex
 

@@ -1,4 +1,4 @@
-"""What the commands share: logging to the console, errors as one sentence, sweeps, and runs that are resumed."""
+"""Common code of the commands: logging to the console, errors as one sentence, sweeps, and resumed runs."""
 
 import contextlib
 import logging
@@ -32,10 +32,10 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def check_launch(hydra_overrides: list[str]) -> None:
-    """Refuse what several processes started from outside cannot do; let the first of them alone speak.
+    """Refuse what several processes of a launcher cannot do; only the first of them logs.
 
     Args:
-        hydra_overrides: of Hydra's own keys, as typed.
+        hydra_overrides: overrides of Hydra's own keys, as typed.
 
     Raises:
         InvalidInput: processes of torchrun that would each make a folder of its own.
@@ -54,7 +54,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
     """Print a user's mistake as one sentence on standard error and exit with code 2.
 
     Args:
-        output_folder: what Hydra created for the run; removed at the end if it is still empty.
+        output_folder: folder that Hydra created for the run; removed at the end if it is still empty.
     """
     try:
         yield
@@ -72,13 +72,13 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_kept_in(folder: Path) -> Iterator[None]:
-    """Write what goes wrong in a job of a sweep into its folder, `error.txt`, as one sentence, and let the sweep continue.
+    """Write the error of a sweep's job into its folder, `error.txt`, as one sentence, and let the sweep continue.
 
-    The file is there from the beginning of an attempt, which may be killed, and goes with its success: so no results of an
-    earlier attempt, at other settings perhaps, are taken for those of this one.
+    The file exists from the beginning of an attempt, which may be killed, and is removed when it succeeds. So results of an
+    earlier attempt, perhaps with other settings, are not taken for those of this one.
 
-    A launcher cannot be left to deal with what goes wrong: on an exit, that of one machine ends with the job, that of several
-    processes stops them all or waits for ever. What is no user's mistake is logged with its traceback.
+    Launchers do not handle an exit well: the basic one ends with the job, and those of several processes stop all jobs or wait
+    forever. Errors that are not a user's mistake are logged with their traceback.
     """
     path = folder / ERROR_FILE
     write_atomically(path, lambda file: file.write(f"{not_ended(folder)}\n".encode()))
@@ -97,7 +97,7 @@ def errors_kept_in(folder: Path) -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a user did wrong; None where the error is not of that kind."""
+    """The sentence about a user's mistake; None for other errors."""
     if isinstance(error, CatalyzerError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
@@ -106,7 +106,7 @@ def _sentence(error: Exception) -> str | None:
 
 
 class SweepFolder(Callback):
-    """A callback of Hydra's, by which a command learns the folder of the sweep that Hydra makes.
+    """A callback of Hydra's that tells a command the folder of its sweep.
 
     Hydra's own callback at a sweep's end would not do: it is left out where a launcher gives up, and can return no exit code.
     """
@@ -130,7 +130,7 @@ class SweepFolder(Callback):
 
     @classmethod
     def restore(cls) -> None:
-        """Put back what `on_multirun_start` has removed, where the sweep has begun no job."""
+        """Restore what `on_multirun_start` has removed, if the sweep has started no job."""
         if cls.latest is not None and not any(cls.latest.glob(f"*/{OVERRIDES_FILE}")):
             (cls.latest / SWEPT_FILE).unlink(missing_ok=True)
             for path, content in cls.before.items():

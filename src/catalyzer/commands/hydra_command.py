@@ -1,4 +1,4 @@
-"""What a command of Hydra's does beside its task: read what a shell hands over, refuse in sentences, end by Ctrl-C."""
+"""The frame of Hydra's commands: parse the command line, print errors as one sentence, end on Ctrl-C."""
 
 import functools
 import os
@@ -31,15 +31,15 @@ def typed(*more: str, without: str = "job=") -> str:
 
 
 def same_again() -> str:
-    """How to resume a command that finds by itself what it has made."""
+    """How to resume a command that finds its earlier results by itself."""
     return f"resume with: {typed()}"
 
 
 def hydra_command(name: str, how_to_go_on: Callable[[], str] = same_again) -> Callable[[Task], Callable[[], None]]:
-    """Make a command of a task: what Hydra composes of `conf/<name>.yaml` and the command line is its argument.
+    """Make a command of a task, whose argument is the configuration composed from `conf/<name>.yaml` and the command line.
 
     Args:
-        name: of the YAML file.
+        name: name of the YAML file.
         how_to_go_on: see `catalyzer.interrupts.interruptible`.
     """
     register_resolvers()

@@ -50,7 +50,7 @@ def make(config: DictConfig) -> None:
 
 
 def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[str]) -> "Lab":
-    """What makes the runs: each is `src/train.py` with the user's overrides and its own.
+    """The lab, which makes the runs: each is `src/train.py` with the user's overrides and its own.
 
     Raises:
         InvalidInput: values out of range, a trainer that is refused, or keys that a table sets itself.
@@ -85,7 +85,7 @@ def laboratory(values: dict[str, Any], overrides: list[str], search_path: list[s
 
 
 def main() -> None:
-    """Take the target without `target=`; with -m, have Hydra's launcher make all trainings first, then go on as without."""
+    """Accept the target without `target=`; with -m, Hydra's launcher runs all trainings first, and then the rest follows."""
     with interruptible(same_again):
         _make(spelled(sys.argv[1:]))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def how_to_go_on(run: Path | None = None) -> str:
-    """The command that resumes what Ctrl-C has ended: the run in a folder, or else the sweep, where one has begun."""
+    """The command that resumes after Ctrl-C: the run in a folder, or else the sweep, if one has begun."""
     if run is None and SweepFolder.latest is not None:
         folder = _short(SweepFolder.latest)
         return f"resume the sweep with: {typed(f'hydra.sweep.dir={folder}', without='hydra.sweep.dir=')}"
@@ -47,9 +47,9 @@ def _short(folder: Path) -> Path:
 
 @hydra_command("train", how_to_go_on)
 def main(config: DictConfig) -> float | None:
-    """One run; returns its best recall@10 on the validation split, or None where nothing was trained.
+    """One run; returns its best recall@10 on the validation split, or None if nothing was trained.
 
-    As a job of a sweep it returns -inf where it fails, with the reason in its folder: a search then looks elsewhere.
+    A failed job of a sweep returns -inf, with the reason in its folder: a search then tries other values.
     """
     hydra_config = HydraConfig.get()
     folder, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
@@ -99,7 +99,7 @@ def settings_to_resume(folder: str, trust: list[str] | str, overrides: list[str]
     """The settings of the run in `folder`.
 
     Raises:
-        InvalidInput: not a run folder, or other overrides beside `resume` and `trust`, which would silently change nothing.
+        InvalidInput: not a run folder, or overrides other than `resume` and `trust`, which would have no effect.
         UntrustedPart: they name a class of a module that `trust` does not allow.
     """
     from catalyzer.runs.build import check_trust
@@ -114,7 +114,7 @@ def settings_to_resume(folder: str, trust: list[str] | str, overrides: list[str]
 
 
 def command() -> None:
-    """What Hydra makes of the command line; a sweep ends with its table, also where its launcher gave up."""
+    """Run the command line with Hydra; a sweep ends with its table, also if its launcher gave up."""
     complete, interrupted = False, False
     try:
         main()

@@ -1,4 +1,4 @@
-"""What a benchmark is: training vectors, a validation split and a test split, each with exact ground truth."""
+"""Benchmarks: training vectors, a validation split and a test split, both with exact ground truth."""
 
 from catalyzer.datasets.annbenchmarks import AnnBenchmarks
 from catalyzer.datasets.benchmark import Benchmark, Dataset, DatasetVectors, Split, split_sizes

@@ -20,11 +20,11 @@ CHECKED = 10  # queries whose nearest neighbour is compared with the distance in
 class AnnBenchmarks(Dataset):
     """A file of https://github.com/erikbern/ann-benchmarks: `train`, `test`, `neighbors`, `distances`, attribute `distance`.
 
-    `train` is the base, and what is learned from too, since these files have no other vectors. The metric is the file's.
+    `train` is both the base and the training set, since these files have no other vectors. The metric is the file's.
 
     Args:
-        path: of the HDF5 file.
-        base_size: use the first this many vectors of `train` as base; with fewer than all, true neighbours are computed.
+        path: path of the HDF5 file.
+        base_size: number of base vectors, from the first of `train`; with fewer than all, true neighbours are computed.
         sizes: see `Dataset`.
     """
 
@@ -41,15 +41,15 @@ class AnnBenchmarks(Dataset):
 
     @property
     def metric(self) -> MetricName | None:  # type: ignore[override]
-        """That of the file; a missing one is for `read` to tell."""
+        """The metric of the file; `read` reports a missing file."""
         return METRICS[_distance(expanded(self.path))] if expanded(self.path).is_file() else None
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
         """Open the file.
 
         Raises:
-            InvalidInput: no such file, arrays that it lacks, another metric, or neighbours that are not at the distances that
-                the file gives them.
+            InvalidInput: a missing file or array, an unsupported metric, or neighbours whose distances differ from those in the
+                file.
         """
         path = expanded(self.path)
         if not path.is_file():

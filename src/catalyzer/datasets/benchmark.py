@@ -37,8 +37,8 @@ class Split:
     Args:
         base: `(n, d)`.
         queries: `(nq, d)`.
-        shipped: `(nq, >= 1)` ids that the dataset came with; None to compute them.
-        cache: where computed ground truth is kept; by default in memory.
+        shipped: `(nq, >= 1)` ids of true neighbours that the dataset provides; None computes them.
+        cache: stores computed ground truth; by default in memory.
         name: "validation" or "test", for progress displays.
 
     >>> split = Split(base=np.eye(4, dtype=np.float32), queries=np.eye(4, dtype=np.float32)[2:])
@@ -72,14 +72,14 @@ class Split:
 
 @dataclass
 class Benchmark:
-    """A dataset as training and evaluation see it.
+    """A dataset for training and evaluation.
 
     Args:
-        name: of the dataset.
-        train: `(n, d)` vectors to learn from, in their native dtype where the metric is L2, else float32.
-        validation: cut from the learn set; for every choice.
-        test: for the final numbers only.
-        metric: by which all vectors have been mapped already: nearest by L2 is best by the metric.
+        name: name of the dataset.
+        train: `(n, d)` training vectors, in their native dtype for L2, else float32.
+        validation: split cut from the learn set; for all choices.
+        test: split for the final numbers only.
+        metric: metric of the vectors, which have been mapped already: the nearest by L2 is the best by the metric.
     """
 
     name: str
@@ -94,13 +94,13 @@ class Benchmark:
 
 
 class DatasetVectors(NamedTuple):
-    """What a dataset consists of, in memory or in files.
+    """The vectors of a dataset, in memory or in files.
 
     Attributes:
-        learn: `(n, d)` vectors to learn from; validation is cut from them too.
-        base: `(n, d)` vectors to code and to search in.
+        learn: `(n, d)` vectors for training; the validation split is cut from them too.
+        base: `(n, d)` vectors to encode and search.
         queries: `(nq, d)`.
-        ground_truth: `(nq, >= 1)` ids of each query's true neighbours in the base, nearest first; None to compute them.
+        ground_truth: `(nq, >= 1)` ids of each query's true neighbours in the base, nearest first; None computes them.
     """
 
     learn: Vectors
@@ -110,13 +110,13 @@ class DatasetVectors(NamedTuple):
 
 
 class Dataset(Part, ABC):
-    """Base of all datasets. A subclass defines `read`, and hands the sizes on to `super().__init__`.
+    """Base of all datasets. A subclass defines `read`, and passes the sizes to `super().__init__`.
 
     Args:
-        base_size: use the first this many base vectors; None for all.
-        train_size: learn vectors that are trained on.
-        validation_base_size: learn vectors that are the base of the validation split.
-        validation_queries_size: learn vectors that are its queries.
+        base_size: number of base vectors, from the first; None is all.
+        train_size: number of learn vectors for training.
+        validation_base_size: number of learn vectors in the base of the validation split.
+        validation_queries_size: number of learn vectors that are its queries.
 
     Raises:
         InvalidInput: a size below 1.
@@ -156,7 +156,7 @@ class Dataset(Part, ABC):
 
     @property
     def dim(self) -> int | None:
-        """Dimension of the vectors, where it is known before they are read."""
+        """Dimension of the vectors, if it is known before they are read."""
         return None
 
     @abstractmethod
@@ -164,14 +164,14 @@ class Dataset(Part, ABC):
         """Open or make the vectors.
 
         Args:
-            cache: keeps what is worth computing once.
+            cache: stores results that are worth computing once.
 
         Raises:
-            InvalidInput: they are not there, or cannot be used.
+            InvalidInput: missing or unusable vectors.
         """
 
     def files(self, learn_only: bool = False) -> list[Path]:
-        """The files that are read, or of them what is learned from: results are remembered by their size and date.
+        """The files that are read, or only those for training; their size and date identify stored results.
 
         By default all files that arguments name.
         """
@@ -179,10 +179,10 @@ class Dataset(Part, ABC):
         return [file for path in named for file in files_of(path)]
 
     def compared_by(self, name: MetricName | None = None) -> Metric:
-        """The metric of this name, not fitted yet; by default the one that the dataset says, else L2.
+        """The metric of this name, not fitted yet; by default the dataset's, else L2.
 
         Raises:
-            InvalidInput: another metric than the dataset says.
+            InvalidInput: a metric other than the dataset's.
         """
         if None not in (name, self.metric) and name != self.metric:
             raise InvalidInput(
@@ -191,17 +191,17 @@ class Dataset(Part, ABC):
         return Metric(name or self.metric or "l2")
 
     def load(self, cache: ArrayCache, metric: Metric | None = None) -> "Benchmark":
-        """Read the vectors, check that they fit together, and split the learn set; every row is looked at once.
+        """Read the vectors, check that they fit together, and split the learn set; every row is checked once.
 
         Args:
-            cache: keeps the true neighbours.
-            metric: what vectors are compared by; None is as `compared_by` says. Inner products without a `max_norm` take it
-                from the base and those learn vectors that are used.
+            cache: stores the true neighbours.
+            metric: metric of the comparison; by default that of `compared_by`. Inner products without a `max_norm` take it from
+                the base and the learn vectors in use.
 
         Raises:
-            InvalidInput: as `read` and `compared_by`; fewer base vectors than asked for; dimensions that differ; a learn set
-                too small to split; ground truth of another size than the queries or with ids outside the base; NaN or infinity
-                anywhere; for cosine a row of zeros, for inner products one that is longer than `max_norm`.
+            InvalidInput: as `read` and `compared_by`; fewer base vectors than requested; different dimensions; a learn set too
+                small to split; ground truth of another size than the queries or with ids outside the base; NaN or infinity; for
+                cosine a row of zeros, for inner products a row longer than `max_norm`.
         """
         named = self.compared_by(None if metric is None else metric.name)
         read = DatasetVectors(*self.read(cache))
@@ -267,8 +267,8 @@ def _checked(name: str, part: str, vectors: Vectors) -> np.ndarray | VectorFile:
 def split_sizes(name: str, available: int, train: int, base: int, queries: int) -> tuple[int, int, int]:
     """Sizes of training set, validation base and validation queries out of `available` learn vectors.
 
-    Where they do not all fit, at least a sixteenth of the learn set stays for validation, of a small one up to a fifth;
-    a fifth of that are queries.
+    If they do not all fit, at least a sixteenth of the learn set stays for validation, and up to a fifth of a small one. A
+    fifth of that are queries.
 
     >>> split_sizes("x", 10_000_000, 500_000, 1_000_000, 10_000)
     (500000, 1000000, 10000)

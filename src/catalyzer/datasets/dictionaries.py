@@ -47,7 +47,7 @@ def wordnet_definitions(folder: Path) -> Iterator[str]:
     """The definition of each synset, without its examples, in the order of the files.
 
     Args:
-        folder: has `data.noun`, `data.verb`, `data.adj` and `data.adv`.
+        folder: folder with `data.noun`, `data.verb`, `data.adj` and `data.adv`.
 
     Raises:
         InvalidInput: one of them is missing.
@@ -68,7 +68,7 @@ def gcide_definitions(path: Path) -> Iterator[str]:
     """Each numbered sense, and each compound, of each entry: without etymology, quotations, synonyms and notes.
 
     Args:
-        path: `gcide.dict.dz`; `gcide.index` lies beside it.
+        path: path of `gcide.dict.dz`; `gcide.index` is in the same folder.
 
     Raises:
         InvalidInput: one of them is missing.
@@ -121,7 +121,7 @@ def senses(entry: str) -> Iterator[str]:
 
 
 def _item(line: str, numbered: bool, closed: bool) -> re.Match[str] | None:
-    """The "1. " or "(a) " that begins a sense, and not a line in the midst of a definition or an etymology."""
+    """The "1. " or "(a) " that begins a sense, and not a line within a definition or an etymology."""
     number = _NUMBER.match(line) if numbered else None
     return (number or _SUBSENSE.match(line)) if closed else None
 

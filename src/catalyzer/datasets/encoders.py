@@ -1,4 +1,4 @@
-"""Sentence-transformers models that embed texts: found, checked and loaded, of which nothing is unpickled."""
+"""Models of sentence-transformers, which embed texts: finding, checking and loading them without unpickling."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def require_sentence_transformers() -> None:
 
 
 def model_folder(model: str | None) -> Path:
-    """The folder of a model, which is fetched where only its name is known.
+    """The folder of a model, which is downloaded if only its name is given.
 
     Args:
         model: a folder, or a name on the hub, such as "sentence-transformers/all-MiniLM-L6-v2". None is that model: of the
@@ -49,8 +49,8 @@ def load_encoder(folder: Path, dtype: str, device: str, normalize: bool) -> Call
     """A function from texts to their embeddings, `(n, d)` float32.
 
     Args:
-        folder: as from `model_folder`.
-        dtype: of the network, "bfloat16" or "float32".
+        folder: folder of the model, as from `model_folder`.
+        dtype: dtype of the network, "bfloat16" or "float32".
         device: a device of torch's, or "auto".
         normalize: scale the embeddings to an L2 norm of 1.
 

@@ -1,4 +1,4 @@
-"""Benchmarks that lie in files: BigANN and Deep1B in their published layouts, photosift in BigANN's, or files of your own."""
+"""Benchmarks in files: BigANN and Deep1B in their published layouts, photosift in BigANN's, or files of your own."""
 
 import json
 import re
@@ -18,7 +18,7 @@ UNFINISHED = "unfinished"  # folder in which src/prepare.py makes a dataset befo
 
 
 class Layout(NamedTuple):
-    """Where the parts of a dataset lie below its folder.
+    """Paths of a dataset's parts in its folder.
 
     >>> bigann_layout(1_000_000).groundtruth
     'gnd/idx_1M.ivecs'
@@ -51,7 +51,7 @@ class Published(Dataset):
 
     Args:
         root: the folder.
-        base_size: use the first this many base vectors; shipped ground truth is that of just so many.
+        base_size: number of base vectors, from the first; provided ground truth is for exactly this number.
         sizes: see `Dataset`.
     """
 
@@ -112,20 +112,20 @@ class Made(Published):
 
     @classmethod
     def record(cls, root: Path) -> Path:
-        """The file that comes last: it says that the folder is whole, and what it was made of."""
+        """The file that is written last: it says that the folder is complete, and from what it was made."""
         return root / f"{cls.label}.json"
 
     @classmethod
     def is_made(cls, root: Path, files: Iterable[str], origin: dict[str, Any]) -> bool:
-        """Whether `root` holds what would be made.
+        """Whether `root` already has the result.
 
         Args:
             root: the folder.
-            files: all that are made in it, beside the record.
-            origin: of what they are made.
+            files: all files that are made in it, except the record.
+            origin: description of the sources.
 
         Raises:
-            InvalidInput: something else is there.
+            InvalidInput: the folder has other content.
         """
         record, wanted = cls.record(root), list(files)
         there = [file for file in wanted if (root / file).exists()]
@@ -148,7 +148,7 @@ class Made(Published):
         return len(there) == len(wanted)
 
     def read(self, cache: ArrayCache) -> DatasetVectors:
-        """See `Published.read`; InvalidInput also where the making was interrupted."""
+        """See `Published.read`; InvalidInput also if making the dataset was interrupted."""
         root = expanded(self.root)
         if (root / UNFINISHED).exists() and not self.record(root).exists():
             raise InvalidInput(f"{root} is incomplete; repeat the command that makes it to resume")
@@ -178,10 +178,10 @@ class Files(Dataset):
     """Vectors of your own, each file in any format of `catalyzer.files.vectors`.
 
     Args:
-        learn: file of the vectors to learn from.
-        base: file of those to code and to search in.
+        learn: file of the training vectors.
+        base: file of the vectors to encode and search.
         queries: file of the queries.
-        groundtruth: file of ids; None computes them.
+        groundtruth: file of the true neighbours' ids; None computes them.
         sizes: see `Dataset`.
     """
 
@@ -210,7 +210,7 @@ class Files(Dataset):
 
 
 def _dim_of(path: Path) -> int | None:
-    """By the header of a vector file; a missing one is for `read` to tell."""
+    """The dimension in the header of a vector file; `read` reports a missing file."""
     return VectorFile(path).shape[1] if files_of(path) else None
 
 

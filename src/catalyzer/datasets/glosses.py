@@ -1,7 +1,7 @@
-"""glosses: embeddings of the definitions in two dictionaries, or of texts of one's own, for anyone to make.
+"""glosses: embeddings of the definitions in two dictionaries, or of your own texts, which anybody can make.
 
-The texts are shuffled by a seed; the first are the queries, the following the base, and the rest is to learn from. They
-are embedded part by part, and a part that is written is never embedded again, however often the work was killed.
+The texts are shuffled by a seed. The first are the queries, the following the base, and the rest the learn set. They are
+embedded in parts, and a part that is written is never embedded again, however often the process is killed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ BATCH = 64  # texts that go through the network at once
 class Glosses(Made):
     """Embeddings of texts, made by `make_glosses`. See `Published` for the arguments.
 
-    `learn.txt`, `base.txt` and `queries.txt` beside the vectors have the text of each in its line.
+    `learn.txt`, `base.txt` and `queries.txt` next to the vectors have the text of each vector, one per line.
     """
 
     label = "glosses"
@@ -58,24 +58,24 @@ def make_glosses(
     queries_size: int,
     seed: int,
 ) -> None:
-    """Make `learn.fvecs`, `base.fvecs` and `queries.fvecs` below `root`, and beside each its texts, one a line.
+    """Make `learn.fvecs`, `base.fvecs` and `queries.fvecs` in `root`, each with a file of its texts, one per line.
 
-    Texts that differ only in case, punctuation or white space count as one, so no text is in two of the three files. What has
-    been embedded outlives a kill, also where only the sizes change; a finished folder is left alone.
+    Texts that differ only in case, punctuation or white space count as one, so no text is in two of the three files. Embeddings
+    survive SIGKILL, and are reused if only the sizes change. A finished folder is left alone.
 
     Args:
-        root: folder that is made.
-        texts: file of texts, one a line, UTF-8; None for the definitions of WordNet and GCIDE.
+        root: folder to make.
+        texts: file of texts, one per line, UTF-8; None is the definitions of WordNet and GCIDE.
         wordnet: folder of WordNet's `data.noun`, `data.verb`, `data.adj` and `data.adv`.
-        gcide: GCIDE's `gcide.dict.dz`, with `gcide.index` beside it.
+        gcide: GCIDE's `gcide.dict.dz`, with `gcide.index` in the same folder.
         model: see `model_folder`.
-        dtype: "bfloat16" or "float32", of the network's weights and activations; pooling is in float32.
+        dtype: dtype of the network's weights and activations, "bfloat16" or "float32"; pooling is in float32.
         device: "cpu", "cuda", ..., or "auto": a GPU where there is one.
         normalize: scale each embedding to an L2 norm of 1.
         base_size: number of base vectors.
-        learn_size: number of vectors to learn from; None for all that are left.
+        learn_size: number of learn vectors; None is all that are left.
         queries_size: number of queries.
-        seed: of the order of the texts.
+        seed: seed of the order of the texts.
 
     Raises:
         InvalidInput: no texts, or too few for the sizes; a model that cannot be used; a `root` that holds something else.
@@ -107,7 +107,7 @@ def make_glosses(
     unfinished = root / UNFINISHED
     files = [layout.queries, layout.base, layout.learn]
     if Glosses.is_made(root, [*files, *map(_texts_of, files)], origin):
-        shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         log.info("%s is already complete", root)
         return
     root.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""photosift: the SIFT descriptors of a folder of photographs in BigANN's layout, for anyone to make.
+"""photosift: the SIFT descriptors of a folder of photographs in BigANN's layout, which anybody can make.
 
-Learn, base and queries come from different photographs. The same photographs and seed give the same vectors, on however
-many cores and however often the work was killed: all descriptors go, photograph by photograph, into one file with a journal
-beside it, and the three parts are drawn from it when it is complete.
+Learn, base and queries come from different photographs. The same photographs and seed give the same vectors, on any number of
+cores and however often the process is killed. All descriptors are appended to one file, photograph by photograph, with a
+journal next to it. The three parts are drawn from the complete file.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ CONTRAST_THRESHOLD = 0.01  # OpenCV's is 0.04: weaker corners make more vectors 
 QUERIES_A_PHOTOGRAPH = 250
 BATCH = 64  # photographs that are handed out to the threads together
 
-# As OpenCV lists them. Photographs are told by name, so that a damaged one is noticed, and a README beside them is not.
+# As OpenCV lists them. Photographs are told by name, so that a damaged one is noticed, and a README next to them is not.
 FORMATS = (
     ".avif", ".bmp", ".dib", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".pic", ".png", ".pnm", ".ppm",
     ".pxm", ".ras", ".sr", ".tif", ".tiff", ".webp",
@@ -46,18 +46,18 @@ def make_photosift(
 ) -> None:
     """Make `bigann_{learn,base,query}.bvecs` and exact ground truth, `gnd/idx_<n>M.ivecs`, below `root`.
 
-    The photographs are shuffled. The first ones give the queries, at most 250 each, the following ones the base, and all
-    that are left the learn set; each part is shuffled and cut to its size. What has been extracted outlives a kill, and
-    a finished folder is left alone.
+    The photographs are shuffled. The first ones give the queries, at most 250 each, the following ones the base, and all others
+    the learn set. Each part is shuffled and cut to its size. Extracted descriptors survive SIGKILL, and a finished folder is
+    left alone.
 
     Args:
-        images: folder of photographs in any formats that OpenCV reads; other files in it are passed over.
-        root: folder that is made.
+        images: folder of photographs in any formats that OpenCV reads; other files in it are skipped.
+        root: folder to make.
         base_size: number of base vectors; the three sizes are in vectors of 128 × uint8.
-        learn_size: number of vectors to learn from.
+        learn_size: number of learn vectors.
         queries_size: number of queries.
-        seed: of everything random; photosift's is 20190.
-        skip_unreadable: leave out photographs that cannot be read.
+        seed: seed of all random choices; photosift's is 20190.
+        skip_unreadable: skip photographs that cannot be read.
 
     Raises:
         InvalidInput: no photographs, too few for the sizes, or some that cannot be read; a `root` that holds something
@@ -77,7 +77,7 @@ def make_photosift(
     unfinished = root / UNFINISHED
     layout = bigann_layout(base_size)
     if Photosift.is_made(root, layout, origin):
-        shutil.rmtree(unfinished, ignore_errors=True)  # a kill may have left it behind
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         log.info("%s is already complete", root)
         return
     cv2 = opencv()
@@ -140,8 +140,8 @@ def _extract(photographs: list[Path], folder: Path, skip_unreadable: bool) -> li
     """Append the descriptors of all photographs, in this order, to a file in `folder`; what is there already is kept.
 
     Args:
-        photographs: in the order of the file.
-        folder: of descriptors and journal.
+        photographs: photographs in the order of the file.
+        folder: folder of descriptors and journal.
         skip_unreadable: whether one that could not be read before is passed over, instead of tried again.
 
     Returns:
@@ -159,7 +159,7 @@ def _extract(photographs: list[Path], folder: Path, skip_unreadable: bool) -> li
         ThreadPoolExecutor(os.cpu_count()) as threads,
         progress("extracting SIFT descriptors", len(todo), "photographs") as advance,
     ):
-        descriptors.truncate(sum(count or 0 for count in counts) * DIM)  # a kill may have come before the journal's line
+        descriptors.truncate(sum(count or 0 for count in counts) * DIM)  # killed before the journal's line was written
         for start in range(0, len(todo), BATCH):
             batch = todo[start : start + BATCH]
             for photograph, found in zip(batch, threads.map(_descriptors, batch), strict=True):
@@ -225,8 +225,8 @@ def _draw(
     Args:
         counts: descriptors of each photograph.
         queries_size: see `make_photosift`.
-        base_size: likewise.
-        learn_size: likewise.
+        base_size: see `make_photosift`.
+        learn_size: see `make_photosift`.
         random: draws the queries of a photograph that has more than 250, then shuffles queries, base and learn.
     """
     ends = np.cumsum(counts)

@@ -1,7 +1,7 @@
-"""BigANN and Deep1B from where they are published, over HTTP: of each file its first vectors, and no more than are needed.
+"""BigANN and Deep1B over HTTP: the first vectors of each published file, and no more than are needed.
 
-What arrives is kept as it is in the folder `unfinished`, so that an interrupted download resumes where it stopped. It is
-converted to the dataset's own format on the way.
+Downloaded bytes are stored unchanged in the folder `unfinished`, so that an interrupted download resumes where it stopped. They
+are converted to the dataset's own format during the download.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ _DTYPES = {".bvecs": "u1", ".u8bin": "u1", ".fvecs": "<f4", ".fbin": "<f4"}
 def fetch_published(
     name: str, root: Path, source: str, learn: str, base: str, queries: str, *, learn_size: int, base_size: int
 ) -> None:
-    """Fetch what `root` lacks of a dataset's learn, base and query vectors; its ground truth is computed where it is read.
+    """Download the learn, base and query vectors that `root` lacks; ground truth is computed when the dataset is read.
 
     Args:
         name: "bigann" or "deep1b".
-        root: folder, made if it is missing; a file in it that has enough vectors is left alone.
+        root: folder of the dataset, made if it is missing; a file in it that has enough vectors is left alone.
         source: `http://` or `https://` address of the folder that has the following files.
         learn: name of the file of learn vectors: fvecs, bvecs, fbin or u8bin, or one of them with `.gz` at the end.
         base: name of the file of base vectors.
-        queries: name of the file of queries, all of which are fetched.
-        learn_size: how many learn vectors are needed, from the first on.
-        base_size: how many base vectors are needed, from the first on.
+        queries: name of the file of queries, all of which are downloaded.
+        learn_size: number of learn vectors, from the first.
+        base_size: number of base vectors, from the first.
 
     Raises:
         InvalidInput: an address that has no such file, or a file with fewer vectors than are needed.
@@ -161,7 +161,7 @@ class _Download(io.RawIOBase):
     """The published file at `url`, read from its beginning; what arrives is kept in a file in `folder`.
 
     Attributes:
-        path: of that file; its name depends on the published file's version, so that no two are mixed.
+        path: path of that file; its name depends on the published file's version, so that no two are mixed.
         total: bytes of the published file.
         end: bytes that are needed.
     """

@@ -24,11 +24,11 @@ def sift(grey: np.ndarray, **detector: float) -> np.ndarray:
     """The SIFT descriptors of an image, in OpenCV's order of keypoints.
 
     Args:
-        grey: `(height, width)` uint8.
-        detector: what `cv2.SIFT_create` takes, such as `contrastThreshold`.
+        grey: `(height, width)` uint8 image.
+        detector: arguments of `cv2.SIFT_create`, such as `contrastThreshold`.
 
     Returns:
-        `(n, 128)` uint8; n is 0 where nothing stands out.
+        `(n, 128)` uint8; n is 0 if there are no keypoints.
 
     Raises:
         MissingPackage: OpenCV is not installed.

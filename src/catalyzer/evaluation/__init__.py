@@ -1,4 +1,4 @@
-"""Numbers about results: recall, and what a method costs. No pictures."""
+"""Measurements of results: recall and time. No figures."""
 
 from catalyzer.evaluation.benchmarking import Result, measure, neighbours_found
 from catalyzer.evaluation.recall import RANKS, recall_at

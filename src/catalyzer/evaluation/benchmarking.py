@@ -18,13 +18,13 @@ class Result:
     """One row of the final table; times are seconds of wall clock.
 
     Attributes:
-        method: what was measured, such as "catalyzer + lattice".
+        method: measured method, such as "catalyzer + lattice".
         bits: bits of a code.
         recall: recall@k by k, for the k of `RANKS` up to the size of the base.
         training: seconds to train transform and quantizer.
         encoding: seconds to map and code the whole base.
-        search: seconds to map all queries and scan all codes, and to rerank where that was asked for.
-        error: mean over the base of |x - x̂|², in the data's units; None where codes are not decoded.
+        search: seconds to map all queries, scan all codes and, if requested, rerank.
+        error: mean over the base of |x - x̂|², in the data's units; None if codes are not decoded.
     """
 
     method: str
@@ -37,22 +37,22 @@ class Result:
 
     @classmethod
     def load(cls, values: dict[str, Any]) -> Self:
-        """From `asdict` of a result that went through JSON, whose keys are all text."""
+        """Restore a result from the JSON of its `asdict`, whose keys are all text."""
         return cls(**{**values, "recall": {int(k): v for k, v in values["recall"].items()}})
 
 
 def measure(
     method: str, codec: Codec, base: Vectors, queries: np.ndarray, truth: np.ndarray, reranks: Sequence[int] = (0,)
 ) -> list[Result]:
-    """Code `base`, search all `queries` in the codes, compare with the true nearest neighbours.
+    """Encode `base`, search the codes for all `queries`, and compare with the true nearest neighbours.
 
     Args:
-        method: the rows' name; reranked ones have the number of candidates behind it.
-        codec: fitted.
-        base: `(n, d)`, read block by block; only the codes are held.
+        method: name of the rows; for reranked ones the number of candidates follows.
+        codec: fitted codec.
+        base: `(n, d)`, read block by block; only the codes are held in memory.
         queries: `(nq, d)`.
         truth: `(nq, at least 1)` ids of the true nearest neighbours.
-        reranks: a row is measured for each; see `Codec.search`.
+        reranks: numbers of candidates, with a row for each; see `Codec.search`.
     """
     # The first call of a process loads compiled code, and the clocks measure rates. What goes wrong does so before the work.
     codec.search(queries[:1], codec.encode(base[:1]), 1, max(reranks))
@@ -77,14 +77,14 @@ def neighbours_found(
 ) -> np.ndarray:
     """The share of each query's k true nearest neighbours that are among the k found: `(nq,)`.
 
-    It says more of few queries than recall@k, which asks for the nearest one alone.
+    With few queries it is more precise than recall@k, which only counts the nearest one.
 
     Args:
-        codec: fitted.
+        codec: fitted codec.
         base: `(n, d)`, n at least k.
         queries: `(nq, d)`.
         truth: `(nq, at least k)` ids of the true nearest neighbours.
-        k: how many.
+        k: number of neighbours.
         rerank: see `Codec.search`.
     """
     ids = codec.search(queries, codec.encode(base, None), k, rerank)[1]
@@ -92,7 +92,7 @@ def neighbours_found(
 
 
 def squared_error(codec: Codec, codes: np.ndarray, base: Vectors) -> float:
-    """Mean of |x - x̂|² over vectors and what their codes decode to, in the data's units."""
+    """Mean of |x - x̂|² over vectors x and their decoded codes x̂, in the data's units."""
     total = 0.0
     with progress("decoding", len(base), "vectors") as advance:
         for first in range(0, len(base), BLOCK):

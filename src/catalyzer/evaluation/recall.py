@@ -10,7 +10,7 @@ def recall_at(k: int, ids: np.ndarray, ground_truth: np.ndarray) -> float:
     """The share of queries whose true nearest neighbour is among the first k returned ("1-recall@k").
 
     Args:
-        k: how many of the returned ids count.
+        k: number of returned ids that count.
         ids: `(nq, at least k)` returned ids, nearest first.
         ground_truth: `(nq, at least 1)` true ids, nearest first; only the first column is used.
 

@@ -1,4 +1,4 @@
-"""Arrays that are worth computing once, in files."""
+"""A cache of computed arrays, in files."""
 
 import hashlib
 import logging
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 class ArrayCache:
-    """A folder of `.npy` files, one for each thing computed; two processes may compute the same at once.
+    """A folder of `.npy` files, one for each computed array; two processes may compute the same one at once.
 
-    What cannot be read is computed again, and what cannot be written, as on a full disk, stays in memory. Either is a warning
-    and no error, since a cache saves time and nothing else.
+    An unreadable array is computed again, and one that cannot be written, as on a full disk, stays in memory. Both are warnings
+    and not errors, since a cache only saves time.
 
     Args:
-        folder: made when the first array is kept; None keeps arrays in memory, as long as the cache lives.
+        folder: folder of the files, made with the first array; None keeps arrays in memory, as long as the cache exists.
 
     Raises:
         InvalidInput: `folder` is a file, or below one.
@@ -49,7 +49,7 @@ class ArrayCache:
         return file in self._arrays or (self.folder is not None and os.access(self.folder / file, os.R_OK))
 
     def get(self, name: str, key: tuple, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """The array kept under `name` and `key` (whatever decides its content); `compute` makes it if it is not there."""
+        """The array stored under `name` and `key` (all that its content depends on); `compute` makes a missing one."""
         file = _file_name(name, key)
         if file in self._arrays:
             return self._arrays[file]

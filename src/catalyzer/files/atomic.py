@@ -20,13 +20,13 @@ _POSIX = os.name == "posix"  # Windows renames and removes no open file
 def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
     """Write a binary file under a temporary name and rename it, so that a reader sees the old file or the new one.
 
-    A file that is replaced hands down its mode and, where the system allows, its owner; a new one has the mode of the umask.
-    Where `path` is a symbolic link, its target is replaced and the link stays. A hard link keeps the old content. What
-    writers of the same file have left when they were killed is removed.
+    The new file gets the mode and, if the system allows it, the owner of the file that it replaces, else the mode of the umask.
+    If `path` is a symbolic link, its target is replaced and the link stays. A hard link keeps the old content. Temporary files
+    of killed writers of the same file are removed.
 
     Args:
-        path: its folder is made if it is missing.
-        write: writes the content to the open file that it gets.
+        path: path of the file; its folder is made if it is missing.
+        write: function that writes the content to the open file.
 
     Raises:
         Unavailable: the file or its folder cannot be written, as on a full disk; the old file is still there then.
@@ -64,10 +64,10 @@ def write_atomically(path: Path, write: Callable[[Any], None]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes that would write it too; the lock ends with the process, however that ends.
+    """Lock `path` against other processes that would write it; the lock ends with the process, however that ends.
 
-    The lock is on a file `<name>.lock` in the same folder, which is removed at the end. A symbolic link and its target
-    share it. Whoever holds it may take it again, in the same thread.
+    The lock is on a file `<name>.lock` in the same folder, which is removed at the end. A symbolic link and its target share
+    it. A thread that holds it may take it again.
 
     Raises:
         InvalidInput: there is no such folder.
@@ -98,7 +98,7 @@ def _target(path: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Have the new name of a file, too, outlive a power failure, where folders can be synchronized."""
+    """Make the new name of a file survive a power failure, if folders can be synchronized."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -108,7 +108,7 @@ def _sync(folder: Path) -> None:
 
 
 def _opened_and_locked(temporary: Path) -> BinaryIO:
-    """A new file, with a lock that tells other writers of its target that this one lives; it is on the open file."""
+    """A new file, with a lock on it that tells other writers of its target that this writer is alive."""
     while True:
         file = temporary.open("wb")
         if _POSIX:
@@ -121,7 +121,7 @@ def _opened_and_locked(temporary: Path) -> BinaryIO:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove the temporary files of writers of `target` that have been killed, as the locks that are gone show."""
+    """Remove the temporary files of killed writers of `target`, whose locks are gone."""
     if not _POSIX:
         return
     name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}")
@@ -133,7 +133,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _inherit(target: Path, temporary: Path) -> None:
-    """Give a new file the mode, and where possible the owner, of the one that it is to replace, if that may be written."""
+    """Give a new file the mode and, if possible, the owner of the writable file that it will replace."""
     try:
         old = target.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The formats that vectors come in: each read lazily, rows `start` to `stop` at a time. Only this module knows them.
+"""The formats of vector files, each read lazily, rows `start` to `stop` at a time. Only this module knows them.
 
 | ending | what it is |
 |---|---|
@@ -51,9 +51,9 @@ class Rows(ABC):
     """An array in a file, or in a folder of files: rows, each of one number or of `shape[1]` numbers.
 
     Attributes:
-        path: of the file or folder, with the array's name if one was given.
+        path: path of the file or folder, with the array's name if one was given.
         shape: `(n,)` or `(n, d)`.
-        dtype: that of what `read` returns.
+        dtype: dtype of the arrays that `read` returns.
     """
 
     path: Path
@@ -76,7 +76,7 @@ def open_rows(path: Path) -> Rows:
     """Open a file of vectors or of ids, or a folder of them.
 
     Args:
-        path: as a user types it, with the name of an array behind a colon where the file has several.
+        path: path as typed by a user, followed by a colon and the name of an array if the file has several.
 
     Raises:
         InvalidInput: there is no such file or array, or it is empty, truncated or damaged.
@@ -117,7 +117,7 @@ def _container(ending: str, path: Path, file: Path, name: str | None) -> Rows:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that there are of what a user names: one, or all parts of a folder; none where it is missing.
+    """The existing files of a path as typed by a user: one, or all parts of a folder; none if it is missing.
 
     >>> files_of(Path("missing.hdf5:train"))
     []
@@ -127,7 +127,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _split(path: Path) -> tuple[Path, str | None]:
-    """A file or folder, and the name of the array in it if one is given."""
+    """Split a path into file or folder and the name of the array, if one is given."""
     text = str(path)
     heads = [] if path.exists() else [Path(text[: colon.start()]) for colon in re.finditer(":", text)]
     fitting = [head for head in heads if _ending(head) in EXTENSIONS or head.is_dir()]
@@ -150,7 +150,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Opened:
-    """A file that is held open, to see whether it is still what it was."""
+    """A file that is kept open to detect changes."""
 
     def __init__(self, path: Path, file: Path) -> None:
         self.path, self.file = path, file.open("rb")
@@ -158,7 +158,7 @@ class _Opened:
         self.size = self._there.st_size
 
     def check_size(self) -> None:
-        """Raise `InvalidInput` if it was shortened: reading behind the end of a mapped file would kill the process."""
+        """Raise `InvalidInput` if it was truncated: reading beyond the end of a mapped file would kill the process."""
         if (size := os.fstat(self.file.fileno()).st_size) < self.size:
             raise InvalidInput(
                 f"{self.path} was truncated while it was read, from {self.size:,} to {size:,} bytes; start again when it is "
@@ -166,7 +166,7 @@ class _Opened:
             )
 
     def check_place(self) -> None:
-        """Raise `InvalidInput` if there is another file at its place, before it is opened again."""
+        """Raise `InvalidInput` if another file has replaced it, before it is opened again."""
         try:
             now = self._at.stat()
         except OSError:
@@ -177,7 +177,7 @@ class _Opened:
 
 
 class _Mapped(Rows):
-    """Rows that lie in a file as they are in memory.
+    """Rows of a memory-mapped file.
 
     Args:
         opened: the file that is mapped.
@@ -315,16 +315,16 @@ class _Forward(Rows):
 
 
 class _Unpacked(_Forward):
-    """Rows that lie one behind the other in what a stream of bytes unpacks to.
+    """Consecutive rows in a compressed stream of bytes.
 
-    It is unpacked from the beginning again where what is asked for lies before what was read last.
+    It is unpacked from the beginning again if requested rows are before those read last.
 
     Args:
         opened: the packed file.
         stream: opens what it unpacks to at its beginning.
-        offset: where the rows begin, in bytes.
+        offset: beginning of the rows, in bytes.
         row: type of a row, of a vecs file with its dimension.
-        shape: of all rows.
+        shape: shape of all rows.
     """
 
     def __init__(
@@ -438,7 +438,7 @@ def _open_npz(path: Path, file: Path, name: str | None) -> Rows:
 
 
 def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[Any, ...]], what: str = "arrays") -> str:
-    """The name of the array that a user means: the one that is named, or the only one, or the only one of two dimensions."""
+    """The name of the array to read: the given name, or the only array, or the only one of two dimensions."""
     if name is not None:
         for each in (name, name.strip("/")):
             if each in shapes:
@@ -469,9 +469,9 @@ class _Sliced(Rows):
     Args:
         opened: the file that they come from.
         slices: `slices[start:stop]` is something that `convert` makes an array of.
-        shape: of all.
-        dtype: of what `convert` makes.
-        convert: to an array.
+        shape: shape of all rows.
+        dtype: dtype of the output of `convert`.
+        convert: function that converts a slice to an array.
     """
 
     def __init__(
@@ -534,7 +534,7 @@ def _open_safetensors(path: Path, file: Path, name: str | None) -> Rows:
 class _Column(_Forward):
     """A column of an Arrow table, numbers or lists of them.
 
-    It is read forward; where what is asked for lies before what was read last, from there again.
+    It is read forward; if requested rows are before those read last, it is opened again at these rows.
 
     Args:
         opened: the file.
@@ -608,7 +608,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _columns(path: Path, name: str | None, schema: Any, n: int) -> str:
-    """The name of the column that a user means."""
+    """The name of the column to read."""
     from pyarrow import types
 
     def is_number(kind: Any) -> bool:
@@ -688,7 +688,7 @@ def _each(path: Path, items: Iterator[Any]) -> Iterator[Any]:
 
 
 class _Parts(_Forward):
-    """The rows of all files in a folder, one behind the other; one file at a time is open."""
+    """The rows of all files in a folder, in order; one file at a time is open."""
 
     def __init__(self, path: Path, folder: Path, name: str | None) -> None:
         self.path, self._name = path, name
@@ -737,7 +737,7 @@ class _Parts(_Forward):
 
 
 def _parts_of(folder: Path) -> list[Path]:
-    """The vector files in a folder, in natural order, without those that Spark and others hide by a dot or an underscore.
+    """The vector files in a folder, in natural order, without those that Spark and others hide by a dot or underscore.
 
     Raises:
         InvalidInput: there are some in folders below it, which would be left out.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with the user's folder in the place of `~`; a user that there is not stays as it is typed.
+    """The path with `~` replaced by the user's folder; the name of an unknown user is left unchanged.
 
     >>> str(expanded("~nobody-of-this-name"))
     '~nobody-of-this-name'

@@ -1,4 +1,4 @@
-"""One door to all vectors in files, of whatever format (`catalyzer.files.formats`): read lazily, and checked as read."""
+"""Vectors in files of any format (`catalyzer.files.formats`): read lazily, and checked when read."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,13 +26,13 @@ _File = TypeVar("_File", bound="VectorFile")
 class VectorFile:
     """Vectors in a file or a folder of files, `(n, d)`, read only where sliced; a slice is an ndarray in the file's own dtype.
 
-    Every slice is checked: rows of different dimension, NaN and infinity, and a file that has been shortened meanwhile raise
+    Every slice is checked: rows of different dimension, NaN, infinity, and a file truncated since it was opened raise
     `InvalidInput` with file and row number. bfloat16, which NumPy does not know, is read as float32.
 
     Args:
-        path: see `catalyzer.files.formats`, such as "x.fvecs", "x.hdf5:train" or a folder of .npy files.
-        limit: use only the first `limit` rows.
-        finite: refuse NaN and infinity; else they are for the caller to find.
+        path: path as in `catalyzer.files.formats`, such as "x.fvecs", "x.hdf5:train" or a folder of .npy files.
+        limit: number of rows to use, from the first; None is all.
+        finite: whether NaN and infinity are refused; if not, the caller has to check for them.
 
     Raises:
         InvalidInput: a file that is missing, empty, truncated, of a wrong extension, or whose header disagrees with
@@ -92,7 +92,7 @@ class VectorFile:
         return self._with(min(n, len(self)), self.finite)
 
     def unchecked(self) -> Self:
-        """The same rows, of which NaN and infinity are for the caller to find."""
+        """The same rows, without the check for NaN and infinity."""
         return self._with(len(self), False)
 
     def _with(self, n: int, finite: bool) -> Self:
@@ -109,13 +109,12 @@ def _reopened(cls: type[_File], path: Path, rows: int, finite: bool) -> _File:
 
 
 class MappedVectors:
-    """What a function makes of vectors, `(n, d)` float32, block by block where they are sliced, so that nothing is held.
+    """A function's outputs for vectors, `(n, d)` float32, computed when they are sliced and not stored.
 
     Args:
         vectors: `(n, d_in)`, in memory or in a file.
-        d: dimension of what is made.
-        function: of `(m, d_in)` rows and the number of the first of them; returns `(m, d)` float32. What it raises, a slice
-            raises.
+        d: dimension of the outputs.
+        function: takes `(m, d_in)` rows and the number of the first, and returns `(m, d)` float32. Slices raise what it raises.
 
     >>> x = np.array([[1, 2], [3, 4], [5, 6]], np.uint8)
     >>> doubled = MappedVectors(x, 2, lambda rows, first: np.float32(2) * rows)
@@ -197,7 +196,7 @@ def check_finite(block: np.ndarray, name: str, first_row: int = 0) -> None:
 
 
 def too_large(vector: np.ndarray, row: int) -> str:
-    """What to say of a vector with components above `LARGEST`."""
+    """Text of an error about a vector with components above `LARGEST`."""
     return (
         f"row {row:,} contains numbers up to {np.abs(vector).max():.1g}, too large for float32 squares; remove it, or multiply "
         f"all vectors, queries too, by the same small number so that none is above {LARGEST:.0e}"
@@ -205,7 +204,7 @@ def too_large(vector: np.ndarray, row: int) -> str:
 
 
 def as_float32(block: np.ndarray) -> np.ndarray:
-    """The same vectors as C-contiguous float32; no copy where they are that already."""
+    """The same vectors as C-contiguous float32; without a copy if they already are."""
     return np.ascontiguousarray(block, dtype=np.float32)
 
 

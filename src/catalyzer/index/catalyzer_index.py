@@ -32,7 +32,7 @@ from catalyzer.parts import Trust
 from catalyzer.progress import progress
 from catalyzer.threads import limited
 
-# One large computation at a time in a process. Searches for few queries run beside it.
+# One large computation at a time in a process. Searches for few queries run in parallel to it.
 _COMPUTING = threading.Lock()
 _SAVING = threading.Lock()  # threads take turns; what other processes write is refused
 
@@ -51,24 +51,25 @@ if hasattr(os, "register_at_fork"):
 
 
 class CatalyzerIndex:
-    """Vectors as codes of a trained transform and a quantizer, and the search in them.
+    """An index: vectors stored as codes of a trained transform and quantizer, and the search in these codes.
 
-    Several threads may call its methods at once. Searches for a few queries run side by side, larger ones take turns; all see
+    Several threads may call its methods at once. Searches for a few queries run in parallel, larger ones take turns. Each sees
     all of an addition or none of it.
 
     Args:
-        bits: of a code, at most; 64 make 8 bytes.
-        metric: "l2"; "cosine", where lengths say nothing; or "ip", the inner product.
-        max_norm: for "ip", the largest norm that a vector to add may have; by default that of all vectors given to `fit`.
-        d_out: dimension that vectors are mapped to; "auto" tries which suits the data.
+        bits: largest number of bits of a code; 64 is 8 bytes.
+        metric: "l2"; "cosine", which ignores lengths; or "ip", the inner product.
+        max_norm: for "ip", the largest allowed norm of an added vector; by default the largest norm of all vectors given to
+            `fit`.
+        d_out: dimension of the mapped vectors; "auto" chooses it for the data.
         hidden: width of the networks, 1,024 by default; a linear map has none.
-        decoder: train a decoder, for searches in two stages and for `reconstruct`.
-        method: "auto" trains a network, and takes a linear map where that finds as much of vectors held out; "linear" takes the
-            linear map at once, which is fitted in seconds.
-        ivf: number of inverted lists; a search scans those nearest to the query. 0 makes none, and a search scans all codes.
-            4 to 16 times the square root of the number of vectors is a good number.
-        overrides: settings of `src/train.py`, written as on its command line: other networks, quantizers and losses, also
-            of your own modules.
+        decoder: whether a decoder is trained, for searches in two stages and for `reconstruct`.
+        method: "auto" trains a network, and takes a linear map if that finds as many of the held-out vectors; "linear" only
+            fits the linear map, in seconds.
+        ivf: number of inverted lists; a search scans those nearest to the query. With 0 a search scans all codes. 4 to 16 times
+            the square root of the number of vectors is a good number.
+        overrides: settings of `src/train.py`, as on its command line: other networks, quantizers and losses, also of your own
+            modules.
 
     Raises:
         InvalidInput: other values.
@@ -126,11 +127,11 @@ class CatalyzerIndex:
         """An empty index of a trained codec, such as that of a run.
 
         Args:
-            codec: trained; it is not copied, and its networks are put into evaluation mode.
-            metric: "l2", or "cosine" for a codec that was trained on vectors of norm 1.
+            codec: trained codec; it is not copied, and its networks are set to evaluation mode.
+            metric: "l2", or "cosine" for a codec trained on vectors of norm 1.
 
         Raises:
-            InvalidInput: "ip", whose longest norm only `fit` learns; or a quantizer that is not fitted.
+            InvalidInput: "ip", whose largest norm only `fit` learns; or a quantizer that is not fitted.
 
         >>> from catalyzer.nn import Identity
         >>> from catalyzer.quantizers import LatticeQuantizer
@@ -198,7 +199,7 @@ class CatalyzerIndex:
 
     @property
     def bits(self) -> int:
-        """Of a code: those that carry information once it is trained, before that the most there may be."""
+        """Bits of a code: once trained, those that carry information; before that, the upper limit."""
         if self._contents is not None:
             return self._contents.codec.quantizer.bits
         assert self._options is not None
@@ -211,17 +212,17 @@ class CatalyzerIndex:
 
     @property
     def ntotal(self) -> int:
-        """How many vectors there are."""
+        """Number of vectors."""
         return 0 if self._contents is None else len(self._contents.ids)
 
     @property
     def ivf(self) -> int:
-        """How many lists the codes are in; 0 where there are none."""
+        """Number of inverted lists; 0 without lists."""
         return self._ivf
 
     @property
     def validation(self) -> Validation | None:
-        """What the training found of vectors that it held out; None for an index that was not trained by `fit`."""
+        """Recall on vectors held out of the training; None for an index that `fit` did not train."""
         return self._trained().validation
 
     @property
@@ -245,29 +246,29 @@ class CatalyzerIndex:
     ) -> Self:
         """Train transform, decoder and query network, fit the quantizer, and partition the sphere into lists.
 
-        At most 602,000 of the vectors are used, spread evenly over `learn`. A sixteenth to a fifth of them is held out, and the
-        epoch with the best recall on these is kept. Training seeds the random generators of torch, NumPy and Python, so the
+        At most 602,000 of the vectors are used, spread evenly over `learn`. A sixteenth to a fifth of them are held out, and
+        the epoch with the best recall on these is kept. Training seeds the random generators of torch, NumPy and Python, so the
         same call gives the same networks on the same machine. Searches for many queries wait in other threads until it ends.
 
         Args:
-            learn: `(n, d)`, at least 500 of them, like those that will be added.
-            epochs: passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
-            budget: a duration such as "90s", "10min" or "2h" instead: a few steps are timed, and as many epochs are trained as
-                fit, at most 300. The learning rate follows its schedule over exactly these. Lists come on top: seconds for
-                thousands. "0" is `method="linear"`.
-            folder: keep the training here, so that the same call resumes one that was interrupted. By default a temporary
+            learn: `(n, d)` training vectors, at least 500, similar to those that will be added.
+            epochs: number of passes over the training vectors, 20 by default. 40 find a little more; see docs/index.md.
+            budget: a duration instead of epochs, such as "90s", "10min" or "2h". A few steps are timed, and as many epochs as
+                fit are trained, at most 300. The learning rate follows its schedule over exactly these. Inverted lists take
+                additional seconds for thousands of lists. "0" is `method="linear"`.
+            folder: folder of the training, from which the same call resumes after an interruption. By default a temporary
                 folder, which is removed when the index is saved. It is kept, and its path logged, if the training is
-                interrupted, the index cannot be saved, or the program ends by an error before that.
-            skip_invalid: leave out vectors with NaN or infinity (for "cosine", of norm 0 too), instead of refusing all.
+                interrupted, the index cannot be saved, or the program ends with an error before.
+            skip_invalid: whether vectors with NaN or infinity (for "cosine", also zeros) are skipped, instead of refusing all.
 
         Returns:
             The index itself.
 
         Raises:
-            InvalidInput: too few vectors, also for so many lists, invalid ones, both epochs and budget, a budget too small for
-                one epoch, settings that have no effect, a folder of another training, a quantizer that searches no lists, a
-                vector longer than `max_norm`, an index that comes from a file or a codec, or one that holds vectors already,
-                whose codes would become void.
+            InvalidInput: too few vectors, for the training or the lists; invalid vectors, or one longer than `max_norm`; both
+                epochs and budget, or a budget too small for one epoch; settings without effect; a folder of another training; a
+                quantizer without search in lists; an index that comes from a file or a codec, or that already has vectors,
+                whose codes would become invalid.
             Unavailable: the folder cannot be written.
         """
         if epochs is not None and budget is not None:
@@ -332,20 +333,20 @@ class CatalyzerIndex:
         return self
 
     def add(self, vectors: VectorSource, ids: np.ndarray | None = None, *, skip_invalid: bool = False) -> np.ndarray:
-        """Code vectors and add them, block by block; if one is refused, none is added.
+        """Encode vectors and add them, block by block; if one is refused, none is added.
 
         Args:
             vectors: `(n, d)`; n may be 0.
-            ids: `(n,)` integers, distinct, not in the index yet, and not -1, which means nothing found. By default they
-                continue from the largest id that there has been: 0 to n - 1 at first.
-            skip_invalid: leave out vectors with NaN or infinity (for "cosine", zeros only too), and their ids.
+            ids: `(n,)` distinct integers that are not in the index, and not -1, which means that nothing was found. By default
+                they continue from the largest id so far: 0 to n - 1 at first.
+            skip_invalid: whether vectors with NaN or infinity (for "cosine", also zeros) are skipped, with their ids.
 
         Returns:
-            `(m,)` int64, the rows that were left out.
+            `(m,)` int64, the skipped rows.
 
         Raises:
-            InvalidInput: not trained, another dimension, invalid vectors, ids that do not fit or are there already, or for
-                "ip" a vector that is longer than all given to `fit`, or than `max_norm`.
+            InvalidInput: an untrained index, another dimension, invalid vectors, invalid or existing ids, or for "ip" a vector
+                longer than all given to `fit`, or than `max_norm`.
         """
         with self._writing:
             old = self._trained()
@@ -359,14 +360,14 @@ class CatalyzerIndex:
         return np.flatnonzero(~valid)
 
     def update(self, ids: np.ndarray, vectors: VectorSource) -> None:
-        """Replace the vectors of ids that are in the index; readers see all of the new ones or none.
+        """Replace the vectors of existing ids; readers see all of the new ones or none.
 
         Args:
             ids: `(n,)` integers, distinct.
             vectors: `(n, d)`; row i is the new vector of `ids[i]`.
 
         Raises:
-            InvalidInput: an id that is not there or comes twice, or what `add` refuses of vectors; nothing changes then.
+            InvalidInput: a missing or repeated id, or vectors that `add` refuses; then nothing changes.
 
         >>> from catalyzer.nn import Identity
         >>> from catalyzer.quantizers import LatticeQuantizer
@@ -407,34 +408,35 @@ class CatalyzerIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k vectors nearest to each query, by their codes.
 
-        With the lattice and the networks of this package, a query finds the same alone and among others.
+        With the lattice and the networks of this package, a query has the same results alone and in a batch.
 
         Args:
-            queries: `(nq, d)`, read block by block; or one, `(d,)`, whose results are `(k,)`.
+            queries: `(nq, d)`, read block by block; or one query, `(d,)`, whose results are `(k,)`.
             k: neighbours per query, at most 1,024 or as many as there are vectors.
-            rerank: candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is the first
-                stage alone. By default ten times k, from 50 to 500; if all blocks are scanned, 0 without a trained decoder.
-            nprobe: lists to scan per query, those nearest to it, 16 by default. All of them find what an index without lists
-                would. Of some ids alone, so many lists are scanned by default that they hold as many of these, and all where
-                less than an eighth of the vectors is allowed.
-            blocks: scan only so many blocks of each code, the first ones, and rerank by the whole codes; by default all. It is
+            rerank: number of candidates of the first stage that are decoded and ranked by distance to the decoded vectors; 0 is
+                the first stage alone. By default ten times k, from 50 to 500; without a trained decoder 0, if all blocks are
+                scanned.
+            nprobe: number of lists to scan per query, the nearest ones, 16 by default. With all lists the results are those of
+                an index without lists. With `ids` or `exclude` the default grows, so that as many codes are scanned; if less
+                than an eighth of the vectors is allowed, all lists are.
+            blocks: number of blocks of each code to scan, from the first, before reranking by full codes; by default all. It is
                 for nested codes (`catalyzer.nested=true`), whose first blocks find nearly as much as codes of their size.
-            ids: search only these: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file of
-                ids. Those that the index does not hold are ignored.
-            exclude: do not find these; as `ids`.
-            threads: at most so many; by default all that numba and torch may use.
+            ids: the only ids to search: `(m,)` integers, a `range`, a mask `(n,)` bool whose element i is for id i, or a file
+                of ids. Ids that are not in the index are ignored.
+            exclude: ids that are not searched; same types as `ids`.
+            threads: largest number of threads; by default all that numba and torch may use.
 
         Returns:
-            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. Where the index, its lists or the allowed ids hold
-            fewer than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf.
-            For "l2", `D` are squared distances as `Codec.search` defines them. For "cosine" and "ip" they are similarities to
-            the decoded vectors. With rerank=0, or with blocks and a linear map, they compare points on the sphere, for "ip" by
-            their cosine. Codes with a gain have points of any norm: there the score is 1 - d / 2 of the squared distance d, in
-            units of the mean square norm. It orders results, but it is no cosine.
+            `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. If the index, its lists or the allowed ids have fewer
+            than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf. For "l2", `D` are squared distances
+            as `Codec.search` defines them. For "cosine" and "ip" they are similarities to the decoded vectors. With rerank=0,
+            or with blocks and a linear map, they compare points on the sphere, for "ip" by their cosine. Codes with a gain have
+            points of any norm: there the score is 1 - d / 2 of the squared distance d, in units of the mean square norm. It
+            orders results, but is not a cosine.
 
         Raises:
-            InvalidInput: not trained, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
-                without lists or beyond their number, more blocks than a code has, an invalid query, or what are no ids.
+            InvalidInput: an untrained index, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
+                without lists or beyond their number, more blocks than a code has, an invalid query, or invalid ids.
             Unavailable: the results do not fit into memory.
         """
         contents = self._trained()
@@ -459,18 +461,18 @@ class CatalyzerIndex:
         """All vectors within a radius of each query.
 
         With rerank=0 it compares distances on the sphere, and finds every code within the radius. Vectors are spread evenly
-        there, so one radius finds similarly many for all queries (appendix C of the paper). Otherwise it compares squared
-        distances to the decoded vectors, or similarities to them. Candidates are then decoded by their distance on the sphere,
-        ever more of them, until the farther half has none within the radius.
+        there, so one radius finds a similar number for all queries (appendix C of the paper). Otherwise it compares squared
+        distances to the decoded vectors, or similarities to them. It decodes candidates in the order of their distance on the
+        sphere, more and more of them, until the farther half has none within the radius.
 
         Args:
             queries: as for `search`.
-            radius: results are nearer than this, D < radius, by the distance alone, without the share that the distance on the
-                sphere has in `search`; for "cosine" and "ip" more similar, D > radius.
-            expected: instead, the radius with which these queries find so many on average. `D.max()`, for similarities
-                `D.min()`, is the radius for others.
-            rerank: candidates to begin with, 500 by default; 0 compares on the sphere.
-            nprobe: as for `search`; nothing outside of these lists is found.
+            radius: upper limit of the distances, D < radius, to the decoded vectors alone, without the share of the distance on
+                the sphere in `search`; for "cosine" and "ip" lower limit of the similarities, D > radius.
+            expected: instead of a radius, the number of results per query on average. `D.max()`, for similarities `D.min()`, is
+                the radius for other queries.
+            rerank: number of candidates to begin with, 500 by default; 0 compares on the sphere.
+            nprobe: as for `search`; nothing outside these lists is found.
             ids: as for `search`, like exclude and threads.
 
         Returns:
@@ -508,10 +510,10 @@ class CatalyzerIndex:
         """Measure recall against exact search, and time, over a grid of settings.
 
         Args:
-            queries: `(nq, d)`, like those to come; 1,000 or more tell recalls apart.
-            base: the vectors that the index holds, all of them, which are searched exactly.
-            truth: instead, the `(nq, at least k)` ids of the true neighbours, nearest first.
-            ids: of the rows of `base`; by default 0 to n - 1, as `add` gives them.
+            queries: `(nq, d)` queries like the future ones; with 1,000 or more, recalls can be told apart.
+            base: all vectors in the index, for an exact search.
+            truth: instead of a base, the `(nq, at least k)` ids of the true neighbours, nearest first.
+            ids: ids of the rows of `base`; by default 0 to n - 1, as in `add`.
             k: neighbours per query.
             rerank: numbers of candidates to try; by default 0, and with a trained decoder 20 to 500.
             nprobe: numbers of lists to try; by default the powers of two from 2 to 128.
@@ -521,7 +523,8 @@ class CatalyzerIndex:
             An `Evaluation`, with `rows`, `table()`, `figure()` and `cheapest(recall)`.
 
         Raises:
-            InvalidInput: other vectors than the index holds, not exactly one of base and truth, or what `search` refuses.
+            InvalidInput: a base other than the vectors in the index, not exactly one of base and truth, or what `search`
+                refuses.
         """
         contents = self._trained()
 
@@ -532,10 +535,10 @@ class CatalyzerIndex:
         return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, rerank=rerank, nprobe=nprobe)
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
-        """The vectors, `(n, d)` float32, that the codes of `(n,)` ids decode to; for "cosine" of norm 1.
+        """Decode the codes of `(n,)` ids to `(n, d)` float32 vectors; for "cosine" of norm 1.
 
         Raises:
-            InvalidInput: an id that is not there, or no decoder.
+            InvalidInput: a missing id, or no decoder.
         """
         contents = self._trained()
         rows = rows_of(as_ids(ids), contents)
@@ -544,10 +547,10 @@ class CatalyzerIndex:
         return contents.metric.restore(decoded) if len(rows) else np.empty((0, contents.d), np.float32)
 
     def remove(self, ids: np.ndarray) -> int:
-        """Remove the vectors of `(n,)` ids, which are not given out again; returns how many there were.
+        """Remove the vectors of `(n,)` ids, which are not reused by default; returns their number.
 
         Raises:
-            InvalidInput: an id that is not there; nothing is removed then.
+            InvalidInput: a missing id; then nothing is removed.
         """
         with self._writing:
             old = self._trained()
@@ -556,10 +559,10 @@ class CatalyzerIndex:
         return len(old.ids) - len(left.ids)
 
     def merge(self, other: "CatalyzerIndex") -> None:
-        """Add all vectors of another index, with their ids; the other one stays as it is.
+        """Add all vectors of another index, with their ids; the other one stays the same.
 
         Raises:
-            InvalidInput: no index, one of another codec, metric or partition, whose codes mean other vectors, or an id of both.
+            InvalidInput: not an index; another codec, metric or partition, by which codes have another meaning; or a common id.
         """
         if not isinstance(other, CatalyzerIndex):
             raise InvalidInput(f"expected a CatalyzerIndex to merge, got {type(other).__name__}; load it first")
@@ -582,12 +585,12 @@ class CatalyzerIndex:
         """Write the index to one file (docs/format.md), atomically.
 
         Args:
-            path: of the file; its folder is made if it is missing.
-            overwrite: replace the file also where it has changed since this index was loaded from it or saved to it.
+            path: path of the file; its folder is made if it is missing.
+            overwrite: whether a file that has changed since this index was loaded from it or saved to it is replaced.
 
         Raises:
-            InvalidInput: not trained, or a part of your own that no file can hold.
-            Conflict: the file has changed, so that what another process has saved would be lost.
+            InvalidInput: an untrained index, or a part of your own that cannot be stored in a file.
+            Conflict: the file has changed, and another process's save would be lost.
             Unavailable: another process writes the file, or it cannot be written, as on a full disk.
         """
         path = expanded(path)
@@ -614,14 +617,14 @@ class CatalyzerIndex:
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool = False, trust: Trust = ()) -> Self:
-        """Read what `save` wrote; nothing in the file is unpickled, and no code runs but that of modules that you trust.
+        """Read an index file; nothing in it is unpickled, and only code of modules that you trust runs.
 
         Args:
-            path: of the file.
-            mmap: leave ids and codes in the file, so that loading takes no longer for many vectors than for few, and processes
-                share the memory; the first addition copies them. They are not compared with their checksums then: run
-                `catalyzer verify` before you save what was added, or damage would be saved too.
-            trust: modules beside this package whose classes the file may name; their code runs.
+            path: path of the file.
+            mmap: whether ids and codes stay in the file, memory-mapped. Loading then takes the same time for any number of
+                vectors, and processes share the memory; the first addition copies them. They are not compared with their
+                checksums: run `catalyzer verify` before you save an addition, or damage would be saved too.
+            trust: other modules whose classes the file may name; their code runs.
 
         Raises:
             InvalidInput: no such file, not an index, or one of a later format.
@@ -682,11 +685,11 @@ def _encode(
     """Code all vectors of a source, block by block.
 
     Args:
-        contents: of the index, whose codec and lists are used.
+        contents: contents of the index, whose codec and lists are used.
         source: `(n, d)`.
         codes: `(n, code_size)` uint8, of which the first m rows are written for the m valid vectors.
         skip_invalid: leave out vectors that cannot be compared.
-        description: what the progress display says.
+        description: text of the progress display.
 
     Returns:
         `(m,)` int32, the lists that the vectors belong to, empty without lists; `(n,)` bool, which vectors are valid.

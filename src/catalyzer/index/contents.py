@@ -1,4 +1,4 @@
-"""What an index holds at one moment, checked to fit together."""
+"""The contents of an index at one moment, checked to fit together."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +17,13 @@ MAX_CODE_SIZE = 1 << 14  # bytes
 
 @dataclass(frozen=True)
 class Validation:
-    """What a trained codec found of vectors that were held out of the training.
+    """Recall of a trained codec on vectors held out of the training.
 
     Attributes:
         recall: recall@k by k, from 0 to 1.
-        base: vectors that were searched.
-        queries: how many there were.
-        rerank: candidates that were reranked.
+        base: number of vectors that were searched.
+        queries: number of queries.
+        rerank: number of candidates that were reranked.
     """
 
     recall: dict[int, float]
@@ -34,16 +34,16 @@ class Validation:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that an index holds at one moment.
+    """All contents of an index at one moment.
 
     Attributes:
-        codec: trained.
-        metric: fitted.
+        codec: trained codec.
+        metric: fitted metric.
         ids: `(n,)` int64, distinct.
         codes: `(n, code_size)` uint8; row i is the code of `ids[i]`.
-        last_id: the largest id that there is or has been, at least -1.
-        lists: the inverted lists that ids and codes are sorted by, if any.
-        validation: of the training, where `fit` made it.
+        last_id: largest id so far, at least -1.
+        lists: inverted lists, in whose order ids and codes are; None without lists.
+        validation: recall on held-out vectors, if `fit` trained the codec.
 
     Raises:
         InvalidInput: they do not fit together.
@@ -78,12 +78,12 @@ class Contents:
 
     @cached_property
     def _by_id(self) -> np.ndarray | None:
-        """Rows in the order of their ids; None where that is their order already."""
+        """Rows in the order of their ids; None if they are already in that order."""
         ids = np.asarray(self.ids)
         return None if (ids[1:] > ids[:-1]).all() else np.argsort(ids, kind="stable")
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of `(m,)` int64 ids, -1 for those that are not there: `(m,)` int64."""
+        """The rows of `(m,)` int64 ids, -1 for missing ones: `(m,)` int64."""
         if not len(self.ids):
             return np.full(len(ids), -1)
         at = np.minimum(np.searchsorted(self.ids, ids, sorter=self._by_id), len(self.ids) - 1)
@@ -91,7 +91,7 @@ class Contents:
         return np.where(self.ids[rows] == ids, rows, -1)
 
     def only(self, rows: np.ndarray) -> "Contents":
-        """The contents of `(m,)` rows, ascending, in arrays of their own, also where all are mapped from a file."""
+        """The contents of `(m,)` rows, ascending, copied into new arrays, also if all are mapped from a file."""
         lists = None if self.lists is None else self.lists.only(rows)
         return replace(self, ids=np.asarray(self.ids)[rows], codes=np.asarray(self.codes)[rows], lists=lists)
 

@@ -1,4 +1,4 @@
-"""What an index finds of a user's own queries, and how long that takes, over a grid of settings."""
+"""Recall and time of a user's queries over a grid of settings."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,16 +33,16 @@ Time = Literal["alone", "together"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a search with one setting finds, shares from 0 to 1, and how long it takes, in µs per query.
+    """Recall of a search with one setting, as shares from 0 to 1, and its time, in µs per query.
 
     Attributes:
-        rerank: candidates that were reranked.
-        nprobe: lists that were scanned; 0 of an index without lists.
-        recall_at_1: queries whose true nearest neighbour came first.
-        recall_at_k: queries whose true nearest neighbour was among the first k.
-        overlap: of the k true nearest neighbours, those among the k that were found ("k-recall@k").
-        alone: one query after the other; the median.
-        together: all queries in one call.
+        rerank: number of candidates that were reranked.
+        nprobe: number of lists that were scanned; 0 for an index without lists.
+        recall_at_1: share of queries whose true nearest neighbour came first.
+        recall_at_k: share of queries whose true nearest neighbour was among the first k.
+        overlap: share of the k true nearest neighbours that were among the k found ("k-recall@k").
+        alone: median time of a query, with one query per call.
+        together: time per query, with all queries in one call.
     """
 
     rerank: int
@@ -63,10 +63,10 @@ class Evaluation:
 
     Attributes:
         k: results per query.
-        queries: how many there were.
-        vectors: how many were searched.
-        code_size: bytes of a code; the index holds 8 more for each id.
-        rows: a search with each setting.
+        queries: number of queries.
+        vectors: number of vectors that were searched.
+        code_size: bytes of a code; the index has 8 more for each id.
+        rows: results, one for each setting.
     """
 
     k: int
@@ -76,14 +76,14 @@ class Evaluation:
     rows: list[Measured]
 
     def cheapest(self, recall: float, what: Time = "alone") -> Measured:
-        """The fastest setting whose R@k is above a wanted one by two standard errors, so that it holds for other queries.
+        """The fastest setting whose R@k exceeds a target by two standard errors, so that other queries reach it too.
 
         Args:
             recall: R@k, from 0 to 1.
-            what: the time that counts.
+            what: which time is compared.
 
         Raises:
-            InvalidInput: none is.
+            InvalidInput: no setting reaches it.
         """
         if not 0 < finite("recall", recall) < 1:
             raise InvalidInput(f"recall must be a share between 0 and 1, such as 0.9; got {recall}")
@@ -106,11 +106,11 @@ class Evaluation:
         return (share * (1 - share) / n) ** 0.5
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as numbers, lists and dicts."""
+        """The evaluation as numbers, lists and dicts."""
         return asdict(self)
 
     def table(self) -> "Table":
-        """For a terminal."""
+        """The evaluation as a table for a terminal."""
         from rich.table import Table
 
         title = f"{self.vectors:,} vectors in {self.code_size} bytes each and 8 for an id, {self.queries:,} queries"
@@ -127,7 +127,7 @@ class Evaluation:
         return table
 
     def figure(self) -> "Figure":
-        """R@k against time, a line for each number of candidates."""
+        """Recall@k against time, one line for each number of candidates."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -158,7 +158,7 @@ class Evaluation:
 
 
 def figure_format(path: Path) -> str:
-    """What matplotlib calls the format that a file's name asks for; raises `InvalidInput` where none can be written."""
+    """matplotlib's name of the format that a file's extension names; raises `InvalidInput` for one that it cannot write."""
     if (kind := path.suffix[1:].lower()) not in ("png", "svg", "pdf"):
         raise InvalidInput(f"{path}: expected a name that ends in .png, .svg or .pdf")
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -185,9 +185,9 @@ def evaluate(
     """See `CatalyzerIndex.evaluate`.
 
     Args:
-        contents: of the index.
-        search: in it, for k results.
-        queries: as the user gave them, like the rest.
+        contents: contents of the index.
+        search: search in it, for k results.
+        queries: queries as given by the user, like the rest.
     """
     source, _ = open_queries(queries, contents.d)
     if (base is None) == (truth is None):

@@ -1,7 +1,7 @@
 """The file of an index, a safetensors file; docs/format.md describes it.
 
-Nothing in a file is believed before it is checked: the safetensors library checks the structure, a digest and checksums the
-content, and nothing is unpickled.
+Nothing in a file is trusted before it is checked: the safetensors library checks the structure, a digest and checksums check
+the content, and nothing is unpickled.
 """
 
 import hashlib
@@ -76,11 +76,11 @@ def write(path: Path, contents: Contents) -> str:
     """Write an index atomically.
 
     Returns:
-        The digest in its header, which is that of all its content: ids and codes are in it by their checksums.
+        The digest in its header, which covers all its content: ids and codes by their checksums.
 
     Raises:
-        InvalidInput: a part that no file can hold; see `catalyzer.parts.describe`.
-        Unavailable: the file cannot be written, as on a full disk; what was at `path` is still there then.
+        InvalidInput: a part that cannot be stored in a file; see `catalyzer.parts.describe`.
+        Unavailable: the file cannot be written, as on a full disk; the old file then stays.
     """
     codec = contents.codec
     header = _Index(
@@ -121,7 +121,7 @@ def write(path: Path, contents: Contents) -> str:
 
 
 def digest_of(path: Path) -> str | None:
-    """The digest in the header of an index; None where there is no index that can be read."""
+    """The digest in the header of an index; None if there is no readable index."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -135,8 +135,8 @@ def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:
     """Read an index that `write` wrote.
 
     Args:
-        path: of the file.
-        mmap: leave ids and codes in the file, as read-only memory maps, without comparing them with their checksums.
+        path: path of the file.
+        mmap: whether ids and codes stay in the file, as read-only memory maps, and are not compared with their checksums.
         trust: modules whose classes the file may name; see `catalyzer.parts.find_class`.
 
     Raises:

@@ -48,10 +48,10 @@ def as_ids(ids: Any) -> np.ndarray:
 
 
 def ids_for(n: int, ids: Any, contents: Contents) -> np.ndarray:
-    """`(n,)` int64 ids of vectors that are to be added: `ids`, checked, or those that follow the largest so far.
+    """`(n,)` int64 ids of vectors to add: the checked `ids`, or those that follow the largest so far.
 
     Raises:
-        InvalidInput: not one for each vector, the same twice, -1, or one that is in the index.
+        InvalidInput: not one id for each vector, a repeated id, -1, or an id that is in the index.
     """
     if ids is None:
         if contents.last_id >= MAX_ID - n:
@@ -94,12 +94,12 @@ def check_new(ids: np.ndarray, contents: Contents) -> None:
 
 
 def rows_allowed(contents: Contents, ids: Any, exclude: Any) -> np.ndarray | None:
-    """The rows that a search may find, `(m,)` int64, ascending; None for all of them.
+    """The rows that a search may find, `(m,)` int64, ascending; None is all.
 
     Args:
-        contents: of the index.
-        ids: allowed ones, as `CatalyzerIndex.search` takes them; None for all.
-        exclude: ids that may not be found, in the same forms; None for none.
+        contents: contents of the index.
+        ids: allowed ids, as in `CatalyzerIndex.search`; None is all.
+        exclude: ids that are not searched, of the same types; None is none.
 
     Raises:
         InvalidInput: neither ids nor a mask of them.
@@ -165,7 +165,7 @@ def rows_of(ids: np.ndarray, contents: Contents) -> np.ndarray:
     """`(n,)` int64 rows of `(n,)` ids.
 
     Raises:
-        InvalidInput: one is not in the index.
+        InvalidInput: an id is not in the index.
     """
     rows = contents.find(ids)
     missing = rows < 0

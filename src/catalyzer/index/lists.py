@@ -1,7 +1,7 @@
-"""Inverted lists: codes partitioned by where their vectors lie on the sphere, so that a search looks at a few lists only.
+"""Inverted lists: codes partitioned by the positions of their vectors on the sphere, so that a search scans only a few lists.
 
-The partition is a k-means of mapped vectors. Queries, mapped, probe the lists of the nearest centroids; within these the search
-is exact. docs/results.md compares it with partitions of other spaces.
+The partition is a k-means of mapped vectors. Mapped queries probe the lists of the nearest centroids; within these lists the
+search is exact. docs/results.md compares it with partitions of other spaces.
 """
 
 import logging
@@ -28,10 +28,10 @@ KMEANS_ITERATIONS = 10
 
 @dataclass(frozen=True, eq=False)
 class InvertedLists:
-    """A partition of the sphere, and which rows of the codes are in which part.
+    """A partition of the sphere, and the rows of codes in each part.
 
     Attributes:
-        centroids: `(ivf, dim)` float32; list l has what is nearest to centroid l.
+        centroids: `(ivf, dim)` float32; list l has the vectors nearest to centroid l.
         offsets: `(ivf + 1,)` int64, ascending from 0: list l are rows `offsets[l]` to `offsets[l + 1]` of ids and codes.
 
     >>> centroids = np.array([[1, 0], [0, 1]], np.float32)
@@ -45,15 +45,15 @@ class InvertedLists:
 
     @classmethod
     def fit(cls, codec: Codec, learn: np.ndarray, ivf: int) -> Self:
-        """The partition by k-means, with nothing in it.
+        """A partition by k-means, with empty lists.
 
         Args:
-            codec: that vectors are mapped by.
+            codec: codec that maps the vectors.
             learn: `(n, d_in)` float32, in random order.
-            ivf: how many lists.
+            ivf: number of lists.
 
         Raises:
-            InvalidInput: fewer than MIN_LEARN_PER_LIST vectors a list.
+            InvalidInput: fewer than MIN_LEARN_PER_LIST vectors per list.
         """
         check_learn(ivf, len(learn))
         points = embed(codec.transform, learn[: MAX_LEARN_PER_LIST * ivf])
@@ -75,7 +75,7 @@ class InvertedLists:
 
     @property
     def sizes(self) -> np.ndarray:
-        """`(ivf,)` int64: how many codes each list has."""
+        """`(ivf,)` int64: number of codes in each list."""
         return np.diff(self.offsets)
 
     @cached_property
@@ -95,24 +95,24 @@ class InvertedLists:
     def probe(self, queries: np.ndarray, nprobe: int) -> np.ndarray:
         """The lists of the nprobe centroids nearest to `(nq, dim)` float32 queries, nearest first: `(nq, nprobe)` int64.
 
-        A query alone probes the same as among others.
+        A query probes the same lists alone and in a batch.
         """
         return scan.nearest_columns(*self._columns, queries, nprobe)
 
     def insert(
         self, ids: np.ndarray, codes: np.ndarray, added: np.ndarray, added_ids: np.ndarray, added_codes: np.ndarray
     ) -> tuple[Self, np.ndarray, np.ndarray]:
-        """Put vectors into their lists, behind those that are there.
+        """Append vectors to their lists.
 
         Args:
             ids: `(n,)` int64, list by list.
-            codes: `(n, code_size)` uint8, theirs.
-            added: `(m,)` int64, the lists of what is added.
+            codes: `(n, code_size)` uint8, the codes of these ids.
+            added: `(m,)` int64, the lists of the added vectors.
             added_ids: `(m,)` int64.
             added_codes: `(m, code_size)` uint8.
 
         Returns:
-            The lists, ids and codes with both, all new.
+            The lists, ids and codes with both, in new arrays.
         """
         order = np.argsort(added, kind="stable")
         before = self.offsets[1:][added[order]]
@@ -133,15 +133,15 @@ class InvertedLists:
         """`Codec.search` in the nprobe lists nearest to each query.
 
         Args:
-            codec: that the codes are of; its quantizer searches lists.
-            queries: `(nq, d_in)` float32, not more than are searched at once.
+            codec: codec of the codes; its quantizer searches lists.
+            queries: `(nq, d_in)` float32, at most as many as are searched at once.
             codes: `(n, code_size)` uint8, list by list.
-            k: at most n.
+            k: number of codes per query, at most n.
             rerank: see `Codec.search`.
-            nprobe: from 1 to ivf.
+            nprobe: number of lists per query, from 1 to ivf.
 
         Returns:
-            As `Codec.search`; where the lists of a query hold fewer than k codes, inf and -1 at the end.
+            As `Codec.search`; if the lists of a query have fewer than k codes, inf and -1 at the end.
         """
         if nprobe == len(self):
             return codec.search(queries, codes, k, rerank)

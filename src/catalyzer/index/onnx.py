@@ -1,4 +1,4 @@
-"""Networks as ONNX files, for where there is no PyTorch, with what the metric does to vectors before and after them."""
+"""Networks as ONNX files, for use without PyTorch, with the metric's transformations of vectors before and after them."""
 
 import logging
 import warnings
@@ -23,24 +23,24 @@ RELATIVE_TOLERANCE = 1e-4  # of the largest number that torch computes
 def export(
     codec: Codec, metric: Metric, onnx: Path, decoder: Path | None = None, query: Path | None = None
 ) -> dict[Path, float]:
-    """Write transform, decoder and query network as ONNX files that take batches of any size; all float32, in the user's units.
+    """Write transform, decoder and query network as ONNX files with batches of any size; all float32, in the user's units.
 
-    Before a file is written, onnxruntime computes what torch does, on random vectors: of the mean and the scale that a
+    Before a file is written, outputs of onnxruntime and torch are compared on random vectors: with the mean and scale that a
     `Catalyzer` has learned, else standard normal ones.
 
     Args:
-        codec: whose networks they are.
-        metric: of the index or the run.
-        onnx: file of the transform: `vectors` (batch, d), those to be stored, to `latent` (batch, d_out).
+        codec: codec with the networks.
+        metric: metric of the index or the run.
+        onnx: file of the transform: `vectors` (batch, d), to be stored, to `latent` (batch, d_out).
         decoder: file of the decoder: `latent` (batch, d_out), rows of norm 1, to `vectors` (batch, d).
-        query: file of what maps queries: `queries` (batch, d) to `latent` (batch, d_out).
+        query: file of the map of queries: `queries` (batch, d) to `latent` (batch, d_out).
 
     Returns:
         For each file the largest difference from torch.
 
     Raises:
-        InvalidInput: the codec lacks what is to be exported, a network that ONNX cannot express, or onnxruntime computes other
-            numbers than torch.
+        InvalidInput: the codec lacks a network to export, ONNX cannot express a network, or the outputs of onnxruntime and
+            torch differ.
         MissingPackage: onnxruntime or onnxscript is not installed.
         Unavailable: a file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The training that an index does where a user says nothing of it: `experiment=decoder`, for so many epochs or so much time."""
+"""The default training of an index: `experiment=decoder`, for a number of epochs or a time budget."""
 
 import logging
 import time
@@ -50,28 +50,28 @@ def learn_codec(
     seconds: float | None,
     folder: Path,
 ) -> tuple[Codec, Validation]:
-    """Train a transform, a decoder and a query network behind a quantizer, or resume what `folder` holds of them.
+    """Train a transform, a decoder and a query network for a quantizer, or resume the training in `folder`.
 
-    Where a linear map and the same lattice find as much of the vectors held out, as after learning from few, it returns these.
+    If a linear map and the same lattice find as many of the held-out vectors, as with few training vectors, it returns these.
 
     Args:
-        learn: `(n, d)`, in an order that says nothing: its end is held out for validation.
-        bits: of a code, at most.
+        learn: `(n, d)` training vectors in random order: the last ones are held out for validation.
+        bits: largest number of bits of a code.
         d_out: dimension of the sphere.
         hidden: width of the networks; None for that of the settings. A linear map has none.
-        decoder: train a decoder, and a query network, which pays only where there is one.
-        linear: train nothing, and take the best linear map and lattice, with or without gain.
-        overrides: settings of `src/train.py`, as typed there.
-        epochs: passes over the training vectors; None for what fits into `seconds`. A linear map takes no notice of either.
-        seconds: that it may all take, from now on.
-        folder: of the run.
+        decoder: whether a decoder is trained, and a query network, which helps only with a decoder.
+        linear: whether the best linear map and lattice, with or without gain, are taken without training.
+        overrides: settings of `src/train.py`, as on its command line.
+        epochs: number of passes over the training vectors; None is as many as fit into `seconds`. A linear map ignores both.
+        seconds: time limit of the whole call.
+        folder: folder of the run.
 
     Returns:
-        The codec, with a fitted quantizer, and what it finds of the vectors held out.
+        The codec, with a fitted quantizer, and its recall on the held-out vectors.
 
     Raises:
-        InvalidInput: settings that are refused, too few vectors, too few seconds for one epoch, or a folder that holds a
-            training of other settings or vectors.
+        InvalidInput: refused settings, too few vectors, too little time for one epoch, or a folder with a training of other
+            settings or vectors.
     """
     end = None if seconds is None else time.perf_counter() + seconds
     _refuse_idle(overrides, linear)
@@ -91,7 +91,7 @@ def learn_codec(
     benchmark = _benchmark(learn, folder)
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:
-        # A run that was interrupted goes on to where it wanted to, or its learning rate would fall twice.
+        # An interrupted run keeps its number of epochs, or its learning rate would decay twice.
         epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer["max_epochs"]
     settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
     if held is not None and not held.decides_as(settings):
@@ -118,7 +118,7 @@ def learn_codec(
 
 
 def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
-    """Refuse overrides that would have no effect, since nothing is trained or `fit` says it."""
+    """Refuse overrides without effect, since nothing is trained or an argument of `fit` sets them."""
     if linear and (idle := of_training(overrides)):
         raise InvalidInput(f'method="linear" trains no network, which leaves {" ".join(idle)} without effect; leave that out')
     for text in overrides:
@@ -140,7 +140,7 @@ def _linear(codec: Codec, x: np.ndarray) -> Codec | None:
 
 
 def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) -> bool:
-    """Whether a trained codec finds more of the vectors held out than a linear map, which costs less, by more than chance."""
+    """Whether a trained codec finds significantly more of the held-out vectors than a linear map, which costs less."""
     # All that was held out searches in all that was held out: of few vectors the validation queries are too few to tell.
     held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:]])
     split = Split(held_out, held_out[:VALIDATION_QUERIES])
@@ -182,7 +182,7 @@ def make_settings(decoder: bool, linear: bool, own: Sequence[str], overrides: Se
         linear: whether linear maps replace the networks.
         own: overrides of this module. The dataset is named by the content of its vectors, so that a folder resumes a training
             of the same ones alone.
-        overrides: of the user, after these.
+        overrides: overrides of the user, which follow these.
     """
     sizes = {"train_size": TRAIN, "validation_base_size": VALIDATION_BASE, "validation_queries_size": VALIDATION_QUERIES}
     dataset = ["dataset=files", "dataset.base=''", "dataset.queries=''", *(f"dataset.{key}={n}" for key, n in sizes.items())]

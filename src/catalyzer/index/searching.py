@@ -1,4 +1,4 @@
-"""The search in what an index holds: k nearest, or all within a radius; of all vectors, or of some ids."""
+"""Search in the contents of an index: k nearest, or all within a radius; of all vectors, or of some ids."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,7 +23,7 @@ RERANKED = 10  # times as many candidates as results
 LEAST_RERANKED, MOST_RERANKED = 50, 500  # candidates; more find hardly anything more
 DEFAULT_NPROBE = 16  # lists, of an index that has so many
 PADDED_K = 1 << 10  # results per query that are always given, also where fewer can be found
-FEW_QUERIES = 8  # that are searched beside other searches; of more, one search after the other
+FEW_QUERIES = 8  # that are searched in parallel to other searches; larger searches take turns
 FEW_ALLOWED = 8  # a filter that leaves less than such a part leaves lists so short that all codes are scanned sooner
 FIRST_K = 128  # results per query that a range search asks for first
 GROWTH = 4  # times as many the next time
@@ -31,14 +31,14 @@ GROWTH = 4  # times as many the next time
 
 @dataclass(frozen=True)
 class Search:
-    """A search of one moment's contents, whose arguments have been checked.
+    """A search in the contents of one moment, with checked arguments.
 
     Attributes:
-        contents: the vectors that may be found.
-        codec: what searches in them.
+        contents: vectors that may be found.
+        codec: codec that searches in them.
         rerank: candidates, 0 without a second stage.
         nprobe: lists, 0 without lists.
-        lock: held while many queries are searched.
+        lock: lock that is held while many queries are searched.
     """
 
     contents: Contents
@@ -84,7 +84,7 @@ class Search:
         return cls(contents, codec, rerank, probes, lock)
 
     def nearest(self, source: Vectors, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """`(nq, k)` scores and ids; what was not found is the metric's worst score and id -1.
+        """`(nq, k)` scores and ids; missing results have the metric's worst score and id -1.
 
         Raises:
             InvalidInput: an invalid query.
@@ -112,7 +112,7 @@ class Search:
         return scores, ids
 
     def within(self, source: Vectors, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All that is nearer than a radius, a score of the metric: `lims`, `D` and `I`; see `CatalyzerIndex.range_search`."""
+        """All vectors within a radius, a score of the metric: `lims`, `D` and `I`; see `CatalyzerIndex.range_search`."""
         sizes, scores, ids = [0], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         stage = self._decoded_within if self.rerank else self._on_sphere_within
         for _, block, mapped in self._blocks(source, max(FIRST_K, self.rerank)):
@@ -152,7 +152,7 @@ class Search:
         return lims, scores, ids
 
     def _next_best(self, scores: np.ndarray, wanted: int) -> float:
-        """The radius within which so many of the scores are, and those that are equal to the last of them."""
+        """The radius that includes this number of scores, and scores equal to the last of them."""
         sign = 1 if self.contents.metric.worst > 0 else -1
         return sign * float(np.nextafter(np.sort(sign * scores, axis=None)[wanted - 1], np.float32(np.inf)))
 
@@ -186,7 +186,7 @@ class Search:
         return np.empty(0, np.float32), np.empty(0, np.int64)
 
     def _decoded_within(self, query: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates by distance on the sphere, ever more, until the farther half of them has none within the radius."""
+        """Candidates by distance on the sphere, more and more, until the farther half has none within the radius."""
         contents, n, codec = self.contents, len(self.contents.ids), self.codec.plain
         near_distances, near_rows = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         seen, k = 0, max(1, self.rerank // 2)

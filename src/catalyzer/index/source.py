@@ -1,4 +1,4 @@
-"""Vectors as users hand them in, arrays, tensors or files: opened, looked through for NaN and infinity, and sampled."""
+"""A user's vectors, as arrays, tensors or files: opened, checked for NaN and infinity, and sampled."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from catalyzer.progress import progress
 
 
 class SupportsArray(Protocol):
-    """What NumPy makes an array of."""
+    """An object that NumPy converts to an array."""
 
     def __array__(self) -> np.ndarray: ...
 
@@ -27,11 +27,11 @@ SAMPLE_RUN = 1 << 10  # consecutive rows of a sample: only whole slices are chea
 
 
 def open_source(source: VectorSource, d: int | None = None) -> Vectors:
-    """Vectors of which type and dimension alone are checked; NaN and infinity are looked for by `valid_rows`.
+    """Open vectors, and check type and dimension only; `valid_rows` checks for NaN and infinity.
 
     Args:
-        source: `(n, d)`; n may be 0 but in a file.
-        d: dimension that they must have; None for any.
+        source: `(n, d)` vectors; n may be 0, except in a file.
+        d: required dimension; None is any.
 
     Raises:
         InvalidInput: not vectors, a file that cannot be read, or another dimension.
@@ -51,7 +51,7 @@ def open_source(source: VectorSource, d: int | None = None) -> Vectors:
 
 
 def open_queries(source: VectorSource, d: int) -> tuple[Vectors, bool]:
-    """Queries as `open_source` has them, and whether there is only one, given as `(d,)`.
+    """Queries as from `open_source`, and whether there is only one, given as `(d,)`.
 
     >>> open_queries([1, 2], d=2)
     (array([[1, 2]]), True)
@@ -96,17 +96,17 @@ def _as_array(source: Any) -> Any:
 
 
 def name_of(vectors: Vectors) -> str:
-    """What a sentence about them begins with: a file's path and a colon, or nothing."""
+    """The beginning of a sentence about vectors: a file's path and a colon, or nothing."""
     return f"{vectors.path}: " if isinstance(vectors, VectorFile) else ""
 
 
 def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bool | None) -> tuple[np.ndarray, np.ndarray]:
-    """The valid ones among `size` rows from `first` on, `(m, d)` float32, and which are not, `(size,)` bool.
+    """The valid ones among `size` rows from `first`, `(m, d)` float32, and which are invalid, `(size,)` bool.
 
     A row with NaN or infinity is not valid, nor for cosine one of zeros only.
 
     Args:
-        skip: leave out those that are not valid; None where a user has no such choice.
+        skip: whether invalid rows are skipped; None if the user has no such choice.
 
     Raises:
         InvalidInput: there are some that are not valid, and they are not to be skipped; or one with numbers that are too large,
@@ -136,13 +136,13 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
 
 
 def check_rows(vectors: Vectors, metric: Metric, skip: bool | None = None, size: int = BLOCK) -> float:
-    """Look through all vectors before the work on them begins, block by block.
+    """Check all vectors, block by block, before the work begins.
 
     Args:
         skip: see `valid_rows`.
 
     Returns:
-        The largest norm, 0.0 for a metric that does not ask for it.
+        The largest norm, or 0.0 for a metric that does not need it.
 
     Raises:
         InvalidInput: as `valid_rows`; or a vector that is longer than the `max_norm` of the metric.
@@ -164,7 +164,7 @@ def check_rows(vectors: Vectors, metric: Metric, skip: bool | None = None, size:
 
 
 def sample(vectors: Vectors, most: int, metric: Metric, skip_invalid: bool) -> tuple[np.ndarray, np.ndarray]:
-    """At most so many of the vectors, evenly spread, in random order, `(m, d)` float32, and their `(m,)` row numbers.
+    """At most a number of the vectors, evenly spread, in random order, `(m, d)` float32, and their `(m,)` row numbers.
 
     Raises:
         InvalidInput: as `valid_rows`.

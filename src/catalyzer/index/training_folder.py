@@ -1,4 +1,4 @@
-"""The temporary folder of a training, which is not lost before the index is in a file."""
+"""The temporary folder of a training, kept until the index is saved."""
 
 import logging
 import shutil
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 class TrainingFolder:
     """A temporary folder, removed by `remove`, or with this object, unless `keep` leaves it to the user.
 
-    Where a script ends by an error the folder is kept too: the index in memory is lost then.
+    The folder is also kept if a script ends with an error, since the index in memory is then lost.
 
     >>> folder = TrainingFolder()
     >>> folder.remove()
@@ -36,7 +36,7 @@ class TrainingFolder:
 
 
 def _remove_unless_failing(folder: Path) -> None:
-    if hasattr(sys, "last_value") and not hasattr(sys, "ps1"):  # an unhandled error, and no session that goes on after it
+    if hasattr(sys, "last_value") and not hasattr(sys, "ps1"):  # an unhandled error, and no interactive session that continues
         _tell(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The decorator of all loops that numba compiles, and the cache of what it has compiled.
 
-numba's own cache looks at the file that a function stands in, and not at what is compiled into it from other modules. Here
-the sources of all kernel modules decide: a change in any of them compiles all loops anew. Files of earlier sources stay.
+numba's own cache checks the file of a function, but not the functions of other modules that are compiled into it. Here the key
+is the sources of all kernel modules: a change to any of them recompiles all loops. Files of earlier sources stay.
 """
 
 import logging
@@ -55,15 +55,15 @@ _PARALLEL = threading.Lock()
 
 
 class ParallelKernel:
-    """A loop whose tasks are shared out among numba's threads; it is called from Python only.
+    """A loop whose tasks are distributed over numba's threads; it is called from Python only.
 
-    The calling thread does them all where they are few: waking others would take longer, and other callers need not wait. So it
-    does in a forked child, in which the other threads do not exist.
+    The calling thread executes all tasks if they are few: waking others would take longer, and other callers need not wait. It
+    also does so in a forked child, where the other threads do not exist.
 
     Args:
-        function: the loop, over `numba.prange`.
-        several: whether there is work for several threads, asked of the arguments of a call.
-        **options: of `numba.njit`.
+        function: loop over `numba.prange`.
+        several: function of a call's arguments that returns whether there is work for several threads.
+        **options: options of `numba.njit`.
     """
 
     def __init__(self, function: Callable, several: Callable[..., bool], **options: Any) -> None:
@@ -83,12 +83,12 @@ def kernel(parallel: Callable[..., bool] | None = None, **options: Any) -> Calla
     """`numba.njit` without the GIL and with NumPy's division by zero, cached on disk by the sources of all kernel modules.
 
     A kernel may use functions and constants of modules named `*kernels.py` only. The cache is where numba has it:
-    `NUMBA_CACHE_DIR`, or `__pycache__`, or the user's cache folder where that cannot be written. Where none of them can be
+    `NUMBA_CACHE_DIR`, or `__pycache__`, or the user's cache folder where that cannot be written. If none of them can be
     written, each process compiles its loops, and a warning says so.
 
     Args:
-        parallel: makes a `ParallelKernel`, of which it is `several`.
-        **options: further ones of `numba.njit`.
+        parallel: argument `several` of a `ParallelKernel`, which is then made.
+        **options: more options of `numba.njit`.
     """
     return lambda function: (
         _compiled(function, _KernelCache, **options) if parallel is None else ParallelKernel(function, parallel, **options)

@@ -1,4 +1,4 @@
-"""The lattice in torch operations, for tensors that live on an accelerator: the same points and the same codes."""
+"""The lattice in torch operations, for tensors on an accelerator: the same points and the same codes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DeviceLattice:
     Args:
         atoms: `(num_atoms, dim)` int16, those of the lattice.
         tables: its numbering.
-        num_points: how many points it has, at most 2^64; torch has no wider integers.
-        device: where the tensors are.
+        num_points: number of points, at most 2^64; torch has no wider integers.
+        device: device of the tensors.
 
     >>> from catalyzer import SphericalLattice
     >>> lattice = SphericalLattice(dim=24, radius_sq=79)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
-STEPS = 8  # of an octave; half of one moves a gain by 4.4%, which is little beside what the direction loses
+STEPS = 8  # of an octave; half of one moves a gain by 4.4%, which is small compared with the error of the direction
 GAINS = (2.0 ** ((np.arange(256) - 128) / STEPS)).astype(np.float32)
 LIMITS = (2.0 ** ((np.arange(255) - 127.5) / STEPS)).astype(np.float32)  # between one gain and the next
 
@@ -28,15 +28,15 @@ class GainShapeLattice:
     arrays or torch tensors and return the same kind, on the same device.
 
     Args:
-        shape: codes the direction.
+        shape: lattice that codes the direction.
 
     Attributes:
         dim: dimension of the vectors.
         bits: bits of a code, 8 more than those of the shape.
         code_size: bytes of a code.
-        num_points: how many vectors there are codes for.
-        spheres: those of the shape.
-        radii: those of the shape.
+        num_points: number of vectors that have a code.
+        spheres: spheres of the shape.
+        radii: radii of the shape.
         format: version of the shape's numbering.
 
     >>> lattice = GainShapeLattice(SphericalLattice(dim=24, radius_sq=79))
@@ -55,7 +55,7 @@ class GainShapeLattice:
         return f"GainShapeLattice({self.shape!r})"
 
     def first(self, blocks: int) -> SphericalLattice | ProductLattice | GainShapeLattice:
-        """The lattice of the first so many blocks; see `ProductLattice.first`. The gain, which is that of all, is not in it."""
+        """The lattice of the first blocks; see `ProductLattice.first`. It has no gain, since the gain is that of all blocks."""
         first = self.shape.first(blocks)
         return self if first.dim == self.dim else first
 
@@ -87,7 +87,7 @@ class GainShapeLattice:
         return torch.from_numpy(GAINS).to(codes.device)[codes[:, -1].long()]
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
-        """Raise `InvalidInput` for the first row that is no code; see `SphericalLattice.check_codes`."""
+        """Raise `InvalidInput` for the first row that is not a code; see `SphericalLattice.check_codes`."""
         if codes.ndim != 2 or codes.shape[1] != self.code_size:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
         self.shape.check_codes(codes[:, :-1], first_row)

@@ -36,7 +36,7 @@ WORD = (1 << 64) - 1
 class Numbering:
     """The tables of format 1 for one sphere; T is the number of leaves. Numbers beyond 64 bits are in two words.
 
-    A *row* stands for a pair (t, R): row 0 for the whole point, row 1 + (t - 1)(r² + 1) + R for t ≥ 1.
+    A *row* is a pair (t, R): row 0 for the whole point, row 1 + (t - 1)(r² + 1) + R for t ≥ 1.
 
     Attributes:
         widths: coordinates of each leaf.

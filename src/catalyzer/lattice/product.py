@@ -1,6 +1,6 @@
 """`ProductLattice`: a sphere for each block of coordinates, for codes of any size.
 
-Equal blocks that lie side by side are rows of one array, so one call of a sphere's method does them all.
+Adjacent equal blocks are rows of one array, so one call of a sphere's method computes them all.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ class _Run(NamedTuple):
 
 
 class ProductLattice:
-    """A product of spheres: vectors are cut into blocks, and each block takes an integer point of a sphere of its own.
+    """A product of spheres: vectors are cut into blocks, and each block is quantized to an integer point of its own sphere.
 
-    A code is the codes of the blocks, one behind the other, each in whole bytes. Of a decoded vector, which has norm 1, a block
-    of d coordinates has the share d / dim of the squared norm. Every method takes NumPy arrays or torch tensors and gives back
-    the same kind, on the same device, as those of `SphericalLattice`.
+    A code concatenates the codes of the blocks, each in whole bytes. A decoded vector has norm 1, and a block of d coordinates
+    has the share d / dim of its squared norm. Like those of `SphericalLattice`, methods take NumPy arrays or torch tensors and
+    return the same kind, on the same device.
 
     Args:
         blocks: dimension and squared radius of each block's sphere.
 
     Attributes:
         dim: dimension of the vectors, at most 4,096.
-        num_points: how many points there are, a Python integer.
+        num_points: number of points, a Python integer.
         bits: bits of a code, those of its blocks together; at most 4,096.
         code_size: bytes of a code.
-        spheres: a `SphericalLattice` for each block.
-        radii: `(blocks,)` float64, what a block's integer points are divided by.
-        format: version of the numbering, that of the spheres.
+        spheres: the `SphericalLattice` of each block.
+        radii: `(blocks,)` float64, the divisors of the blocks' integer points.
+        format: version of the spheres' numbering.
 
     Raises:
-        InvalidInput: no blocks, a sphere that is refused, or too many dimensions or bits.
+        InvalidInput: no blocks, an invalid sphere, or too many dimensions or bits.
 
     >>> lattice = ProductLattice([(32, 36)] * 4)
     >>> lattice.dim, lattice.bits, lattice.code_size
@@ -92,16 +92,15 @@ class ProductLattice:
 
     @classmethod
     def for_bits(cls, dim: int, bits: int, blocks: int | None = None) -> ProductLattice:
-        """A lattice whose codes fit in `bits` bits, with blocks as equal as whole bytes let them be.
+        """A lattice whose codes fit in `bits` bits, with blocks as equal as whole bytes allow.
 
         Args:
             dim: 2 to 4,096.
             bits: 8 to 4,096.
-            blocks: how many; by default as few as keep a block's bits in one machine word and its atoms few.
+            blocks: number of blocks; by default the fewest with one machine word and few atoms per block.
 
         Raises:
-            InvalidInput: numbers out of range, more blocks than dimensions or bytes allow, or fewer bits than so many
-                dimensions have points for.
+            InvalidInput: numbers out of range, more blocks than dimensions or bytes allow, or too few bits for the dimension.
 
         >>> ProductLattice.for_bits(dim=128, bits=256).blocks
         ((32, 36), (32, 36), (32, 36), (32, 36))
@@ -151,10 +150,10 @@ class ProductLattice:
         return runs
 
     def first(self, blocks: int) -> SphericalLattice | ProductLattice:
-        """The lattice of the first so many blocks, whose codes are the first `code_size` bytes of these.
+        """The lattice of the first blocks, whose codes are the first `code_size` bytes of these codes.
 
         Raises:
-            InvalidInput: none, or more than there are.
+            InvalidInput: no blocks, or more than there are.
 
         >>> ProductLattice([(32, 36)] * 4).first(2)
         ProductLattice(2 x (32, 36))
@@ -199,10 +198,10 @@ class ProductLattice:
 
         Args:
             y: `(n, dim)` floating point.
-            k: how many, at most `num_points`; memory and time grow with it.
+            k: number of points, at most `num_points`; memory and time grow with it.
 
         Returns:
-            `(n, k, dim)` int16; equally near ones in any order.
+            `(n, k, dim)` int16; ties in any order.
 
         Raises:
             InvalidInput: another shape, another k, or NaN or infinity in y.
@@ -260,7 +259,7 @@ class ProductLattice:
             codes: `(n, code_size)` uint8.
 
         Raises:
-            InvalidInput: another shape or type, or what is no code.
+            InvalidInput: another shape or type, or an invalid code.
         """
         if codes.ndim != 2 or codes.shape[1] != self.code_size:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
@@ -275,7 +274,7 @@ class ProductLattice:
         return self._joined(parts, len(codes))
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
-        """Raise `InvalidInput` for the first row that is no code; see `SphericalLattice.check_codes`."""
+        """Raise `InvalidInput` for the first row that is not a code; see `SphericalLattice.check_codes`."""
         if codes.ndim != 2 or codes.shape[1] != self.code_size or codes.dtype != np.uint8:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
         byte, refused = 0, [(len(codes), "")]
@@ -323,9 +322,9 @@ class ProductLattice:
 
 
 def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
-    """So many blocks of about equal bytes, with a share of the dimensions that is as large as that of the bits.
+    """A number of blocks of about equal bytes, with dimensions in proportion to the bits.
 
-    Equal blocks lie side by side, the largest first: those are coded together.
+    Equal blocks are adjacent, the largest first, so that they are coded together.
     """
     small, larger = divmod(bits // 8, count)
     shares = np.array([8 * (small + (block < larger)) for block in range(count)])

@@ -27,26 +27,26 @@ ROOT_BITS = 15  # leading bits of a code that guide to its first leaf
 class SphericalLattice:
     """The set S of integer points z with |z|² = radius_sq, its nearest points, and their numbering.
 
-    Every method takes NumPy arrays or torch tensors and gives back the same kind, on the same device. Inputs need not
-    be normalized: the nearest point depends on the direction alone. Ties go to the lexicographically larger atom and,
-    between equal magnitudes, to the lower coordinate; a zero (of either sign) counts as positive.
+    Methods take NumPy arrays or torch tensors and return the same kind, on the same device. Inputs need not be normalized: the
+    nearest point depends on the direction alone. Ties go to the lexicographically larger atom and, between equal magnitudes, to
+    the lower coordinate; a zero (of either sign) counts as positive.
 
     Args:
         dim: dimension d, 2 to 128.
         radius_sq: squared norm r² of the points.
 
     Attributes:
-        num_points: how many points there are, a Python integer.
+        num_points: number of points, a Python integer.
         bits: bits of a code, `ceil(log2(num_points))`.
         code_size: bytes of a code, `ceil(bits / 8)`.
-        format: version of the numbering; codes of one format mean the same points in every version and on every device.
+        format: version of the numbering; codes of one format mean the same points in all versions and on all devices.
         atoms: `(num_atoms, dim)` int16, the points that are non-negative and decreasing (Appendix B).
         spheres: the lattice itself, as a `ProductLattice` of one block.
         radii: `(1,)` float64, r.
 
     Raises:
-        InvalidInput: no integer point has this norm, a code takes more than 128 bits, or there are too many atoms or
-            too large tables for memory.
+        InvalidInput: no integer point has this norm, a code takes more than 128 bits, or the atoms or tables do not fit into
+            memory.
 
     >>> lattice = SphericalLattice(dim=24, radius_sq=79)
     >>> lattice.num_points, lattice.bits, lattice.code_size, len(lattice.atoms)
@@ -110,7 +110,7 @@ class SphericalLattice:
 
         Args:
             y: `(n, dim)` floating point.
-            out: where to write, in place of a new array: fresh memory takes longer to get than to fill.
+            out: array for the result, instead of a new one, which takes longer to allocate than to fill.
 
         Returns:
             `(n, dim)` int16, rows of squared norm `radius_sq`.
@@ -133,10 +133,10 @@ class SphericalLattice:
 
         Args:
             y: `(n, dim)` floating point.
-            k: how many, at most `num_points`; memory and time grow with it.
+            k: number of points, at most `num_points`; memory and time grow with it.
 
         Returns:
-            `(n, k, dim)` int16; equally near ones in any order.
+            `(n, k, dim)` int16; ties in any order.
 
         Raises:
             InvalidInput: another shape, another k, or NaN or infinity in y.
@@ -216,8 +216,8 @@ class SphericalLattice:
 
         Args:
             codes: `(n, code_size)` uint8.
-            out: where to write, in place of a new array: fresh memory takes longer to get than to fill.
-            norm: of the vectors, where it is not 1.
+            out: array for the result, instead of a new one, which takes longer to allocate than to fill.
+            norm: norm of the vectors, by default 1.
 
         Returns:
             `(n, dim)` float32, rows of norm 1.
@@ -239,20 +239,20 @@ class SphericalLattice:
         return _like(result, codes) if out is None else out
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
-        """Raise `InvalidInput`, with the row's number, if one of `(n, code_size)` uint8 is no code.
+        """Raise `InvalidInput`, with the row's number, if a row of `(n, code_size)` uint8 is not a code.
 
         Args:
-            codes: read from somewhere.
-            first_row: what the first one's row is called in an error.
+            codes: codes from any source.
+            first_row: row number of the first code in an error.
         """
         self.words(codes, first_row)
 
     def words(self, codes: np.ndarray, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Codes as `(n,)` uint64 low and high words; there are no high words (size 0) where 64 bits are enough.
+        """Codes as `(n,)` uint64 low and high words; high words have size 0 if 64 bits are enough.
 
         Args:
             codes: `(n, code_size)` uint8.
-            first_row: what the first one's row is called in an error.
+            first_row: row number of the first code in an error.
 
         Raises:
             InvalidInput: another shape or type, or a code that is not below `num_points`.
@@ -273,7 +273,7 @@ class SphericalLattice:
         return np.require(low, requirements=["C", "W"]), np.require(high, requirements=["C", "W"])
 
     def _first_beyond(self, low: np.ndarray, high: np.ndarray) -> int:
-        """The first row whose words are no code, or -1."""
+        """The first row whose words are not a code, or -1."""
         last_low, last_high = np.uint64((self.num_points - 1) & (1 << 64) - 1), np.uint64((self.num_points - 1) >> 64)
         # The largest leading word tells in one pass whether to look closer.
         top, last_top = (high, last_high) if len(high) else (low, last_low)
@@ -286,7 +286,7 @@ class SphericalLattice:
         if y.ndim != 2 or y.shape[1] != self.dim:
             raise InvalidInput(f"expected vectors of shape (n, {self.dim}), got {tuple(y.shape)}")
         if isinstance(y, np.ndarray):
-            # One layout, contiguous and writable: numba compiles anew for each other one.
+            # One layout, contiguous and writable: numba compiles again for any other one.
             return np.require(y, np.float64 if y.dtype == np.float64 else np.float32, ["C", "W"])
         return y
 

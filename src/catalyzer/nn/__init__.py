@@ -1,4 +1,4 @@
-"""What learns: transforms (the catalyzer, linear maps, identity), the decoder, the losses, the straight-through layer."""
+"""Everything that is trained: transforms (catalyzer, linear maps, identity), decoder, losses, straight-through layer."""
 
 from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.collectives import rows_of_all_processes

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics can be those of all processes' batches; torch's own works on GPUs only."""
+"""Batch norm with optional statistics over the batches of all processes; torch's own works on GPUs only."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,10 @@ from catalyzer.nn.collectives import sum_over_processes
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """`torch.nn.BatchNorm1d`, with mean and variance over the batches of all processes where `synchronized` is set.
+    """`torch.nn.BatchNorm1d`, with mean and variance over the batches of all processes if `synchronized` is set.
 
-    With it, several processes train what one would with all their batches joined; without it, each normalizes its own batch,
-    which costs no communication. All processes must give batches of the same size.
+    Then several processes train like one with their batches joined. Otherwise each normalizes its own batch, without
+    communication. The batches of all processes must have the same size.
 
     Shape:
         `(n, d)` to the same.

@@ -1,4 +1,4 @@
-"""Sums and concatenations over all processes that gradients pass through, with any backend of torch.distributed."""
+"""Differentiable sums and concatenations over all processes, with any backend of torch.distributed."""
 
 from typing import Any
 

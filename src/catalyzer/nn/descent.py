@@ -1,8 +1,8 @@
-"""From where a transform puts vectors to where they decode better: steps down the decoder's error, before the nearest point.
+"""Gradient steps that lower the decoder's error of mapped vectors, before the nearest lattice point is taken.
 
-With J the Jacobian of the decoder g, the step to the best place, were g linear, is (JᵀJ)⁻¹ times the gradient of half the
-squared error. JᵀJ is much the same all over the sphere. So one matrix, damped, serves all vectors, and a step costs a way
-through the decoder and back.
+Let J be the Jacobian of the decoder g. If g were linear, the step to the best point would be (JᵀJ)⁻¹ times the gradient of half
+the squared error. JᵀJ is similar all over the sphere. So one damped matrix is used for all vectors, and a step costs one
+forward and one backward pass through the decoder.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ BLOCK = 1 << 11  # vectors that are moved together, which stay in the processor'
 
 
 class Descent:
-    """Steps on the sphere to where a decoder's error is smaller, by the decoder as it is now.
+    """Gradient steps on the sphere that lower a decoder's error, for its current weights.
 
-    JᵀJ is estimated at random points of the sphere, by gradients of random sums of what the decoder makes of them.
+    JᵀJ is estimated at random points of the sphere, by gradients of random sums of the decoder's outputs.
 
     Args:
-        decoder: differentiable by its input.
+        decoder: decoder that is differentiable by its input.
         spheres: dimensions of the blocks of its input, each of which keeps its norm.
-        damping: this share of the mean of JᵀJ's diagonal is added to the diagonal. More makes steps shorter.
+        damping: share of the mean of JᵀJ's diagonal that is added to the diagonal. More makes steps shorter.
 
     Raises:
         InvalidInput: the decoder has no gradient.
@@ -64,12 +64,12 @@ class Descent:
 
     @torch.inference_mode(False)
     def __call__(self, latent: np.ndarray, vectors: Vectors, steps: int) -> np.ndarray:
-        """Move points towards where they are decoded to vectors.
+        """Move points to where they decode closer to vectors.
 
         Args:
             latent: `(n, dim)` float32 points.
             vectors: `(n, d)`.
-            steps: how many.
+            steps: number of steps.
 
         Returns:
             `(n, dim)` float32.
@@ -88,7 +88,7 @@ class Descent:
         return moved
 
     def _decoded(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Points `(n, dim)` on the CPU, and what they are decoded to, `(n, d)` float32, which has a gradient by them."""
+        """Points `(n, dim)` on the CPU, and their decoded vectors, `(n, d)` float32, differentiable by the points."""
         y = points.detach().requires_grad_()
         with evaluating(self.decoder) as (device, autocast), autocast:
             decoded = self.decoder(y.to(device)).float()
@@ -99,6 +99,6 @@ class Descent:
         return y, decoded
 
     def _of_norms(self, y: Tensor, norms: Sequence[Tensor | float]) -> Tensor:
-        """`y` with other norms of its blocks."""
+        """`y` with its blocks scaled to other norms."""
         blocks = zip(y.split(self.spheres, dim=1), norms, strict=True)
         return torch.cat([F.normalize(block) * norm for block, norm in blocks], dim=1)

@@ -1,4 +1,4 @@
-"""Vectors through a transform, block by block."""
+"""Map vectors with a transform, block by block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from catalyzer.nn.transforms import Transform
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16, which then is about twice as fast as float32; emulated it would be slower.
+    """Whether the hardware multiplies bfloat16, about twice as fast as float32; emulation would be slower.
 
     >>> multiplies_bfloat16(torch.device("meta"))
     False
@@ -29,15 +29,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def embed(transform: Transform, vectors: Vectors, description: str | None = None) -> np.ndarray:
-    """Map all vectors through `transform` in evaluation mode, block by block, on the device its tensors are on.
+    """Map all vectors with `transform` in evaluation mode, block by block, on the device of its tensors.
 
-    Networks multiply in bfloat16 where the hardware does, as their training: codes have the same error then, and a few
-    differ. PCA and identity stay in float32.
+    Networks multiply in bfloat16 if the hardware does, as in training: codes then have the same error, and a few differ. PCA
+    and identity stay in float32.
 
     Args:
-        transform: fitted.
+        transform: fitted transform.
         vectors: `(n, d_in)`.
-        description: what the progress display says; None shows none.
+        description: text of the progress display; None shows none.
 
     Returns:
         `(n, d_out)` float32.
@@ -70,9 +70,9 @@ def _embedded(transform: Transform, vectors: Vectors, description: str | None) -
 
 @contextmanager
 def evaluating(transform: Transform) -> Iterator[tuple[torch.device, torch.autocast]]:
-    """Have `transform` in evaluation mode; yields the device its tensors are on, and the autocast to evaluate it in."""
+    """Set `transform` to evaluation mode meanwhile; yields the device of its tensors, and the autocast for its evaluation."""
     was_training = transform.training
-    if was_training:  # asked first, since it takes longer than a single vector's way through the network
+    if was_training:  # checked first, since it takes longer than the forward pass of a single vector
         transform.eval()
     tensors = [*transform.parameters(), *transform.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")

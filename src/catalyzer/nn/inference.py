@@ -1,8 +1,8 @@
-"""Transforms as searches use them: fast for one query, and with the same bits for a row alone and among others.
+"""Transforms for searches: fast for one query, and with the same bits for a row alone and in a batch.
 
-A perceptron computes in whole numbers of 8 bits. Each weight is such a number times a step of its output, each activation one
-times a step of its row (dynamic quantization). All sums of their products are below 2^24, which int32 and float32 hold exactly:
-so they are the same in any order, on any processor and in any batch. Batch norm is part of the weights.
+A perceptron computes in 8-bit integers. Each weight is an integer times a step of its output, and each activation an integer
+times a step of its row (dynamic quantization). All sums of their products are below 2^24, and so exact in int32 and float32:
+they are the same in any order, on any processor and in any batch. Batch norm is folded into the weights.
 """
 
 from abc import ABC, abstractmethod
@@ -27,11 +27,11 @@ class _Layer(NamedTuple):
     """A layer of `n` inputs and `m` outputs.
 
     Attributes:
-        weights: `(n, m)` int8, or float32 where the hardware multiplies these; both padded to multiples of TILE.
-        tiles: `(ceil(m / TILE), n, TILE)` int8, the same for one row.
+        weights: `(n, m)` int8, or float32 if the hardware multiplies these; both padded to multiples of TILE.
+        tiles: `(ceil(m / TILE), n, TILE)` int8, the same weights for one row.
         steps: `(m,)` float32, unit of each output's weights.
         bias: `(m,)` float32.
-        levels: of its inputs.
+        levels: number of levels of its inputs.
     """
 
     weights: Tensor
@@ -84,21 +84,21 @@ def _layers(network: Catalyzer | Decoder, more: tuple[Tensor, Tensor] | None = N
 
 
 class RowWise(Transform, ABC):
-    """A transform as it was when this one was made of it; `map` is faster than `forward`, and gives each row the same bits."""
+    """A transform with its weights at construction; `map` is faster than `forward`, with the same bits for each row."""
 
     @abstractmethod
     def map(self, x: np.ndarray) -> np.ndarray:
-        """Map `(n, d_in)` float32 to `(n, d_out)` float32, each row as if it were alone."""
+        """Map `(n, d_in)` float32 to `(n, d_out)` float32, with the same result for a row alone and in a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.map(np.ascontiguousarray(x.detach().float().numpy())))
 
 
 class Int8Perceptron(RowWise):
-    """A trained perceptron in whole numbers, as it is now. What it makes of a vector is off by about 1%.
+    """A trained perceptron in 8-bit integers, with its current weights. Outputs differ by about 1%.
 
     Args:
-        network: a `Catalyzer` or a `Decoder`, with or without estimates of its error, whose weights are copied.
+        network: `Catalyzer` or `Decoder`, with or without an estimate of its error, whose weights are copied.
 
     >>> f = Catalyzer(d_in=16, d_out=8, hidden=64).eval()
     >>> x = np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32)
@@ -168,7 +168,7 @@ class _Affine(RowWise):
 
 
 def row_wise(transform: Transform) -> Transform:
-    """The transform for searches: row by row for those of this package, and as it is for others."""
+    """The transform for searches: `RowWise` for those of this package, unchanged for others."""
     if type(transform) in (Catalyzer, Decoder, WithError):
         return Int8Perceptron(transform)  # type: ignore[arg-type]
     affine = type(transform) in (PCA, PCADecoder, Linear, LinearDecoder)
@@ -176,6 +176,6 @@ def row_wise(transform: Transform) -> Transform:
 
 
 def _product(q: np.ndarray, weights: Tensor) -> np.ndarray:
-    """The exact product of `(n, k)` int8 and `(k, m)` whole numbers, `(n, m)` int32 or float32."""
+    """The exact product of `(n, k)` int8 and `(k, m)` integers, `(n, m)` int32 or float32."""
     rows = torch.from_numpy(q)
     return (torch._int_mm(rows, weights) if weights.dtype == torch.int8 else rows.float() @ weights).numpy()

@@ -1,8 +1,8 @@
 """Linear maps for products of spheres: principal axes, damped and rotated.
 
-With the eigenvalues Λ of the covariance and the principal axes V, y = R Λ^-p Vᵀ (x - mean). A rotated lattice loses as much in
-each coordinate of Λ^-p Vᵀ x, and Λ^p times that in x; the sum of the squares is least for p = 1/4. But the search compares y,
-whose distances are those of x for p = 0 alone.
+With the eigenvalues Λ of the covariance and the principal axes V, y = R Λ^-p Vᵀ (x - mean). A rotated lattice has the same
+error in each coordinate of Λ^-p Vᵀ x, and Λ^p times that in x; the sum of the squares is smallest for p = 1/4. But the search
+compares y, whose distances equal those of x only for p = 0.
 
 R rotates all axes together, so that all blocks have equal shares of the norm. Nested, it rotates the axes of each block alone:
 the first block has the axes of the largest variance and is a code by itself. The lattice gives a block of d_b of d_out
@@ -43,7 +43,7 @@ class Axes(NamedTuple):
 
     @classmethod
     def of(cls, x: Vectors, count: int) -> Self:
-        """The first axes of at most 131,072 of the vectors `(n, d)`, outliers left out.
+        """The first axes of at most 131,072 of the vectors `(n, d)`, without outliers.
 
         Raises:
             InvalidInput: all vectors are equal.
@@ -77,11 +77,12 @@ class Linear(Transform):
     Args:
         d_in: dimension of the input.
         d_out: dimension of the output, at most d_in.
-        damping: p, from 0 to 0.5: principal coordinates are divided by that power of their variance; None is 0.1.
-        nested: for each of the `spheres` the next principal axes, so that the first blocks of a code are codes themselves.
+        damping: p, from 0 to 0.5: the power of their variance by which principal coordinates are divided; None is 0.1.
+        nested: whether each of the `spheres` has the next principal axes, so that the first blocks of a code are codes
+            themselves.
         spheres: dimensions of the blocks of the output, for `nested`.
-        gain: keep the norms of mapped vectors, in units of their root mean square, for a quantizer that codes them.
-        seed: of the rotation.
+        gain: whether mapped vectors keep their norms, in units of the root mean square, for a quantizer that codes them.
+        seed: seed of the rotation.
 
     Raises:
         InvalidInput: d_out above d_in, another damping, or blocks that do not add up to d_out.
@@ -117,11 +118,11 @@ class Linear(Transform):
         return self.gain
 
     def adapt(self, x: Vectors) -> Self:
-        """Find the principal axes, from at most 131,072 of the vectors, outliers left out."""
+        """Find the principal axes of at most 131,072 of the vectors, without outliers."""
         return self.take(Axes.of(x, self.d_out))
 
     def take(self, axes: Axes) -> Self:
-        """`adapt`, where d_out principal axes are known."""
+        """`adapt` with d_out known principal axes."""
         rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
         matrix = rotation @ (axes.directions * axes.variances**-self.damping).T / norm
         self.matrix.copy_(matrix)
@@ -134,14 +135,14 @@ class Linear(Transform):
 
 
 class LinearDecoder(Transform):
-    """Decodes what `Linear` makes of vectors: undoes rotation and damping, and gives the norm that centred vectors have.
+    """Decodes the outputs of `Linear`: undoes rotation and damping, and restores the norm of centred vectors.
 
     Args:
         d_in: dimension of the latent space, at most d_out.
         d_out: dimension of the original space.
-        damping: that of the `Linear`, like the other arguments.
-        seed: of the rotation.
-        nested: whether each block has axes of its own.
+        damping: damping of the `Linear`, like the other arguments.
+        seed: seed of the rotation.
+        nested: whether each block has its own axes.
         spheres: dimensions of the blocks.
 
     Raises:
@@ -174,11 +175,11 @@ class LinearDecoder(Transform):
         self.register_buffer("mean", torch.zeros(d_out))
 
     def adapt(self, x: Vectors) -> Self:
-        """Find the principal axes, those that a `Linear` adapted to the same vectors has."""
+        """Find the principal axes; they are those of a `Linear` adapted to the same vectors."""
         return self.take(Axes.of(x, self.d_in))
 
     def take(self, axes: Axes) -> Self:
-        """`adapt`, where d_in principal axes are known."""
+        """`adapt` with d_in known principal axes."""
         rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
         self.mean.copy_(axes.mean)
         self.matrix.copy_(norm * (axes.directions * axes.variances**self.damping) @ rotation.T)
@@ -220,7 +221,7 @@ def _blocks(nested: bool, spheres: Sequence[int] | None, dim: int) -> list[int] 
 
 
 def _rotation(axes: Axes, damping: float, spheres: list[int] | None, seed: int) -> tuple[Tensor, Tensor]:
-    """What damped coordinates are multiplied by, `(dim, dim)`, and their norm, as root mean square."""
+    """The rotation of damped coordinates, `(dim, dim)`, and their norm, as root mean square."""
     squares = axes.variances ** (1 - 2 * damping)
     dim, norm = len(squares), squares.sum().sqrt()
     random = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The losses of section 3: spread the points evenly (KoLeo), keep the neighbours (rank, and at every corner); and ListNet's."""
+"""The losses of section 3: KoLeo, which spreads points evenly, and rank losses, which keep neighbours; and ListNet's."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 class KoLeoLoss(nn.Module):
     """Kozachenko-Leonenko entropy regularizer, equation 2: minus the mean log distance to the nearest other point.
 
-    The distance is taken as rho + eps: exact duplicates then cost a finite amount and have zero gradient (they have no
-    direction to part in), and near duplicates have a gradient of at most 1 / (n eps).
+    The distance is taken as rho + eps: exact duplicates then have a finite loss and zero gradient (they have no direction in
+    which to separate), and near duplicates have a gradient of at most 1 / (n eps).
 
     Args:
-        eps: added to each distance, which on the unit sphere is between 0 and 2.
+        eps: summand of each distance, which on the unit sphere is between 0 and 2.
 
     Shape:
         points `(n, d)`, n at least 2, usually of norm 1; the loss is a scalar, computed in float32.
@@ -45,7 +45,7 @@ class RankLoss(nn.Module):
     """Triplet loss without a margin, equation 3: max(0, |f(x) - f(x+)| - |f(x) - f(x-)|).
 
     Args:
-        reduction: "mean" over the batch, or "none" for the loss of each triplet, above 0 where it is violated.
+        reduction: "mean" over the batch, or "none" for the loss of each triplet, which is positive if it is violated.
 
     Shape:
         anchor, positive, negative `(n, d)`; the loss is a scalar or `(n,)`, computed in float32.
@@ -72,9 +72,9 @@ class RankLoss(nn.Module):
 class TriangleLoss(nn.Module):
     """The rank loss at every corner of a triplet, in the order of the input instead of that of the mining.
 
-    At each of the three corners two sides meet. Where s, t are their lengths on the sphere and S < T their lengths in the
-    input, the loss is max(0, s - t), as in equation 3; it is 0 where S = T. So a negative that is nearer in the input than
-    the positive is not pushed away, and a triplet teaches three comparisons for the same three points.
+    At each of the three corners two sides meet. With lengths s, t on the sphere and S < T in the input, the loss is max(0, s -
+    t), as in equation 3; it is 0 if S = T. So a negative that is nearer in the input than the positive is not pushed away, and
+    a triplet teaches three comparisons for the same three points.
 
     Shape:
         points `(3, n, d)` on the sphere, inputs `(3, n, d_in)`; the losses are `(3, n)`, one for each corner, computed in
@@ -94,14 +94,14 @@ class TriangleLoss(nn.Module):
 
 
 class ListNetLoss(nn.Module):
-    """Whole lists in the input's order (ListNet, Cao et al. 2007): cross entropy of who comes first, there and on the sphere.
+    """Lists in the input's order (ListNet, Cao et al. 2007): cross entropy of the first place, in the input and on the sphere.
 
     Of a list of m others at distances D_j in the input and d_j on the sphere, the targets are p_j ∝ exp(-D_j / (T min D)) and
     the predictions q_j ∝ exp(-scale d_j² / 2), which on the unit sphere is exp(scale · cosine); the loss is -Σ p_j log q_j.
 
     Args:
-        temperature: T; the smaller, the more only the nearest count.
-        scale: of squared distances on the sphere.
+        temperature: T; a small one gives weight only to the nearest.
+        scale: factor of squared distances on the sphere.
 
     Shape:
         squared `(n, m)`, squared distances on the sphere, and distances `(n, m)` in the input, inf for what is not in the

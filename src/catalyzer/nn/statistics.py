@@ -1,4 +1,4 @@
-"""Means, scales and covariances of vectors, block by block: of files larger than memory too. Outliers do not count."""
+"""Means, scales and covariances of vectors without outliers, block by block, also of files larger than memory."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def sampled(x: Vectors) -> Iterator[np.ndarray]:
 
 
 def mean_and_deviation(x: Vectors) -> tuple[Tensor, Tensor]:
-    """The mean `(d,)` of vectors, and their standard deviation on average over the dimensions; float32.
+    """The mean `(d,)` of vectors, and their standard deviation, averaged over the dimensions; float32.
 
     Raises:
         InvalidInput: all vectors are equal.

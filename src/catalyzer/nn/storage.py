@@ -1,4 +1,4 @@
-"""Parts in a run's folder: class and arguments as JSON, and what was learned as safetensors."""
+"""Parts in a run's folder: class and arguments as JSON, learned state as safetensors."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from catalyzer.parts import Part, Trust, describe, make
 
 
 class Stateful(Protocol):
-    """What has learned something: networks, and quantizers."""
+    """An object with a learned state: a network or a quantizer."""
 
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
@@ -27,12 +27,12 @@ Kind = TypeVar("Kind", bound=Part)
 
 
 def tensors(part: Stateful, prefix: str = "") -> dict[str, Tensor]:
-    """What a part has learned, on the CPU, each tensor with memory of its own, by name."""
+    """The learned state of a part, by name, as tensors on the CPU with their own memory."""
     return {f"{prefix}{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in part.state_dict().items()}
 
 
 def digest(parts: Mapping[str, Part | None]) -> str:
-    """BLAKE2b-256, in hexadecimal, of parts by name: equal where they are, to the last bit, the same."""
+    """BLAKE2b-256, in hexadecimal, of parts by name: equal if they are identical, to the last bit."""
     from safetensors.torch import save
 
     made = {name: part for name, part in parts.items() if part is not None}
@@ -42,12 +42,12 @@ def digest(parts: Mapping[str, Part | None]) -> str:
 
 
 def restored(description: Any, kind: type[Kind], state: Mapping[str, Tensor], trust: Trust = ()) -> Kind:
-    """The part of a description with what it has learned; a network in evaluation mode.
+    """The part of a description, with its learned state; a network in evaluation mode.
 
-    Networks of this package are made on the meta device, so that nothing is allocated for sizes that a file only claims.
+    Networks of this package are made on the meta device, so that nothing is allocated for sizes claimed by a file.
 
     Raises:
-        InvalidInput: description and state do not belong together.
+        InvalidInput: description and state do not match.
         UntrustedPart: see `catalyzer.parts.find_class`.
     """
     is_network = issubclass(kind, nn.Module)
@@ -76,17 +76,17 @@ def save_part(part: Part, folder: Path, name: str, training_seconds: float) -> N
 
 @torch.inference_mode(False)  # a caller may be in that mode, whose tensors no gradient passes, and `steps` follow gradients
 def load_part(folder: str | Path, name: str, kind: type[Kind], trust: Trust = ()) -> tuple[Kind, float]:
-    """What `save_part` wrote under `name`, networks in evaluation mode on the CPU; and the seconds of its training.
+    """The part that `save_part` wrote under `name`, a network in evaluation mode on the CPU; and its seconds of training.
 
     Args:
-        folder: of the run.
-        name: of the part.
-        kind: what it must be derived from.
-        trust: modules beside this package whose classes may be named; see `catalyzer.parts.find_class`.
+        folder: folder of the run.
+        name: name of the part.
+        kind: required base class.
+        trust: other modules whose classes may be named; see `catalyzer.parts.find_class`.
 
     Raises:
         InvalidInput: a file is missing.
-        DamagedFile: a file is damaged, or weights and arguments do not belong together.
+        DamagedFile: a file is damaged, or weights and arguments do not match.
         UntrustedPart: the class is of a module that is not allowed.
     """
     from safetensors import SafetensorError

@@ -16,12 +16,12 @@ def _lattice(*numbers: int) -> SphericalLattice | ProductLattice:
 
 
 class StraightThrough(nn.Module):
-    """Replace each point by the nearest lattice point, of norm 1; the gradient passes as if nothing had happened.
+    """Replace each point by the nearest lattice point, of norm 1; the backward pass is the identity.
 
-    Works under autocast, in the dtype that it is given, and inside `torch.compile` without a graph break.
+    Works under autocast, in the dtype of its input, and inside `torch.compile` without a graph break.
 
     Args:
-        lattice: whose points, divided by their radii, are the output.
+        lattice: lattice whose points, divided by their radii, are the output.
 
     Shape:
         `(n, lattice.dim)` to the same.
@@ -55,9 +55,9 @@ _nearest.register_autograd(lambda _, gradient: (gradient, None))
 
 
 class StraightThroughSign(nn.Module):
-    """Replace each coordinate by its sign over √d, so that points keep norm 1; the gradient passes as if nothing had happened.
+    """Replace each coordinate by its sign over √d, so that points keep norm 1; the backward pass is the identity.
 
-    Zero counts as negative, as it does in a code.
+    Zero counts as negative, as in a code.
 
     Shape:
         `(n, d)` to the same.

@@ -1,7 +1,7 @@
 """Maps from the input space to the space that is quantized: the catalyzer (section 5.2), PCA (section 5.4), identity.
 
-All are `Transform`s: modules from `(n, d_in)` to `(n, d_out)` float32 with `adapt`, which takes from training vectors what
-needs no gradient. The decoder is one too, from the sphere to the original space.
+All are `Transform`s: modules from `(n, d_in)` to `(n, d_out)` float32 with `adapt`, which learns from training vectors without
+gradients. The decoder is one too, from the sphere to the original space.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class Transform(Part, nn.Module, ABC):
     """Base of all maps, and of all decoders.
 
     A subclass calls `super().__init__(d_in, d_out)`, keeps its other arguments as attributes (see `Part`), and defines
-    `forward`. Whether it is trained shows in its parameters: a map without any has learned all it can in `adapt`.
+    `forward`. A map without parameters is not trained: `adapt` learns all of it.
 
     Args:
         d_in: dimension of the input.
@@ -59,17 +59,17 @@ class Transform(Part, nn.Module, ABC):
 
     @property
     def is_trained(self) -> bool:
-        """Whether there are parameters for gradients to change."""
+        """Whether there are parameters that gradients change."""
         return any(weight.requires_grad for weight in self.parameters())
 
     def adapt(self, x: Vectors) -> Self:
-        """Take from training vectors what needs no gradient, such as their mean and scale; nothing, by default.
+        """Learn from training vectors without gradients, such as their mean and scale; by default nothing.
 
         Args:
             x: `(n, d)` vectors of the original space, also for a decoder, which maps to it.
 
         Raises:
-            InvalidInput: vectors that nothing can be learned from.
+            InvalidInput: vectors from which nothing can be learned.
         """
         return self
 
@@ -86,7 +86,7 @@ class Transform(Part, nn.Module, ABC):
         """
 
     def check_decodes(self, transform: "Transform") -> None:
-        """Raise `InvalidInput` unless this, as a decoder, goes with what the transform makes; any does, by default."""
+        """Raise `InvalidInput` unless this decoder fits the transform's output; by default any does."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Transform(Part, nn.Module, ABC):
 
 
 class _Perceptron(Transform):
-    """What the catalyzer and the decoder share: three layers with batch norm and ReLU, and the mean and scale of the data."""
+    """Base of the catalyzer and the decoder: three layers with batch norm and ReLU, and the mean and scale of the data."""
 
     mean: Tensor
     scale: Tensor
@@ -115,7 +115,7 @@ class _Perceptron(Transform):
         )
 
     def adapt(self, x: Vectors) -> Self:
-        """Take the units of the data from `x`: one mean a dimension, one standard deviation for all.
+        """Learn the units of the data from `x`: a mean for each dimension, one standard deviation for all.
 
         Raises:
             InvalidInput: all vectors are equal.
@@ -169,7 +169,7 @@ class Catalyzer(_Perceptron):
 
 
 class Decoder(_Perceptron):
-    """From the sphere to the original space: a perceptron of the catalyzer's kind. The paper has none.
+    """A perceptron like the catalyzer, from the sphere to the original space. The paper has no decoder.
 
     Args:
         d_in: dimension of the sphere's space.
@@ -268,7 +268,7 @@ class PCA(Transform):
         self.register_buffer("bias", torch.zeros(d_out))
 
     def adapt(self, x: Vectors) -> Self:
-        """Find the principal axes of `x` (faiss's PCA), outliers left out."""
+        """Find the principal axes of `x` without outliers (faiss's PCA)."""
         pca = faiss.PCAMatrix(self.d_in, self.d_out)
         pca.train(np.concatenate([*sampled(x)]))
         self.matrix.copy_(torch.from_numpy(faiss.vector_to_array(pca.A).reshape(-1, self.d_in)[: self.d_out]))
@@ -280,13 +280,13 @@ class PCA(Transform):
 
 
 class PCADecoder(Transform):
-    """Back from what PCA makes of vectors: to the point in the span of its axes that lies in this direction from the mean.
+    """Decodes the outputs of PCA: to the point in the span of its axes that is in this direction from the mean.
 
-    `PCA` keeps the direction alone, so all decoded vectors lie at one distance from the mean, that of the training vectors on
-    average. Candidates of a search keep their order when they are ranked by decoded vectors.
+    `PCA` keeps only the direction, so all decoded vectors have the same distance from the mean: the average of the training
+    vectors. Reranking by decoded vectors does not change the order of a search's candidates.
 
     Args:
-        d_in: dimension of the sphere's space, that of PCA's output; at most d_out.
+        d_in: dimension of the sphere's space, PCA's output; at most d_out.
         d_out: dimension of the original space.
 
     Raises:
@@ -309,7 +309,7 @@ class PCADecoder(Transform):
         self.register_buffer("mean", torch.zeros(d_out))
 
     def adapt(self, x: Vectors) -> Self:
-        """Find the principal axes of `x`, those that a `PCA` adapted to the same vectors has, and the mean distance."""
+        """Find the principal axes of `x`, which are those of a `PCA` adapted to the same vectors, and the mean distance."""
         pca = PCA(self.d_out, self.d_in).adapt(x)
         sample = torch.from_numpy(np.concatenate([*sampled(x)]))
         size = F.linear(sample, pca.matrix, pca.bias).norm(dim=1).mean()
@@ -322,7 +322,7 @@ class PCADecoder(Transform):
 
 
 class Identity(Transform):
-    """The vectors as they are, for plain baselines by the same commands; d_out is d_in.
+    """The unchanged vectors, for plain baselines with the same commands; d_out is d_in.
 
     >>> Identity(d_in=2)(torch.tensor([[3, 4]], dtype=torch.uint8))
     tensor([[3., 4.]])

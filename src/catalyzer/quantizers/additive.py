@@ -14,14 +14,14 @@ ENCODED = 4096  # vectors encoded at a time, for the progress display: this is s
 
 
 class AdditiveQuantizer(FaissQuantizer):
-    """Residual quantization (RQ) or local search quantization (LSQ), one byte a codebook; all of it faiss's.
+    """Residual quantization (RQ) or local search quantization (LSQ) of faiss, with one byte per codebook.
 
-    Codes hold no norms; search decodes them block by block, so it is exact over the decoded vectors.
+    Codes have no norms. A search decodes them block by block, so it is exact for the decoded vectors.
 
     Args:
         dim: dimension of the vectors.
         bits: bits of a code, a multiple of 8.
-        local_search: codewords are chosen together, by local search (LSQ), instead of one after another (RQ).
+        local_search: whether codewords are chosen together, by local search (LSQ), instead of one after another (RQ).
 
     Raises:
         InvalidInput: bits that are not whole bytes.

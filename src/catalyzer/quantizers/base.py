@@ -1,4 +1,4 @@
-"""The interface of all quantizers, and the search that every one that decodes has."""
+"""The interface of all quantizers, and the search of all that decode."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ MAX_TRAINING = 100_000  # faiss's own limit is 65,536; the baselines shall not s
 class Quantizer(Part, ABC):
     """Turns `(n, dim)` float32 vectors into `(n, code_size)` uint8 codes, and finds the codes nearest to a query.
 
-    A subclass takes `dim`, keeps its arguments as attributes (see `Part`), sets `bits`, and defines `encode` and `decode`. What
-    else it defines says what it can: `fit` learns, `straight_through` lets networks be trained through it, `nearest` serves
-    `refine`, `search_lists` serves inverted lists. What `fit` learns is kept in files if it is arrays whose names end in an
-    underscore, or else by `state_dict` and `load_state_dict`.
+    A subclass takes `dim`, keeps its arguments as attributes (see `Part`), sets `bits`, and defines `encode` and `decode`.
+    Optional methods add features: `fit` learns, `straight_through` allows training through it, `nearest` enables `refine`,
+    `search_lists` enables inverted lists. Files store what `fit` learns if it is arrays whose names end in an underscore, or if
+    `state_dict` and `load_state_dict` return and restore it.
 
     Attributes:
         dim: dimension of the vectors.
@@ -55,7 +55,7 @@ class Quantizer(Part, ABC):
 
     @classmethod
     def default_dim(cls, bits: int) -> int:  # noqa: ARG003 (some depend on it)
-        """The dimension that is mapped to where none is given."""
+        """The default dimension of mapped vectors."""
         return 24
 
     @property
@@ -64,7 +64,7 @@ class Quantizer(Part, ABC):
 
     @property
     def spheres(self) -> tuple[int, ...]:
-        """Dimensions of the blocks that are each coded by their direction; one, unless the quantizer is a product of such."""
+        """Dimensions of the blocks that are coded by their direction; one block, unless the quantizer is a product."""
         return (self.dim,)
 
     @classmethod
@@ -79,28 +79,28 @@ class Quantizer(Part, ABC):
 
     @property
     def is_learned(self) -> bool:
-        """Whether `fit` learns anything; a quantizer without a codebook is fixed."""
+        """Whether `fit` learns anything; a quantizer without a codebook does not."""
         return self.can("fit")
 
     @property
     def is_fitted(self) -> bool:
-        """Whether what `fit` learns is there, or nothing is to be learned."""
+        """Whether `fit` has been called, or nothing needs to be learned."""
         return not self.is_learned or bool(self.state_dict())
 
     def fit(self, x: np.ndarray) -> Self:
-        """Learn what the quantizer needs from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
+        """Learn from `(n, dim)` float32 training vectors; fixed quantizers learn nothing."""
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What `fit` has learned, by name."""
+        """The learned state, by name."""
         learned = {name: value for name, value in vars(self).items() if name.endswith("_") and isinstance(value, np.ndarray)}
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in learned.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what an equal quantizer has learned.
+        """Restore the learned state of an equal quantizer.
 
         Raises:
-            InvalidInput: tensors that are not those of such a quantizer.
+            InvalidInput: tensors of another quantizer.
         """
         if not self.is_learned and state:
             raise InvalidInput(f"{self.label} learns nothing, but there is {next(iter(state))}")
@@ -116,46 +116,46 @@ class Quantizer(Part, ABC):
         return _remade, (type(self), self.arguments, self.state_dict())
 
     def straight_through(self) -> nn.Module:
-        """Quantization as a layer to train through: the identity backward; for quantizers that are fixed.
+        """Quantization as a layer whose backward pass is the identity; for fixed quantizers.
 
         Raises:
-            InvalidInput: no network can be trained through this one.
+            InvalidInput: no network can be trained through this quantizer.
         """
         raise InvalidInput(f"no network can be trained through {type(self).__name__}: it has no straight_through")
 
     def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
-        """The k points that codes stand for nearest to each vector, `(n, k, dim)` float32, nearest first.
+        """The k decoded points nearest to each vector, `(n, k, dim)` float32, nearest first.
 
         Raises:
-            InvalidInput: this quantizer knows the nearest one only.
+            InvalidInput: this quantizer finds only the nearest one.
         """
         raise InvalidInput(
             f"refine needs lattice points, but {type(self).__name__} has none; use quantizer=lattice, or refine=1"
         )
 
     def first(self, blocks: int) -> "Quantizer":
-        """The quantizer of the first so many blocks of these codes, for a search that reads no more of them.
+        """The quantizer of the first blocks of these codes, for a search that reads only these.
 
         It codes the first `dim` coordinates, in the first `code_size` bytes.
 
         Raises:
-            InvalidInput: codes without blocks, or with fewer.
+            InvalidInput: codes without blocks, or with fewer blocks.
         """
         raise InvalidInput(f"blocks = {blocks} is for codes of quantizer=lattice, and {type(self).__name__} made these")
 
     @abstractmethod
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """The codes, `(n, code_size)` uint8, of `(n, dim)` float32 vectors."""
+        """Encode `(n, dim)` float32 vectors to `(n, code_size)` uint8 codes."""
 
     @abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors, `(n, dim)` float32, that the codes stand for."""
+        """Decode the codes to `(n, dim)` float32 vectors."""
 
     def checked(self, x: np.ndarray) -> np.ndarray:
         """`(n, dim)` float32 vectors to encode.
 
         Raises:
-            InvalidInput: another shape, NaN or infinity, or nothing has been learned yet.
+            InvalidInput: another shape, NaN or infinity, or a quantizer that is not fitted.
         """
         if not self.is_fitted:
             raise InvalidInput(f"{type(self).__name__} is not fitted; call fit(train) first")
@@ -166,11 +166,11 @@ class Quantizer(Part, ABC):
         return x
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
-        """Raise `InvalidInput`, with the row's number, if one of `(n, code_size)` uint8 is no code.
+        """Raise `InvalidInput`, with the row's number, if a row of `(n, code_size)` uint8 is not a code.
 
         Args:
-            codes: read from somewhere.
-            first_row: what the first one's row is called in an error.
+            codes: codes from any source.
+            first_row: row number of the first code in an error.
         """
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +179,7 @@ class Quantizer(Part, ABC):
         Args:
             queries: `(nq, dim)` float32.
             codes: `(n, code_size)` uint8.
-            k: at most n.
+            k: number of codes per query, at most n.
 
         Returns:
             `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows.
@@ -196,7 +196,7 @@ class Quantizer(Part, ABC):
         return knn_of_blocks(queries, decoded(), k)
 
     def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """`search`, with distances as precise as they were compared: what it finds in parts of the codes is merged by them."""
+        """`search` with distances in the precision of the comparison, by which results from parts of the codes are merged."""
         return self.search(queries, codes, k)
 
     def search_lists(
@@ -205,7 +205,7 @@ class Quantizer(Part, ABC):
         """`search` in some lists of codes for each query; see `catalyzer.scan.search_lists`.
 
         Raises:
-            InvalidInput: this quantizer searches all codes only.
+            InvalidInput: this quantizer can only search all codes.
         """
         raise InvalidInput(f"expected quantizer=lattice for inverted lists, got {type(self).__name__}; use ivf=0")
 
@@ -215,15 +215,15 @@ class Quantizer(Part, ABC):
 
 
 class FaissQuantizer(Quantizer):
-    """Base of quantizers whose state faiss keeps, as vectors of its own."""
+    """Base of quantizers whose state is in faiss's vectors."""
 
     @abstractmethod
     def _learned(self) -> dict[str, tuple[Any, int]]:
-        """faiss's vectors by name, and how many float32 each has once it is trained."""
+        """faiss's vectors by name, and the number of float32 in each after training."""
 
     @abstractmethod
     def _trained(self) -> Sequence[Any]:
-        """faiss's objects that say whether they are trained."""
+        """faiss's objects with a flag for trained ones."""
 
     @property
     def is_fitted(self) -> bool:
@@ -242,7 +242,7 @@ class FaissQuantizer(Quantizer):
 
 
 def check_state(quantizer: Quantizer, state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
-    """Raise `InvalidInput` unless `state` has just these float32 tensors, each of its shape."""
+    """Raise `InvalidInput` unless `state` has exactly these float32 tensors with these shapes."""
     given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     if given != {name: (shape, torch.float32) for name, shape in shapes.items()}:
         expected = ", ".join(f"{name} {shape} float32" for name, shape in shapes.items())

@@ -14,11 +14,11 @@ from catalyzer.quantizers.base import MAX_TRAINING, Quantizer, check_state
 
 
 class SignQuantizer(Quantizer):
-    """One bit a coordinate, its sign; compared by Hamming distance, or asymmetrically.
+    """One bit per coordinate, its sign; compared by Hamming distance, or asymmetrically.
 
     Args:
         dim: dimension of the vectors, which is the number of bits.
-        asymmetric: compare the unquantized query with the decoded signs, instead of counting differing bits.
+        asymmetric: whether the unquantized query is compared with the decoded signs, instead of counting differing bits.
 
     >>> quantizer = SignQuantizer(dim=4)
     >>> quantizer.decode(quantizer.encode(np.array([[0.3, -2.0, 0.0, 1.0]], dtype=np.float32)))
@@ -58,12 +58,12 @@ class SignQuantizer(Quantizer):
 
 
 class HashQuantizer(Quantizer):
-    """One bit a projection, its sign; compared by Hamming distance. The projections are faiss's.
+    """One bit per projection, its sign; compared by Hamming distance. The projections are faiss's.
 
     Args:
         dim: dimension of the vectors.
         bits: number of projections.
-        seed: of what is drawn.
+        seed: seed of the random directions.
     """
 
     symmetric = True
@@ -77,7 +77,7 @@ class HashQuantizer(Quantizer):
         """The directions of the projections, `(dim, bits)` float32, for centred vectors `(n, dim)`."""
 
     def fit(self, x: np.ndarray) -> Self:
-        """Learn the mean, the directions, and how long projections are on average."""
+        """Learn the mean, the directions, and the average length of projections."""
         self.origin_ = x.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
         self.directions_ = self._directions(x[:MAX_TRAINING] - self.origin_)
         self.size_ = np.abs(self._projected(x[:MAX_TRAINING])).mean(axis=0)
@@ -110,7 +110,7 @@ class LSHQuantizer(HashQuantizer):
     Args:
         dim: dimension of the vectors.
         bits: number of projections.
-        seed: of the directions.
+        seed: seed of the directions.
 
     >>> x = np.random.default_rng(0).normal(size=(1000, 16)).astype(np.float32)
     >>> LSHQuantizer(dim=16, bits=12).fit(x).encode(x).shape
@@ -126,12 +126,12 @@ class LSHQuantizer(HashQuantizer):
 
 
 class ITQQuantizer(HashQuantizer):
-    """Iterative quantization: the signs of PCA's coordinates after the rotation by which signs lose least.
+    """Iterative quantization: the signs of PCA's coordinates after the rotation with the smallest quantization error.
 
     Args:
         dim: dimension of the vectors.
         bits: number of projections, at most dim.
-        seed: of the first rotation.
+        seed: seed of the initial rotation.
 
     Raises:
         InvalidInput: more bits than dimensions.

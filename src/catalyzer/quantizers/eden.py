@@ -8,15 +8,15 @@ from catalyzer.quantizers.rabitq import RotatedQuantizer
 
 
 class EdenQuantizer(RotatedQuantizer):
-    """Vargaftik and others' EDEN after a random rotation: 1 to 8 bits a dimension, and 64 bits of factors; all of it faiss's.
+    """EDEN (Vargaftik et al.) of faiss after a random rotation: 1 to 8 bits per dimension, and 64 bits of factors.
 
     The size of the codes follows from the dimension: `bits` is `8 * (ceil(dim * bits_per_dim / 8) + 8)`. `D` of a search are
     EDEN's estimates of the distances.
 
     Args:
         dim: dimension of the vectors.
-        bits_per_dim: bits a dimension, 1 to 8.
-        seed: of the rotation.
+        bits_per_dim: bits per dimension, 1 to 8.
+        seed: seed of the rotation.
 
     Raises:
         MissingPackage: faiss is too old for EDEN.

@@ -1,4 +1,4 @@
-"""The spherical lattice quantizer of section 4.2, and products of such: no codebook, nothing to fit."""
+"""The spherical lattice quantizer of section 4.2, and products of spheres: no codebook, nothing to fit."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -18,15 +18,15 @@ MOST_ATOMS = 50_000
 
 
 class LatticeQuantizer(Quantizer):
-    """Codes a vector's direction as the nearest integer point of a sphere; of more than 64 bits, block by block.
+    """Codes a vector's direction as the nearest integer point of a sphere; with more than 64 bits, block by block.
 
     Args:
         dim: dimension of the vectors.
         bits: upper limit for the bits of a code.
         radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
-        blocks: how many spheres the vectors are cut for, or the dimension and squared radius of each; None takes one up to
-            64 bits and 128 dimensions, or if `radius_sq` is given, and beyond that as few as `ProductLattice.for_bits`.
-        gain: spend 8 of the bits on the norm of a vector; see `GainShapeLattice`. None is False.
+        blocks: number of spheres, or the dimension and squared radius of each; None takes one up to 64 bits and 128 dimensions,
+            or if `radius_sq` is given, and otherwise the number of `ProductLattice.for_bits`.
+        gain: whether 8 of the bits code the norm of a vector; see `GainShapeLattice`. None is False.
 
     Raises:
         InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
@@ -75,7 +75,7 @@ class LatticeQuantizer(Quantizer):
 
     @classmethod
     def default_dim(cls, bits: int) -> int:
-        """24 up to 64 bits, as the paper; then 40 for each block of 64 bits, and 32 where there are more than four.
+        """24 up to 64 bits, as in the paper; then 40 for each block of 64 bits, and 32 if there are more than four blocks.
 
         >>> [LatticeQuantizer.default_dim(bits) for bits in (32, 64, 128, 256, 512)]
         [24, 24, 80, 160, 256]

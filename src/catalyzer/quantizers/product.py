@@ -14,14 +14,14 @@ QUERIES = 1024  # searched at a time, for the progress display
 
 
 class ProductQuantizer(FaissQuantizer):
-    """Product quantization with one byte a subvector, after an optional learned rotation (OPQ); all of it faiss's.
+    """Product quantization of faiss with one byte per subvector, after an optional learned rotation (OPQ).
 
-    A dimension that the number of bytes does not divide is padded with zeros.
+    Vectors are padded with zeros if the number of bytes does not divide their dimension.
 
     Args:
         dim: dimension of the vectors.
         bits: bits of a code, a multiple of 8.
-        rotate: learn a rotation first (OPQ).
+        rotate: whether a rotation is learned first (OPQ).
 
     Raises:
         InvalidInput: bits that are not whole bytes, or more bytes than dimensions.
@@ -62,7 +62,7 @@ class ProductQuantizer(FaissQuantizer):
             self._index.prepend_transform(transform)
 
     def fit(self, x: np.ndarray) -> Self:
-        """Learn rotation and codebooks from at most `MAX_TRAINING` of the vectors, which faiss draws.
+        """Learn rotation and codebooks from at most `MAX_TRAINING` of the vectors, drawn by faiss.
 
         Raises:
             InvalidInput: fewer than 256 vectors.

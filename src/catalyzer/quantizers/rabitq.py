@@ -1,4 +1,4 @@
-"""RaBitQ, from faiss: a few bits a dimension, and factors for each vector that correct distances."""
+"""RaBitQ, from faiss: a few bits per dimension, and factors for each vector that correct distances."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ MORE_FACTORS = 8  # bytes behind the further bits
 
 
 class RotatedQuantizer(FaissQuantizer):
-    """Base of faiss's quantizers that learn the mean alone, after a random rotation, and estimate distances from codes.
+    """Base of faiss's quantizers that learn only the mean, after a random rotation, and estimate distances from codes.
 
     Args:
         dim: dimension of the vectors.
         bits_per_dim: bits a dimension.
-        seed: of the rotation.
+        seed: seed of the rotation.
     """
 
     most_bits: int
@@ -69,19 +69,19 @@ class RotatedQuantizer(FaissQuantizer):
 
 
 class RaBitQuantizer(RotatedQuantizer):
-    """Gao and Long's RaBitQ after a random rotation: a few bits a dimension, and factors; all of it faiss's.
+    """RaBitQ (Gao and Long) of faiss after a random rotation: a few bits per dimension, and factors.
 
-    A bit a dimension has 64 bits of factors, several have 160. The size of the codes follows from the dimension: `code_size`
-    is `ceil(dim / 8) + 8` with one bit, and `ceil(dim / 8) + ceil(dim * (bits_per_dim - 1) / 8) + 20` with several.
+    One bit per dimension has 64 bits of factors, several have 160. The size of the codes follows from the dimension:
+    `code_size` is `ceil(dim / 8) + 8` with one bit, and `ceil(dim / 8) + ceil(dim * (bits_per_dim - 1) / 8) + 20` with several.
     `D` of a search are RaBitQ's estimates of the distances.
 
     Args:
         dim: dimension of the vectors.
-        seed: of the rotation.
-        bits_per_dim: bits a dimension, 1 to 9: its sign, and how many more.
+        seed: seed of the rotation.
+        bits_per_dim: bits per dimension, 1 to 9, the sign included.
 
     Raises:
-        MissingPackage: faiss is too old for more than one bit a dimension.
+        MissingPackage: faiss is too old for more than one bit per dimension.
 
     >>> x = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
     >>> quantizer = RaBitQuantizer(dim=64).fit(x)

@@ -13,13 +13,13 @@ KINDS = {4: "QT_4bit", 6: "QT_6bit", 8: "QT_8bit"}
 
 
 class ScalarQuantizer(FaissQuantizer):
-    """Each coordinate in 4, 6 or 8 bits, evenly between the smallest and the largest value of the training vectors; faiss's.
+    """faiss's scalar quantizer: 4, 6 or 8 bits per coordinate, evenly between its smallest and largest value in training.
 
     The size of the codes follows from the dimension: `bits` is `dim * bits_per_dim`.
 
     Args:
         dim: dimension of the vectors.
-        bits_per_dim: bits a dimension: 4, 6 or 8.
+        bits_per_dim: bits per dimension: 4, 6 or 8.
 
     Raises:
         InvalidInput: another number of bits.

@@ -1,4 +1,4 @@
-"""The paper's tables and figures: each target makes the runs that it needs and leaves one folder."""
+"""The paper's tables and figures: each target makes the runs that it needs and writes one folder."""
 
 import logging
 import shlex
@@ -30,10 +30,10 @@ __all__ = ["TARGETS", "Lab", "Outcome", "Target", "jobs", "make_targets"]
 
 
 def targets(name: str) -> list[str]:
-    """The targets that a name stands for.
+    """The targets of a name.
 
     Raises:
-        InvalidInput: it stands for none.
+        InvalidInput: there is no such target.
     """
     if name == "all":
         return list(TARGETS)
@@ -68,7 +68,7 @@ def make_targets(name: str, lab: Lab) -> None:
 def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]:
     """Train and measure what is missing, write tables and figures into `folder`; returns the paths written.
 
-    What the folder holds of the same settings, data and version is not made again.
+    Results of the same settings, data and version are not made again.
     """
     outcome, paths = made_before(lab, folder)
     if outcome is None:
@@ -101,7 +101,7 @@ def make_target(name: str, lab: Lab, folder: Path) -> tuple[Outcome, list[Path]]
 
 
 def made_before(lab: Lab, folder: Path) -> tuple[Outcome | None, list[Path]]:
-    """What `folder` holds, and its files, if it is whole and what the lab would make."""
+    """The outcome in `folder` and its files, if it is complete and what the lab would make."""
     try:
         outcome = Outcome.load(folder)
     except InvalidInput:  # there is none, or a damaged one

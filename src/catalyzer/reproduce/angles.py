@@ -1,4 +1,4 @@
-"""Figure 4: the latent points seen on random planes, as histograms of their angle there."""
+"""Figure 4: the latent points projected on random planes, as histograms of their angles."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,14 +15,14 @@ PLANES, BINS = 2, 90  # bins of 4 degrees
 
 
 def figure4(latents: Mapping[float, np.ndarray], seed: int = 0) -> tuple["Figure", Table]:
-    """Angular histograms of the points that catalyzers of several λ give.
+    """Angular histograms of the points mapped by catalyzers of several λ.
 
     Args:
-        latents: by λ, `(n, d_out)` points each; d_out is the same for all.
-        seed: of the planes, which all λ share.
+        latents: `(n, d_out)` points by λ; d_out is the same for all.
+        seed: seed of the planes, which are the same for all λ.
 
     Returns:
-        The figure, a column each λ and a row each plane, and a table of how far each is from uniform.
+        The figure, with a column for each λ and a row for each plane, and a table of the distances from uniform.
 
     Raises:
         InvalidInput: points of fewer than two dimensions.
@@ -103,7 +103,7 @@ def angles_table(histograms: Mapping[float, Sequence[np.ndarray]]) -> Table:
 
 
 def draw_angles(histograms: Mapping[float, Sequence[np.ndarray]]) -> "Figure":
-    """A column each λ, a row each plane; the thin circle is the uniform distribution, and all have one scale."""
+    """A column for each λ, a row for each plane; the thin circle is the uniform distribution, and all have one scale."""
     from matplotlib.figure import Figure
 
     outlines = {lambda_: [polar_outline(h) for h in planes] for lambda_, planes in histograms.items()}

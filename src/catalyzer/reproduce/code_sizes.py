@@ -1,7 +1,7 @@
 """Figure 5 and beyond: recall against the size of a code, from the paper's 16 bits to 64 bytes.
 
-The paper has lattices of growing radius on catalyzers of 16 to 40 dimensions. Products of spheres go on from there, on a linear
-map and on trained catalyzers, beside quantizers of the same sizes on the raw vectors.
+The paper has lattices of growing radius on catalyzers of 16 to 40 dimensions. Products of spheres continue from there, after a
+linear map and after trained catalyzers. They are compared with quantizers of the same sizes on the raw vectors.
 """
 
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ SHADES: dict[str, dict[str, Any]] = {
 
 
 def overrides(d_out: int) -> list[str]:
-    """Of the network of one dimension; its λ is that of Table 3."""
+    """The overrides of the network of one dimension; its λ is that of Table 3."""
     return [*LATTICE, f"d_out={d_out}"]
 
 
 def figure5(lab: Lab) -> Made:
-    """Sweep the radius of the lattice on a catalyzer of each dimension, and measure methods with a run for each size beside."""
+    """Sweep the radius of the lattice on a catalyzer of each dimension, and measure methods with a run for each size."""
     others = methods(lab)  # what is refused shall be so before hours of training
     rows = []
     for d_out in DIMENSIONS:

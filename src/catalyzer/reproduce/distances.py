@@ -1,7 +1,7 @@
-"""Figures 3 and 7: how far the nearest neighbours are, query by query, in the original space and after the catalyzer.
+"""Figures 3 and 7: distances of the nearest neighbours of each query, in the original space and after the catalyzer.
 
-Where the nearest neighbour of one query is farther than the hundredth of another, no one threshold on the distance suits
-both. Figure 3 shows how often this is so, figure 7 what it costs a search by threshold.
+If the nearest neighbour of one query is farther than the hundredth of another, no single threshold on the distance suits both.
+Figure 3 shows how often this happens, figure 7 its effect on a search by threshold.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Space(NamedTuple):
 
 
 def figure3(original: Space, latent: Space) -> tuple["Figure", Table]:
-    """Distances to the 1st and the 100th neighbour, of the same queries and base in both spaces, and how they overlap.
+    """Distances to the 1st and the 100th neighbour, for the same queries and base in both spaces, and their overlap.
 
     Raises:
         InvalidInput: fewer than 100 base vectors.
@@ -55,7 +55,7 @@ def figure3(original: Space, latent: Space) -> tuple["Figure", Table]:
 def neighbour_distances(space: Space, description: str = "searching") -> np.ndarray:
     """Distances of each query to its 1st and its 100th nearest base vector, `(nq, 2)` float64, not squared.
 
-    Duplicates in the base count one by one, so that the distance to the 100th may be 0.
+    Each duplicate in the base counts, so the distance to the 100th may be 0.
 
     Raises:
         InvalidInput: fewer than 100 base vectors.
@@ -194,7 +194,7 @@ def epsilon_search(
         space: queries and base.
         distances: `(nq,)`, to the neighbour that each query should find, in this space.
         thresholds: `(t,)`, ascending.
-        description: what the progress display says; None shows none.
+        description: text of the progress display; None shows none.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     queries = torch.as_tensor(space.queries, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""Figures 2, 3, 4 and 7 as targets: which networks they look at; what they compute and draw is in modules of their own."""
+"""Figures 2, 3, 4 and 7 as targets, with their networks; other modules compute and draw them."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def figure2(_: Lab) -> Made:
 
 
 def spaces(lab: Lab) -> tuple[Space, Space]:
-    """Queries and base as they are, and as the catalyzer of the lattice maps them."""
+    """Queries and base, unchanged and mapped by the catalyzer of the lattice."""
     test = lab.benchmark(lab.common).test
     base, queries = lab.latent(lab.trained(LATTICE))
     return Space(as_float32(test.queries), test.base), Space(queries, base)
@@ -53,7 +53,7 @@ def figure7(lab: Lab) -> Made:
 
 
 def figure4_overrides(lambda_: float) -> list[str]:
-    """Of a catalyzer to 8 dimensions; the lattice only decides which epoch is best, and 32 bits are enough for that."""
+    """The overrides of a catalyzer to 8 dimensions; its lattice only decides which epoch is best, so 32 bits suffice."""
     return [*LATTICE, "d_out=8", "bits=32", f"lambda={lambda_:g}"]
 
 

@@ -1,4 +1,4 @@
-"""Runs and numbers by their content: what has been trained or measured once is never done again."""
+"""Runs and measurements, stored by their content: nothing is trained or measured twice."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from catalyzer.runs.trained_run import TrainedRun, measure_method, method_name
 log = logging.getLogger(__name__)
 
 RUNS = "runs"
-"""Folder of the trained transforms, beside the folders of tables and figures."""
+"""Folder of the trained transforms, next to the folders of tables and figures."""
 
 PAPER_BASE = 1_000_000
 """Base vectors of BigANN1M and Deep1M, which the paper's tables are of."""
@@ -39,15 +39,15 @@ PAPER_BASE = 1_000_000
 
 @dataclass
 class Lab:
-    """Makes the runs of a target, each in a folder of its own below `folder`, and remembers what was measured on them.
+    """Makes the runs of a target, each in its own folder in `folder`, and stores their measurements.
 
     Args:
-        compose: from overrides of `src/train.py` to its settings.
-        overrides: that all runs share, as the user gave them.
+        compose: function from overrides of `src/train.py` to its settings.
+        overrides: common overrides of all runs, as given by the user.
         folder: `runs/<digest>` are trained transforms, `measured/<name>-<digest>.json` numbers. The digests are of the
             settings and of the dataset's files (path, size, date): other settings or other data make another run.
-        seeds: over how many a mean is taken.
-        lambdas: that a choice of λ is made from.
+        seeds: number of seeds in a mean.
+        lambdas: values of λ to choose from.
         given: the arguments as the user typed them, for the commands that are shown.
     """
 
@@ -71,7 +71,7 @@ class Lab:
         another = any(text.startswith("catalyzer=") for text in overrides)
         idle = of_training(self.overrides) if another else []
         kept = [text for text in self.overrides if not (another and text.startswith("catalyzer.")) and text not in idle]
-        # An experiment with a decoder has one in the rows that are about it, and nowhere else; likewise the queries' network.
+        # The decoder of an experiment is used only in the rows about it; the same holds for the query network.
         decoder, query = self._networks
         if decoder and not any(text.startswith("decoder=") for text in overrides):
             kept.append("decoder=none")
@@ -86,7 +86,7 @@ class Lab:
 
     @property
     def scale(self) -> str:
-        """Name of the preset that all runs share, and what else the user chose beside the dataset: "small, bits=32"."""
+        """Name of the preset that all runs share, and the user's other choices except the dataset: "small, bits=32"."""
         return ", ".join([self._preset, *(text for text in self._chosen if not text.startswith("dataset."))])
 
     @property
@@ -171,7 +171,7 @@ class Lab:
         return self.folder / RUNS / training_digest(self.settings(overrides))
 
     def trained(self, overrides: Sequence[str]) -> TrainedRun:
-        """The run of these overrides, trained now if it is not there; one that was interrupted goes on."""
+        """The run of these overrides, trained now if it is missing; an interrupted one resumes."""
         settings, folder = self.settings(overrides), self.run_folder(overrides)
         if (folder / "catalyzer.json").exists():
             found = TrainedRun.load(folder, trust=modules_of(settings))
@@ -192,7 +192,7 @@ class Lab:
         """Recall and time of the quantizer that `overrides` name, on the base that they name.
 
         Args:
-            overrides: of the run.
+            overrides: overrides of the run.
             on: overrides of another run, on whose transform the quantizer is measured.
         """
         settings = self.settings(overrides)
@@ -239,7 +239,7 @@ class Target:
 
     Attributes:
         title: one line for people.
-        make: trains and measures what is missing, and makes tables and figures.
+        make: function that trains and measures what is missing, and makes tables and figures.
         jobs: overrides of the trainings that `make` will ask for, which do not depend on each other.
     """
 

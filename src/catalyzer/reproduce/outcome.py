@@ -1,4 +1,4 @@
-"""What a target leaves: tables with the published numbers beside the measured ones, and figures."""
+"""The results of a target: tables with measured and published numbers, and figures."""
 
 import json
 import sys
@@ -25,10 +25,10 @@ class Column:
     """A column of numbers or words.
 
     Attributes:
-        name: as in the paper where it has one: "R@10", "bits", "encoding".
+        name: name, the paper's if it has one: "R@10", "bits", "encoding".
         unit: "%", "s", or empty.
-        better: which way is better; None where neither is.
-        digits: decimals that are shown.
+        better: which direction is better; None if neither is.
+        digits: number of decimals.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Row:
     """A method with what was measured.
 
     Attributes:
-        label: the method, such as "catalyzer + lattice".
-        values: one a column; None where there is nothing to say.
-        paper: what the paper publishes, one a column; None where it publishes nothing comparable.
-        spread: standard deviations of `values`; None where a value is of one run.
-        command: makes this row's run alone.
-        note: what a reader must know about this row.
-        aside: whether it was measured on another base than the other rows, so that its recall is not to be set against theirs.
-        series: name of the line that it is on in figures, where that has several rows; else it is its label's.
+        label: name of the method, such as "catalyzer + lattice".
+        values: one value per column; None without a value.
+        paper: published values, one per column; None without a comparable value.
+        spread: standard deviations of `values`; None for the value of one run.
+        command: command that makes this row's run.
+        note: remark about this row.
+        aside: whether it was measured on another base than the other rows, so that its recall is not comparable.
+        series: name of its line in figures, if the line has several rows; else its label.
     """
 
     label: str
@@ -72,10 +72,10 @@ class Table:
     """Rows under columns; every row has a value for each column, and its label before them.
 
     Attributes:
-        title: above the table.
-        columns: of all rows.
-        rows: in the paper's order.
-        comparable: whether the published numbers are of data like that measured, so that better or worse means something.
+        title: title above the table.
+        columns: columns of all rows.
+        rows: rows in the paper's order.
+        comparable: whether the published numbers are of similar data, so that a comparison is meaningful.
     """
 
     title: str
@@ -89,7 +89,7 @@ class Table:
                 assert cells is None or len(cells) == len(self.columns), row
 
     def text(self, row: Row, index: int) -> str:
-        """A measured cell as people read it: "75.8", "28.3 ± 0.2", "–".
+        """The text of a measured cell: "75.8", "28.3 ± 0.2", "–".
 
         >>> table = Table("t", [Column("R@10", "%")], [Row("sign", [28.31], spread=[0.2])])
         >>> table.text(table.rows[0], 0)
@@ -100,11 +100,11 @@ class Table:
         return text if deviation is None else f"{text} ± {_format(deviation, self.columns[index])}"
 
     def paper_text(self, row: Row, index: int) -> str:
-        """A published cell as people read it, empty where there is none."""
+        """The text of a published cell, empty if there is none."""
         return "" if row.paper is None or row.paper[index] is None else _format(row.paper[index], self.columns[index])
 
     def markdown(self) -> str:
-        """The table in Markdown, published numbers in italics behind the measured ones."""
+        """The table in Markdown, with published numbers in italics after the measured ones."""
         lines = [
             "| method | " + " | ".join(column.heading for column in self.columns) + " |",
             "|---|" + "---:|" * len(self.columns),
@@ -118,7 +118,7 @@ class Table:
         return "\n".join([f"**{self.title}**", "", *lines, "", *self.notes(), ""])
 
     def notes(self) -> list[str]:
-        """What a reader must know about the rows, as sentences."""
+        """The remarks about the rows, as sentences."""
         notes = [f"{row.label}: {row.note}." for row in self.rows if row.note]
         if any(row.paper for row in self.rows):
             notes.append("In brackets: what the paper publishes.")
@@ -148,7 +148,7 @@ def print_outcome(table: Table) -> None:
 
 @dataclass
 class Made:
-    """What a target's function makes: tables, figures and their captions by name, sentences that a reader must know."""
+    """The output of a target's function: tables, figures and captions by name, and notes."""
 
     tables: list[Table] = field(default_factory=list)
     figures: dict[str, "Figure"] = field(default_factory=dict)
@@ -158,23 +158,23 @@ class Made:
 
 @dataclass
 class Outcome:
-    """All that a target leaves in its folder.
+    """All results of a target in its folder.
 
     Attributes:
-        target: its name: "table1".
+        target: name of the target: "table1".
         title: one line for people.
         dataset: name of the dataset.
-        scale: preset it ran at, and what else the user chose; empty where it has none.
-        command: makes it again.
+        scale: preset, and the user's other choices; empty without a preset.
+        command: command that makes it again.
         tables: may be empty.
-        figures: names of the figures; each lies beside as `<name>.png` and `<name>.svg`.
-        captions: of the figures, by name.
-        notes: sentences on what a reader must know.
-        settings: what the runs have in common.
+        figures: names of the figures; each is in `<name>.png` and `<name>.svg` in the same folder.
+        captions: captions of the figures, by name.
+        notes: remarks, as sentences.
+        settings: common settings of the runs.
         environment: versions, threads, git commit, as in a run's results.json.
-        key: of all that decided it; what has the same key need not be made again.
-        seconds: that it took, less what was trained or measured before.
-        ended: date and time, ISO 8601.
+        key: digest of all that the results depend on; results with the same key need not be made again.
+        seconds: duration, without what was trained or measured before.
+        ended: date and time of the end, ISO 8601.
     """
 
     target: str

@@ -37,10 +37,10 @@ class PlacedColumn(NamedTuple):
     """A column of a table with what it becomes on the page.
 
     Attributes:
-        column: of the table.
+        column: column of the table.
         compared: whether the paper has numbers for it.
         cell: place of its first cell in a row.
-        cells: how many it has: measured, then published and difference where it is compared.
+        cells: number of cells: measured, then published and difference if it is compared.
     """
 
     column: Column

@@ -1,4 +1,4 @@
-"""Recall against what it costs, time or bits, over all methods that were measured."""
+"""Recall against its cost, time or bits, of all measured methods."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, product
@@ -23,7 +23,7 @@ SIDES: tuple[tuple[float, float, Literal["left", "center", "right"]], ...] = (
 
 
 class Point(NamedTuple):
-    """A row of a table: its series or label, what it costs (seconds or bits) and its recall in percent."""
+    """A row of a table: its series or label, its cost (seconds or bits) and its recall in percent."""
 
     label: str
     cost: float
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 def measured_points(outcomes: Iterable[Outcome], cost: Cost) -> list[Point]:
-    """Every row that has both "R@10" and the column `cost`, each once.
+    """All rows with both "R@10" and the column `cost`, each once.
 
     Times compare at one size only, so "encoding" takes the rows of 8 bytes, which is what a table without "bits" has. Rows
     that were measured on another base are left out.
@@ -52,7 +52,7 @@ def measured_points(outcomes: Iterable[Outcome], cost: Cost) -> list[Point]:
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other beats in both: by rising cost and rising recall.
+    """The points that no other point beats in both cost and recall, by increasing cost and recall.
 
     >>> front = pareto_front([Point("slow", 9, 60), Point("fast", 1, 50), Point("best", 5, 70), Point("same cost", 5, 65)])
     >>> [point.label for point in front]
@@ -66,7 +66,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylabel: str = "recall@10") -> "Figure":
-    """Recall against cost on a logarithmic scale of `base`: a line a method, and the front as a grey staircase behind."""
+    """Recall against cost on a logarithmic scale of `base`: one line per method, and the front as a grey staircase."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -107,7 +107,7 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylab
 
 
 def _label(figure: "Figure", axes: "Axes", methods: dict[str, list[Point]], lines: list[np.ndarray]) -> None:
-    """Write each method's name beside one of its points, where it covers least of points, lines and other names."""
+    """Write each method's name next to one of its points, where it overlaps least with points, lines and other names."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the axes stay where the names are placed
     to_pixels = axes.transData.transform

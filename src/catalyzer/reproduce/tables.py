@@ -32,13 +32,13 @@ def recalls(result: Result) -> list[float | None]:
 
 
 def published(lab: Lab, bigann: Sequence[Value], deep: Sequence[Value], bits: int | None = None) -> Sequence[Value] | None:
-    """The paper's numbers for the dataset at hand; None where it has none, also if they are of `bits` and ours are not."""
+    """The paper's numbers for the dataset; None if it has none, also if they are for another number of bits."""
     which = PUBLISHED_FOR.get(lab.dataset)
     return None if which is None or bits not in (None, lab.common.bits) else (bigann, deep)[which]
 
 
 def base_note(lab: Lab) -> list[str]:
-    """What the published numbers are of, and whether the base is as large, since recall depends on its size."""
+    """The data of the published numbers, and whether the base has the same size, on which recall depends."""
     name, size = lab.dataset, lab.base_shape[0]
     notes = [] if name not in PUBLISHED_FOR else [f"Published numbers are of {'Deep1M' if name == 'deep1b' else 'BigANN1M'}."]
     if not lab.on_paper_base:
@@ -46,7 +46,7 @@ def base_note(lab: Lab) -> list[str]:
     return notes
 
 
-# Table 1: quantizers on and beside the catalyzer.
+# Table 1: quantizers with and without the catalyzer.
 
 TABLE_1 = {  # label: (overrides, BigANN1M, Deep1M); recall at 1, 10, 100 and seconds to encode 1M vectors with 40 threads
     "OPQ": ([RAW, "quantizer=opq"], (20.8, 63.6, 95.3, 5.5), (15.6, 50.3, 88.1, None)),
@@ -152,7 +152,7 @@ def table3_overrides(d_out: int, lambda_: float) -> list[str]:
 
 
 def table3(lab: Lab) -> Made:
-    """The λ of the best recall@10 on the validation split, for each dimension; the test split is not touched."""
+    """The λ of the best recall@10 on the validation split, for each dimension; the test split is not used."""
     rows = []
     for d_out, paper in TABLE_3.items():
         found = [validation_recall(lab.trained(table3_overrides(d_out, value)).folder)[10] for value in lab.lambdas]

@@ -1,7 +1,7 @@
 """Figure 2: the method in two dimensions, from the plane to the disk, for three values of λ.
 
-The lattice is A2, the hexagonal one. Section 3.3 says what to see: without KoLeo most cells stay empty, with KoLeo alone
-neighbours get lost, and in between lies a good trade-off.
+The lattice is A2, the hexagonal one. Section 3.3 explains it: without KoLeo most cells stay empty, with KoLeo alone neighbours
+get lost, and a λ in between is a good trade-off.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ SPACING = 0.2  # between neighbouring lattice points, in a disk of radius 1
 
 @dataclass(frozen=True)
 class ToyResult:
-    """Where a trained network puts the toy's points, and what that is worth.
+    """The toy's points mapped by a trained network, and measurements.
 
     Attributes:
         lambda_: weight of KoLeo in training.
         latent: `(n, 2)` float32, in the unit disk.
         kept: share of points whose nearest neighbour in the plane is also their nearest in the disk.
-        recall: share of points whose nearest neighbour in the plane is among the 10 nearest by distance to the centre of
-            its cell (asymmetric, as in section 4.2); points of one cell tie, and share the places that are left.
-        used: cells that hold a point.
-        entropy: of the cells, in bits.
+        recall: share of points whose nearest neighbour in the plane is among the 10 nearest by distance to the centre of its
+            cell (asymmetric, as in section 4.2); points of one cell tie and share the remaining places.
+        used: number of cells with a point.
+        entropy: entropy of the cells, in bits.
     """
 
     lambda_: float
@@ -51,7 +51,7 @@ class ToyResult:
 
 
 class ToyNetwork(nn.Module):
-    """The network of section 5.2 in small; its last layer squashes the plane into the disk instead of the sphere.
+    """A small network as in section 5.2; its last layer maps to the disk instead of the sphere.
 
     Shape:
         `(n, 2)` float32 to the same, rows of norm below 1.
@@ -82,10 +82,10 @@ def figure2(seed: int = 0) -> tuple["Figure", Table]:
     """Train the three networks and draw what they do; about 20 seconds on one core.
 
     Args:
-        seed: of the points, the weights and the batches.
+        seed: seed of the points, the weights and the batches.
 
     Returns:
-        The figure, and a table of how many cells are in use and how many neighbours are kept.
+        The figure, and a table of the cells in use and the neighbours kept.
     """
     random = np.random.default_rng(seed)
     learn, shown = toy_points(LEARN, random), toy_points(SHOWN, random)
@@ -118,12 +118,12 @@ def toy_points(n: int, random: np.random.Generator) -> np.ndarray:
 
 
 def train_toy(points: np.ndarray, lambda_: float, seed: int) -> ToyNetwork:
-    """Train by equation 4, with the triplets of section 3.2; the negatives are mined anew each epoch.
+    """Train by equation 4, with the triplets of section 3.2; the negatives are mined in each epoch.
 
     Args:
         points: `(n, 2)` float32.
         lambda_: weight of KoLeo.
-        seed: of weights, batches and positives.
+        seed: seed of weights, batches and positives.
 
     Returns:
         The network, in evaluation mode.
@@ -157,7 +157,7 @@ def train_toy(points: np.ndarray, lambda_: float, seed: int) -> ToyNetwork:
 
 
 def nearest_hexagonal(points: np.ndarray, spacing: float = SPACING) -> np.ndarray:
-    """The nearest points of A2: it is two rectangular lattices, and the nearer of their nearest points is the one.
+    """The nearest points of A2, a union of two rectangular lattices: the nearer of their nearest points.
 
     Args:
         points: `(n, 2)`.
@@ -195,7 +195,7 @@ def hexagon(spacing: float = SPACING) -> np.ndarray:
 
 
 def measure_toy(points: np.ndarray, latent: np.ndarray, lambda_: float) -> ToyResult:
-    """What the disk keeps of the plane: `(n, 2)` points and where they are mapped to."""
+    """Neighbours and cells of `(n, 2)` points and their mapped points."""
     nearest = knn_graph(points, 1, "exact")[:, 0]
     centres = nearest_hexagonal(latent)
     used, entropy = occupancy(centres)
@@ -204,7 +204,7 @@ def measure_toy(points: np.ndarray, latent: np.ndarray, lambda_: float) -> ToyRe
 
 
 def occupancy(centres: np.ndarray) -> tuple[int, float]:
-    """How many cells hold points, and the entropy in bits of the cell of a point; `centres` `(n, 2)`, one a point.
+    """The number of cells with points, and the entropy in bits of a point's cell; `centres` `(n, 2)`, one for each point.
 
     >>> occupancy(np.array([[0.0, 0.0], [0.0, 0.0], [0.2, 0.0], [0.4, 0.0]]))
     (3, 1.5)
@@ -215,7 +215,7 @@ def occupancy(centres: np.ndarray) -> tuple[int, float]:
 
 
 def tied_recall(queries: np.ndarray, base: np.ndarray, truth: np.ndarray, k: int) -> float:
-    """Expected recall@k where rows at one distance come in random order; row i of `base` is left out for query i.
+    """Expected recall@k with ties in random order; row i of `base` is left out for query i.
 
     Args:
         queries, base: `(n, d)`.
@@ -231,7 +231,7 @@ def tied_recall(queries: np.ndarray, base: np.ndarray, truth: np.ndarray, k: int
 
 
 def toy_table(results: Sequence[ToyResult], random: np.random.Generator) -> Table:
-    """The numbers of figure 2, and those of points drawn evenly from the disk."""
+    """The numbers of figure 2, and those of points drawn uniformly from the disk."""
     cells = len(hexagonal_cells())
     columns = [
         Column("nearest neighbour kept", "%", "higher"),
@@ -247,7 +247,7 @@ def toy_table(results: Sequence[ToyResult], random: np.random.Generator) -> Tabl
 
 
 def draw_toy(points: np.ndarray, results: Sequence[ToyResult]) -> "Figure":
-    """The plane and, for each λ, the disk with the cells of A2, empty ones grey; colour says where in the plane a point is."""
+    """The plane and, for each λ, the disk with the cells of A2, empty ones grey; colour is the position in the plane."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 2.35), layout="constrained")
@@ -287,7 +287,7 @@ def _draw_disk(axes: "Axes", result: ToyResult, cells: np.ndarray) -> None:
 
 
 def position_colors(points: np.ndarray) -> np.ndarray:
-    """`(n, 3)` RGB by position: hue across, lightness up, so that neighbours look alike and grey still tells heights apart."""
+    """`(n, 3)` RGB by position: hue across, lightness up, so that neighbours look alike and heights differ in grey too."""
     corners = np.array([[[0.0, 0.15, 0.5], [0.6, 0.1, 0.0]], [[0.3, 0.72, 0.95], [0.98, 0.8, 0.2]]])  # [upper][right]
     x, y = ((points - points.min(0)) / np.ptp(points, axis=0)).T[..., None]
     lower, upper = ((1 - x) * left + x * right for left, right in corners)

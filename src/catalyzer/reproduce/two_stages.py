@@ -1,4 +1,4 @@
-"""Beyond the paper: what a decoder and reranking gain and what they cost, beside the other quantizers of the same size."""
+"""Beyond the paper: gain and cost of a decoder and reranking, compared with other quantizers of the same size."""
 
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ COLUMNS = [
 
 
 def two_stages(lab: Lab) -> Made:
-    """Recall and time of search in one stage and in two, and of codes chosen by what they decode to."""
+    """Recall and time of search in one stage and in two, and of codes chosen by their decoded vectors."""
     base = lab.base_shape[0]
     rows = []
     reranked = f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})"

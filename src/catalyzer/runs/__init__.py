@@ -14,5 +14,5 @@ SWEPT_FILE = "swept.yaml"
 
 
 def not_ended(folder: Path) -> str:
-    """What is said of a job of a sweep that was killed, or is still running."""
+    """The message about a job of a sweep that was killed, or is still running."""
     return f"has not ended; python src/train.py {shlex.quote(f'resume={folder}')} resumes it"

@@ -1,4 +1,4 @@
-"""The one place where settings become objects, by Hydra's `instantiate`."""
+"""The only module that builds objects from settings, with Hydra's `instantiate`."""
 
 import inspect
 import logging
@@ -71,13 +71,13 @@ def class_of(group: str, part: dict[str, Any], trust: Trust | None = None) -> ty
 
 
 def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Check the arguments of all parts against their classes, and leave out those that were not meant for them.
+    """Check the arguments of all parts against their classes, and drop those that were not meant for them.
 
-    Where `quantizer._target_` was typed, the other arguments are still those of the option that the group had before.
+    With `quantizer._target_` on the command line, the other arguments are still those of the group's previous option.
 
     Args:
         values: composed settings; changed in place.
-        overrides: as typed.
+        overrides: overrides as typed.
 
     Raises:
         InvalidInput: a class that is not there or of another kind, an argument of another type, or one that was typed and that
@@ -101,7 +101,7 @@ def fit_to_classes(values: dict[str, Any], overrides: Sequence[str]) -> None:
 def arguments_of(cls: type) -> tuple[dict[str, Any], Any]:
     """The types of the arguments by name, and that of all others that the class takes, or None where it takes no others.
 
-    A class that takes **others is expected to hand them to its base, whose arguments are then its own too.
+    A class that takes **others is expected to pass them to its base, whose arguments it then has too.
     """
     hints: dict[str, Any] = {}
     others = None
@@ -134,12 +134,12 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def check_trust(settings: Settings, trust: Trust, groups: Sequence[str] = tuple(KINDS)) -> None:
-    """Raise `UntrustedPart` where settings of somebody's run name a class that `trust` does not allow.
+    """Raise `UntrustedPart` if the settings of a run folder name a class that `trust` does not allow.
 
     Args:
-        settings: of a run folder.
-        trust: modules whose classes may be named beside those of this package, torch's optimizers and Lightning's.
-        groups: that are about to be built.
+        settings: settings in a run folder.
+        trust: modules whose classes may be named in addition to those of this package, torch's optimizers and Lightning.
+        groups: groups that will be built.
     """
     own = (trust,) if isinstance(trust, str) else tuple(trust)
 
@@ -157,7 +157,7 @@ def check_trust(settings: Settings, trust: Trust, groups: Sequence[str] = tuple(
 
 
 def modules_of(settings: Settings) -> list[str]:
-    """The modules that settings name, for those who have composed them themselves."""
+    """The modules that settings name, for users who have composed them themselves."""
     return sorted({part["_target_"].rpartition(".")[0] for _, _, part in parts(settings.model_dump())})
 
 
@@ -213,7 +213,7 @@ def _maker(part: dict[str, Any]) -> Any:
 
 
 def build_dataset(settings: Settings) -> Dataset:
-    """The dataset, not read yet."""
+    """The dataset, before it is read."""
     return _built("dataset", settings.dataset)
 
 
@@ -221,8 +221,8 @@ def load_dataset(settings: Settings, metric: Metric | None = None) -> Benchmark:
     """The dataset, read; see `catalyzer.datasets.Dataset.load` for the errors.
 
     Args:
-        settings: of the run.
-        metric: of a run that has been trained; None is the metric of the settings, fitted to the dataset.
+        settings: settings of the run.
+        metric: metric of a trained run; None is the metric of the settings, fitted to the dataset.
     """
     dataset = build_dataset(settings)
     with blamed(settings.dataset["_target_"]):
@@ -238,7 +238,7 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
     """Transform, quantizer and decoder, with nothing learned.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         d_in: dimension of the data, as the metric compares them.
         d_out: dimension to map to, for transforms that take one.
 
@@ -259,7 +259,7 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
 
 
 def build_training(settings: Settings, codec: Codec) -> "CatalyzerTraining":
-    """What trains the codec's networks."""
+    """The training of the codec's networks."""
     from catalyzer.training import CatalyzerTraining
 
     return CatalyzerTraining(
@@ -274,12 +274,12 @@ def build_training(settings: Settings, codec: Codec) -> "CatalyzerTraining":
 
 
 def build_query_training(settings: Settings, codec: Codec) -> "QueryTraining":
-    """What trains the network for queries behind a trained codec."""
+    """The training of the query network of a trained codec."""
     return _built("query", settings.query, codec=codec, sync_batchnorm=bool(settings.trainer.get("sync_batchnorm", False)))
 
 
 def build_miner(settings: Settings) -> Any:
-    """What finds the neighbours."""
+    """The miner, which finds the neighbours."""
     return _built("miner", settings.miner)
 
 
@@ -303,12 +303,12 @@ def trainer_options(settings: Settings) -> dict[str, Any]:
 
 
 def build_baselines(settings: Settings, d_in: int, bits: int) -> list[Quantizer]:
-    """The quantizers that are measured beside, on the raw vectors and at the size of the chosen one's codes.
+    """The baselines: quantizers of the raw vectors with codes of the same size as the chosen quantizer's.
 
     Args:
-        settings: of the run; each baseline is an option of the group `quantizer`.
+        settings: settings of the run; each baseline is an option of the group `quantizer`.
         d_in: dimension of the data.
-        bits: of a code.
+        bits: bits of a code.
     """
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""What is checked before any data is read: whether parts can do what is asked of them, also those of other packages."""
+"""Checks before any data is read: whether parts support what the settings need, including parts of other packages."""
 
 import copy
 import logging
@@ -40,7 +40,7 @@ OF_TRAINING = frozenset(
 
 
 def of_training(overrides: Sequence[str]) -> list[str]:
-    """Those of the overrides that say how networks are trained, and nothing else.
+    """The overrides that only affect how networks are trained.
 
     >>> of_training(["loss=triplet", "~loss.terms.rank", "trainer=cpu", "trainer.max_epochs=3", "seed=1"])
     ['loss=triplet', '~loss.terms.rank', 'trainer.max_epochs=3']
@@ -52,13 +52,13 @@ def of_training(overrides: Sequence[str]) -> list[str]:
 
 
 def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequence[str] = (), sweeping: bool = False) -> None:
-    """Check all that can be known before data is read: classes, arguments, and whether parts can do what is asked of them.
+    """Check all that is known before data is read: classes, arguments, and whether parts support what the settings need.
 
-    Parts of other packages are tried on vectors that are made up.
+    Parts of other packages are tried on made-up vectors.
 
     Args:
-        settings: of the run.
-        folder: of the run; nothing is written.
+        settings: settings of the run.
+        folder: folder of the run; nothing is written.
         d_in: dimension of the data, as the metric compares them; None for what the dataset says before it is read. Where it
             says nothing, a dimension is made up too, and a part that fails on it is left to a second check.
         typed: overrides of the user. Those about training are refused where nothing is trained.

@@ -72,7 +72,7 @@ def register_resolvers() -> None:
 
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
-    """What `conf/<name>.yaml` composes to with these overrides, also while another command or a Hydra of the user's runs.
+    """Compose `conf/<name>.yaml` with these overrides, also while another command or the user's own Hydra runs.
 
     Raises:
         InvalidInput: Hydra refuses the overrides.
@@ -109,7 +109,7 @@ def refusal(error: Exception, name: str, overrides: Sequence[str]) -> InvalidInp
 
 
 def is_sweep(name: str, overrides: Sequence[str]) -> bool:
-    """Whether Hydra would make a sweep of these overrides, of which those of paths are left out."""
+    """Whether these overrides, except those of paths, are a sweep for Hydra."""
     others = [text for text in overrides if text.lstrip("+").partition("=")[0] not in PATHS]
     try:
         return _composed(name, others, whole=True).hydra.mode == RunMode.MULTIRUN

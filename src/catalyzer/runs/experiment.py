@@ -1,4 +1,4 @@
-"""A run from settings to results: train or fit, code, search, compare with the baselines, leave one folder."""
+"""A run from settings to results: train or fit, encode, search, compare with the baselines, write one folder."""
 
 import logging
 import time
@@ -46,11 +46,11 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: bool = False) -> list[Result]:
-    """Do all of a run that `folder` does not hold yet; print and return the rows of its table, none with `split=validation`.
+    """Do all that is missing of the run in `folder`; print and return the rows of its table, none with `split=validation`.
 
     Args:
-        settings: all of the run's.
-        folder: of the run.
+        settings: settings of the run.
+        folder: folder of the run.
         typed: overrides of the user, for `catalyzer.runs.checks.check`.
         sweeping: whether the run is a job of a sweep.
 
@@ -95,10 +95,10 @@ def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: b
 
 
 def new_codec(settings: Settings, benchmark: Benchmark) -> Codec:
-    """The parts of a run, with nothing learned; all that is random in a run is seeded first.
+    """The untrained parts of a run; first all random generators are seeded.
 
     Raises:
-        InvalidInput: parts that do not go with the data.
+        InvalidInput: parts that do not fit the data.
     """
     d_out = settings.d_out
     if d_out == "auto":
@@ -115,19 +115,19 @@ def new_codec(settings: Settings, benchmark: Benchmark) -> Codec:
 def train(
     settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path, loggers: Sequence[Logger] = ()
 ) -> TrainedRun | None:
-    """Train or fit all parts; resume what `folder` holds of it.
+    """Train or fit all parts, or resume the training in `folder`.
 
     Writes settings, checkpoints, metrics and weights, and no results: the test split is not touched.
 
     Args:
-        settings: all of the run's.
+        settings: settings of the run.
         benchmark: the dataset that they name.
-        codec: as `new_codec` makes it.
-        folder: of the run.
-        loggers: of Lightning, besides metrics.csv.
+        codec: codec from `new_codec`.
+        folder: folder of the run.
+        loggers: Lightning's loggers, in addition to metrics.csv.
 
     Returns:
-        The run; None in all but one of several processes that trained together.
+        The run; None in all processes of a distributed training except one.
     """
     if is_first():
         settings.save(folder / "config.yaml")
@@ -138,7 +138,7 @@ def train(
         if settings.query.get("_target_") is not None:
             codec, query_seconds = train_query(settings, benchmark, codec, folder / "query")
             seconds += query_seconds
-        if not is_first():  # one process of several goes on; the others were for training only
+        if not is_first():  # one of several processes continues; the others were for training only
             return None
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
         draw_sphere(embed(codec.transform, benchmark.validation.queries), folder / "figures" / "sphere.png")
@@ -160,7 +160,7 @@ def train(
 
 
 def _warn_of_unused_bits(settings: Settings, codec: Codec) -> None:
-    """Say so where a lattice that nobody named makes much smaller codes than were asked for."""
+    """Warn if a lattice chosen by default makes much smaller codes than requested."""
     quantizer, part = codec.quantizer, settings.quantizer
     named = part.get("radius_sq") is not None or isinstance(part.get("blocks"), list)
     asked = part.get("bits", settings.bits)

@@ -1,4 +1,4 @@
-"""The figures of a run, and how a method looks in every figure."""
+"""The figures of a run, and the look of a method in all figures."""
 
 import csv
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ FITTED: dict[str, dict[str, Any]] = {  # how lines look behind maps that nothing
 
 
 def line_style(method: str) -> dict[str, Any]:
-    """How a method's line looks in every figure, as arguments of `Axes.plot`.
+    """The look of a method's line in all figures, as arguments of `Axes.plot`.
 
-    `method` is a row's, as "catalyzer + OPQ"; of what stands behind it in brackets only reranking shows, as a line of dashes
-    and dots, and a quantizer that has no colour of its own is grey.
+    `method` is the name of a row, as "catalyzer + OPQ". Of a remark in brackets only reranking shows, as a line of dashes and
+    dots. A quantizer without its own colour is grey.
 
     >>> line_style("catalyzer + lattice (end-to-end)") == line_style("catalyzer + lattice")
     True
@@ -62,7 +62,7 @@ def line_style(method: str) -> dict[str, Any]:
 
 
 def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
-    """Recall@k against k, one line a method."""
+    """Recall@k against k, one line per method."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
@@ -85,11 +85,11 @@ def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
 
 
 def draw_sphere(points: np.ndarray, path: Path) -> None:
-    """How evenly points lie on the sphere: angles between them and distances to the nearest, beside uniform points.
+    """How evenly points are spread over the sphere: angles and nearest distances, compared with uniform points.
 
     Args:
         points: `(n, d)` float32 of norm 1; at most `SPHERE_SAMPLE` of them are taken.
-        path: of the PNG.
+        path: path of the PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

@@ -1,4 +1,4 @@
-"""The choice of a linear map where the settings leave it open: its damping, and whether codes have a gain."""
+"""The choice of a linear map if the settings leave it open: its damping, and whether codes have a gain."""
 
 import logging
 from itertools import product
@@ -24,16 +24,16 @@ COMPARED = 10  # nearest neighbours
 def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     """The parts of a run with `catalyzer=linear`, with the damping and the gain that find most of the validation vectors.
 
-    `catalyzer.damping` and `quantizer.gain` are tried where they are null. A quantizer that learns would be fitted for each, so
-    behind one the defaults hold.
+    `catalyzer.damping` and `quantizer.gain` are tried where they are null. A quantizer that learns would have to be fitted for
+    each choice, so it gets the defaults.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         benchmark: the maps learn from its training vectors.
         d_out: dimension to map to.
 
     Returns:
-        The parts with nothing learned.
+        The untrained parts.
 
     Raises:
         InvalidInput: as for `build_codec`.

@@ -1,4 +1,4 @@
-"""Overrides in Hydra's grammar, paths in them as a shell hands them over; what Hydra refuses is one sentence."""
+"""Overrides in Hydra's grammar, with paths as typed in a shell; Hydra's errors become one sentence."""
 
 import os
 import re
@@ -34,10 +34,10 @@ _ELEMENTS = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,])+""")
 def spelled(overrides: Sequence[str], sweeping: Callable[[], bool] = lambda: False) -> list[str]:
     """The overrides with paths quoted where Hydra's grammar asks for it, and with `~` and `$NAME` in them replaced.
 
-    What a user has quoted for Hydra stays as it is.
+    Values that the user has quoted for Hydra stay the same.
 
     Args:
-        overrides: as typed.
+        overrides: overrides as typed.
         sweeping: whether a comma separates the values of a sweep; asked for where a path has one.
 
     Raises:
@@ -114,9 +114,9 @@ def explained(error: Exception, overrides: Sequence[str], config: Mapping[str, A
     """One sentence on what Hydra refuses, without advice that would be refused in turn.
 
     Args:
-        error: of Hydra or OmegaConf.
-        overrides: that it refuses.
-        config: what there is without them.
+        error: error of Hydra or OmegaConf.
+        overrides: overrides that it refuses.
+        config: configuration without them.
         options: by key that the chosen options lack, those that have it.
     """
     message = " ".join(str(error if str(error) or not error.__cause__ else error.__cause__).split())

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: the table and the figures."""
+"""The table and the figures of a run."""
 
 import math
 import sys

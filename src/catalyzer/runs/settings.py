@@ -1,6 +1,6 @@
 """The settings of a run, typed and checked before any data is read; `conf/` holds their defaults and their meaning.
 
-What a part of a run is made of, its class and its arguments, is checked where it is built (`catalyzer.runs.build`).
+The class and the arguments of a part are checked when it is built (`catalyzer.runs.build`).
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ VERSION = 1
 
 
 Trusted = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-"""Modules beside this package whose classes a run's folder may name."""
+"""Other modules whose classes a run's folder may name."""
 
 
 class _Settings(BaseModel):

@@ -56,10 +56,10 @@ class Job:
     Attributes:
         folder: `<sweep>/<number>`.
         overrides: value by key, both as Hydra got them.
-        split: what it is compared on, "validation" or "test"; None where it failed before that was known.
-        recall: recall@k by k, by split; what has not been measured is empty.
-        seconds: of its training.
-        error: why it has not ended, as a sentence; empty where it has.
+        split: split of the comparison, "validation" or "test"; None if it failed before that was known.
+        recall: recall@k by k, by split; empty if not measured.
+        seconds: seconds of its training.
+        error: reason why it has not ended, as a sentence; empty if it has.
     """
 
     folder: Path
@@ -102,8 +102,8 @@ class Sweep:
     """The jobs of a sweep.
 
     Attributes:
-        folder: of the sweep.
-        jobs: at least one, by number.
+        folder: folder of the sweep.
+        jobs: jobs by number, at least one.
     """
 
     folder: Path
@@ -111,7 +111,7 @@ class Sweep:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What the jobs have left in the folder of a sweep.
+        """The jobs in the folder of a sweep.
 
         Raises:
             InvalidInput: it holds no job.
@@ -225,7 +225,7 @@ def end_sweep(folder: Path, complete: bool) -> bool:
     """Print and write the table of a sweep, log it to W&B where its best job does, and say which jobs failed.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
         complete: whether all jobs were made; only then, and where they are compared on the validation split, is the best of
             them measured on the test split.
 
@@ -251,7 +251,7 @@ def end_sweep(folder: Path, complete: bool) -> bool:
 
 
 def measure_on_test(folder: Path) -> None:
-    """Measure a run that has been trained by the sweep at hand, beside the baselines, on the test split."""
+    """Measure a run of this sweep and the baselines on the test split."""
     settings = Settings.load(folder / "config.yaml")
     trained = TrainedRun.load(folder, trust=modules_of(settings))  # they have just been run
     started = datetime.now(UTC).isoformat(timespec="seconds")

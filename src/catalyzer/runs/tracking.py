@@ -1,4 +1,4 @@
-"""Where a run is logged beside its folder: any of Lightning's loggers, and Weights & Biases in a way that needs no account."""
+"""Loggers of a run: any of Lightning's, and Weights & Biases in a way that needs no account."""
 
 import logging
 import os
@@ -29,9 +29,9 @@ class WandB(WandbLogger):
 
     Args:
         save_dir: folder of the run.
-        project: where runs appear.
-        entity: user or team; None for the default.
-        group: name that gathers runs; None takes the sweep's folder in a sweep.
+        project: project of the runs.
+        entity: user or team; None is the default.
+        group: common name of several runs; None is the sweep's folder in a sweep.
 
     A job of a sweep is named by the keys that vary and their values; any other run, and the table of a sweep, by its folder.
     """
@@ -83,7 +83,7 @@ def _place(folder: Path) -> tuple[str | None, str]:
 
 @contextmanager
 def loggers(settings: Settings, folder: Path) -> Iterator[list[Logger]]:
-    """The loggers that the settings name, with the settings logged; closed in the end, as a failure where there is one.
+    """The loggers that the settings name, with the settings logged; closed in the end, as failed if an error occurs.
 
     Raises:
         MissingPackage: what a logger needs is not installed.

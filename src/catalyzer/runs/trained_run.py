@@ -1,6 +1,6 @@
-"""A finished run: its parts, ready to code and to search, and the table of what they find beside the baselines.
+"""A finished run: its parts, ready to encode and search, and the table that compares them with the baselines.
 
-Nothing here trains, so what only uses a run does not wait for Lightning.
+Nothing here trains, so code that only uses a run does not wait for Lightning's import.
 """
 
 import importlib.metadata
@@ -43,15 +43,15 @@ METRIC = "metric.json"
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, ready to code vectors and to search them.
+    """A finished run, ready to encode and search vectors.
 
     Attributes:
-        folder: of the run.
-        settings: what it was made with.
-        codec: its parts, fitted, in evaluation mode on the CPU; of vectors as the metric maps them.
-        seconds: that the training of its networks took.
-        fitting: seconds that the quantizer took to learn.
-        metric: what vectors are compared by, with the `max_norm` of the training where it has one.
+        folder: folder of the run.
+        settings: settings of the run.
+        codec: fitted parts in evaluation mode on the CPU, for vectors transformed by the metric.
+        seconds: duration of the networks' training.
+        fitting: seconds of the quantizer's fit.
+        metric: metric of the vectors, with the `max_norm` of the training if it has one.
 
     A run's folder is all that is needed:
 
@@ -72,8 +72,8 @@ class TrainedRun:
         """Read a run's folder; nothing in it is unpickled.
 
         Args:
-            folder: of the run.
-            trust: modules beside this package, such as "my_parts", whose classes the folder may name.
+            folder: folder of the run.
+            trust: other modules, such as "my_parts", whose classes the folder may name.
 
         Raises:
             InvalidInput: not a run folder, or a run that has not ended.
@@ -115,7 +115,7 @@ class TrainedRun:
         a `Benchmark` has them.
 
         Raises:
-            InvalidInput: a quantizer, rerank, steps or refine that does not go with the run's networks.
+            InvalidInput: a quantizer, rerank, steps or refine that does not fit the run's networks.
         """
         quantizer = self.quantizer_of(settings)
         search: dict[str, Any] = {
@@ -168,7 +168,7 @@ class TrainedRun:
         return self.codec.encode(self.stored(x))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """The vectors, `(n, d)` float32, for cosine of norm 1, that codes stand for; see `Codec.decode`."""
+        """Decode codes to `(n, d)` float32 vectors, for cosine of norm 1; see `Codec.decode`."""
         return self.metric.restore(self.codec.decode(codes))
 
     def search(
@@ -196,7 +196,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
     refine in the name where they are given.
 
     Raises:
-        InvalidInput: not a finished run, or a quantizer, rerank, steps or refine that does not go with its networks.
+        InvalidInput: not a finished run, or a quantizer, rerank, steps or refine that does not fit its networks.
         UntrustedPart: see `TrainedRun.load`.
     """
     folder = Path(evaluation.run)
@@ -225,7 +225,7 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
 
 
 def compare(benchmark: Benchmark, run: TrainedRun, baselines: Sequence[Quantizer]) -> list[Result]:
-    """Rows for a run, in one stage and where it reranks in two, and for the baselines on the raw vectors."""
+    """Rows for a run, in one stage and, if it reranks, in two, and for the baselines on the raw vectors."""
     name = method_name(run.codec)
     rows = measure_method(name, benchmark, run.codec, sorted({0, run.settings.rerank}), run.seconds + run.fitting)
     for quantizer in baselines:
@@ -251,7 +251,7 @@ def measure_method(
 
 
 def method_name(codec: Codec) -> str:
-    """What a composition is called in tables and figures.
+    """The name of a composition in tables and figures.
 
     >>> from catalyzer.nn import Catalyzer
     >>> from catalyzer.quantizers import LatticeQuantizer
@@ -283,7 +283,7 @@ def save_results(rows: list[Result], settings: Settings, benchmark: Benchmark, f
 
 
 def save_metric(metric: Metric, folder: Path) -> None:
-    """Write what a run compares vectors by into its folder, `metric.json`."""
+    """Write the metric of a run into its folder, `metric.json`."""
     write_atomically(folder / METRIC, lambda file: file.write(json.dumps(asdict(metric)).encode()))
 
 
@@ -300,7 +300,7 @@ def _load_metric(folder: Path, settings: Settings) -> Metric:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on beside settings and data: versions, threads, git commit."""
+    """What results depend on besides settings and data: versions, threads, git commit."""
     packages = ("torch", "pytorch-lightning", "numpy", "numba", "hydra-core")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions |= {"catalyzer": catalyzer.__version__, "python": platform.python_version()}

@@ -1,7 +1,7 @@
-"""The scan of lattice codes: the k nearest by asymmetric distance, exact, in memory that does not grow with the codes.
+"""The scan of lattice codes: the exact k nearest by asymmetric distance, in memory that does not grow with the codes.
 
-Many queries: a block of codes is decoded once, and all queries meet it tile by tile in the processor's cache. One query:
-codes are split leaf by leaf and given up as soon as they cannot be among the best. `docs/lattice.md` has the figures.
+Many queries: a block of codes is decoded once and compared with all queries, tile by tile in the processor's cache. One query:
+codes are split leaf by leaf and dropped as soon as they cannot be among the best. `docs/lattice.md` has the measurements.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> 
     """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
 
     Args:
-        lattice: whose codes they are.
+        lattice: lattice of the codes.
         queries: `(nq, dim)` float32.
         codes: `(n, code_size)` uint8, in memory or memory-mapped; read once, block by block, for all queries together.
-        k: neighbours a query; at most n.
+        k: neighbours per query; at most n.
 
     Returns:
         `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows of
         `codes`; ties by lower row.
 
     Raises:
-        InvalidInput: shapes or k that do not fit, NaN or infinity in a query, or a code that is not one.
+        InvalidInput: shapes or k that do not fit, NaN or infinity in a query, or an invalid code.
 
     >>> lattice = SphericalLattice(dim=3, radius_sq=2)
     >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
@@ -58,9 +58,9 @@ def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> 
 def search_part(
     lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`search` with the distances as they are compared, float64: what parts of the codes have found is merged by these.
+    """`search` with the float64 distances of the comparison, by which results from parts of the codes are merged.
 
-    Rounded to float32, some that differ would be equal, and a merge could not tell which comes first.
+    Rounded to float32, some different distances would be equal, and a merge would not know which is smaller.
 
     >>> lattice = SphericalLattice(dim=3, radius_sq=2)
     >>> codes = lattice.encode(np.eye(3, dtype=np.float32))
@@ -86,23 +86,23 @@ def search_part(
 def search_lists(
     lattice: Lattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`search` in some lists of codes for each query: exact in these, and the others are not read.
+    """`search` in some lists of codes for each query: exact in these lists; other lists are not read.
 
-    List by list, so that its codes are decoded once for all queries that probe it. It runs on the CPU.
+    It proceeds list by list, so that codes are decoded once for all queries that probe a list. It runs on the CPU.
 
     Args:
-        lattice: whose codes they are.
+        lattice: lattice of the codes.
         queries: `(nq, dim)` float32.
         codes: `(n, code_size)` uint8, in memory or memory-mapped, list by list.
         offsets: `(lists + 1,)` int64: list l are rows `offsets[l]` to `offsets[l + 1]`.
         probed: `(nq, nprobe)` int64, the lists of each query, distinct.
-        k: neighbours a query; at most n.
+        k: neighbours per query; at most n.
 
     Returns:
-        As `search`; where a query's lists hold fewer than k codes, inf and -1 at the end.
+        As `search`; if a query's lists have fewer than k codes, inf and -1 at the end.
 
     Raises:
-        InvalidInput: as for `search`, or lists that are not there.
+        InvalidInput: as for `search`, or lists that do not exist.
 
     >>> lattice = SphericalLattice(dim=3, radius_sq=2)
     >>> codes = lattice.encode(np.array([[1, 1, 0], [0, 1, -1], [1, 1, 0.1]], np.float32))
@@ -281,7 +281,7 @@ def _words(lattice: Lattice, codes: np.ndarray, names: int | np.ndarray) -> list
 def _gathered(
     lattice: Lattice, codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The words, low and high, of each block of several runs of codes, one behind the other."""
+    """The words, low and high, of each block of several concatenated runs of codes."""
     gathered = _rows(codes, firsts, sizes)
     try:
         return _words(lattice, gathered, 0)
@@ -291,7 +291,7 @@ def _gathered(
 
 
 def _rows(codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Several runs of codes, one behind the other."""
+    """Several runs of codes, concatenated."""
     codes = np.asarray(codes)  # of a memory map even slices would be memory maps, which take microseconds to make
     runs = zip(firsts.tolist(), sizes.tolist(), strict=True)
     return np.concatenate([codes[first : first + size] for first, size in runs])
@@ -324,13 +324,13 @@ def columns(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def nearest_columns(columns: np.ndarray, halves: np.ndarray, queries: np.ndarray, m: int) -> np.ndarray:
     """The m nearest of few points to each query, nearest first, ties by lower number: `(nq, m)` int64.
 
-    A query alone finds the same as among others.
+    A query has the same results alone and in a batch.
 
     Args:
         columns: as `columns` makes them, like `halves`.
         halves: half of the points' squared norms.
         queries: `(nq, dim)` float32.
-        m: at most the number of points.
+        m: number of results per query, at most the number of points.
 
     >>> points = np.array([[0, 0], [1, 0], [0, 2]], np.float32)
     >>> nearest_columns(*columns(points), np.array([[0.9, 0.1]], np.float32), m=2).tolist()

@@ -1,4 +1,4 @@
-"""Encoding and search of what does not fit into memory or onto one machine: codes in shards, work that can be resumed."""
+"""Encoding and search of data too large for memory or for one machine: codes in shards, with resumable commands."""
 
 from catalyzer.shards.code_shards import CodeShards, Manifest, Shard
 from catalyzer.shards.encoding import encode

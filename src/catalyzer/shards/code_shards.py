@@ -1,4 +1,4 @@
-"""A folder of codes: shards, which are npy files of equally many rows, and a manifest that says what they are codes of.
+"""A folder of codes: shards, which are npy files with the same number of rows, and a manifest that records their origin.
 
 Each shard is written atomically, and then its checksum goes into the manifest. So a shard that the manifest names is complete,
 and one that it does not name is encoded again.
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 
 class Input(_Part):
-    """The file that was encoded: where it lay, its bytes, and when it was changed, in nanoseconds since 1970."""
+    """The encoded file: its path, its size in bytes, and its modification time, in nanoseconds since 1970."""
 
     path: str
     size: int
@@ -49,7 +49,7 @@ class Input(_Part):
 
 
 class Shard(_Part):
-    """A file of codes: its name in the folder, how many it has, and the BLAKE2b-256 of the whole file."""
+    """A file of codes: its name in the folder, the number of codes, and the BLAKE2b-256 of the file."""
 
     file: str = Field(pattern=r"^\d{6,}\.npy$")
     rows: int = Field(ge=1)
@@ -57,20 +57,20 @@ class Shard(_Part):
 
 
 class Manifest(_Part):
-    """What the codes in a folder are.
+    """The origin and the files of the codes in a folder.
 
     Attributes:
-        format: of this file, 1.
-        run: folder of the run whose catalyzer made them.
+        format: version of this file, 1.
+        run: folder of the run whose catalyzer mapped the vectors.
         parts: BLAKE2b-256 of its transform, quantizer, decoder and query network; see `catalyzer.nn.digest`.
-        steps: towards where a vector decodes better; see `Codec`.
-        refine: lattice points that were tried for each vector.
-        metric: of the run, which decides what is coded.
+        steps: number of gradient steps; see `Codec`.
+        refine: number of lattice points that were tried for each vector.
+        metric: metric of the run, which transforms the vectors.
         input: the file of vectors.
-        rows: how many vectors that has.
+        rows: number of vectors in the file.
         code_size: bytes of a code.
-        shard_size: rows of each shard but the last.
-        shards: those that are there, by number.
+        shard_size: number of rows of each shard except the last.
+        shards: finished shards, by number.
     """
 
     format: Literal[1]
@@ -90,8 +90,8 @@ class CodeShards:
     """A folder of codes of the rows of one file; shard i begins with row `i * shard_size`.
 
     Args:
-        folder: that holds the shards and the manifest.
-        manifest: what the codes are.
+        folder: folder with the shards and the manifest.
+        manifest: origin and files of the codes.
 
     >>> import tempfile
     >>> manifest = Manifest(
@@ -110,7 +110,7 @@ class CodeShards:
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest) -> Self:
-        """Make the folder, or resume one of the same codes; to be called by one process at a time.
+        """Make the folder, or resume one with the same codes; to be called by one process at a time.
 
         Raises:
             InvalidInput: the folder holds codes of another run, quantizer or input, shards of another size, or something else.
@@ -132,10 +132,10 @@ class CodeShards:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read the manifest; codes are read, and checked, when they are asked for.
+        """Read the manifest; codes are read and checked on request.
 
         Raises:
-            InvalidInput: no manifest, or one of a newer format.
+            InvalidInput: a missing manifest, or one of a newer format.
             DamagedFile: the manifest is not valid.
         """
         path = folder / MANIFEST
@@ -159,7 +159,7 @@ class CodeShards:
 
     @property
     def count(self) -> int:
-        """How many shards all rows make."""
+        """The number of shards of all rows."""
         return -(-self.manifest.rows // self.manifest.shard_size)
 
     def rows(self, number: int) -> range:
@@ -168,7 +168,7 @@ class CodeShards:
         return range(first, min(first + self.manifest.shard_size, self.manifest.rows))
 
     def unfinished(self) -> list[int]:
-        """The numbers of the shards that are not encoded yet, are missing or are damaged.
+        """The numbers of the shards that are not encoded yet, missing or damaged.
 
         Reads all shards that the manifest names, and logs which of them are missing or damaged.
         """
@@ -184,7 +184,7 @@ class CodeShards:
         return [number for number in range(self.count) if number not in complete]
 
     def write(self, number: int, codes: np.ndarray) -> Shard:
-        """Write the codes, `(rows, code_size)` uint8, of a shard; any process may do so, and more than once."""
+        """Write the codes, `(rows, code_size)` uint8, of a shard; any process may do this, also repeatedly."""
         assert codes.shape == (len(self.rows(number)), self.manifest.code_size)
         assert codes.dtype == np.uint8
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A file of vectors of any size becomes code shards."""
+"""Encode a file of vectors of any size into code shards."""
 
 import logging
 from dataclasses import dataclass
@@ -30,23 +30,23 @@ def encode(
     engine: Engine = local,
     trust: Trust = (),
 ) -> CodeShards:
-    """Encode all vectors of a file with a finished run, shard by shard, and resume where an earlier call was interrupted.
+    """Encode all vectors of a file with a finished run, shard by shard; resume an interrupted call.
 
-    Memory is that of the vectors of one shard. An interruption costs the shards that are being encoded.
+    Memory is that of the vectors of one shard. An interruption loses the shards that are being encoded.
 
     Args:
         run: folder of the run.
         source: file of `(n, d)` vectors in any format of `catalyzer.files.vectors`.
-        folder: of the shards; made if it is missing.
-        shard_size: vectors of a shard.
-        engine: runs the tasks.
+        folder: folder of the shards; made if it is missing.
+        shard_size: number of vectors in a shard.
+        engine: engine that runs the tasks.
         trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
-        The shards, all of them.
+        All shards.
 
     Raises:
-        InvalidInput: run, file or a vector in it that cannot be used, or a folder that holds something else.
+        InvalidInput: an invalid run, file or vector, or a folder with other content.
         DamagedFile: the manifest in `folder` is not valid.
         Unavailable: another process encodes into `folder`, or the disk is full.
     """

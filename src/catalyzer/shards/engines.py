@@ -1,4 +1,4 @@
-"""What runs the tasks: this process, or the workers of a Ray cluster. Results are the same; only their order may differ."""
+"""Engines that run tasks: this process, or the workers of a Ray cluster. Only the order of the results may differ."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ MAX_RETRIES = 10  # of a task whose worker died; after that many, the task itsel
 
 
 class Engine(Protocol):
-    """Calls `work` with each item, and yields item and result as they come."""
+    """Calls `work` with each item, and yields items and results as they finish."""
 
     def __call__(self, work: Callable[[Item], Done], items: Sequence[Item]) -> Iterator[tuple[Item, Done]]: ...
 
@@ -34,8 +34,8 @@ class RayEngine:
     All machines of the cluster have this package, and see the same files under the same names.
 
     Args:
-        address: of a running cluster, such as `"auto"` or `"HOST:6379"`; None starts one on this machine, which ends with the
-            process.
+        address: address of a running cluster, such as `"auto"` or `"HOST:6379"`; None starts one on this machine, which ends
+            with the process.
 
     Raises:
         MissingPackage: when called, if Ray is not installed.

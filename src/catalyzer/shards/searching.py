@@ -33,26 +33,25 @@ def search(
     engine: Engine = local,
     trust: Trust = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k codes nearest to each query, exactly as `TrainedRun.search` finds them in all codes at once.
+    """The k codes nearest to each query, exactly as found by `TrainedRun.search` in all codes at once.
 
-    Memory is that of a shard, of the result and of the candidates of the queries that are searched together, some 8 million
-    at most.
+    Memory is that of a shard, of the result and of the candidates of the queries that are searched together, at most 8 million.
 
     Args:
-        shards: all that `encode` makes; each is compared with its checksum when it is scanned.
+        shards: complete shards from `encode`; each is compared with its checksum when it is scanned.
         queries: file of `(nq, d)` vectors.
-        k: at most the number of codes.
-        rerank: see `Codec.search`; None is as the run's settings say.
-        run: folder of the run that made the codes; None is where it was then.
-        engine: runs the tasks.
+        k: number of codes per query, at most all.
+        rerank: see `Codec.search`; None is the run's setting.
+        run: folder of the run that made the codes; None is its path at that time.
+        engine: engine that runs the tasks.
         trust: modules whose classes the run may name; see `TrainedRun.load`.
 
     Returns:
         `D` `(nq, k)` float32 squared distances, ascending, or for cosine and inner product similarities, descending, and `I`
-        `(nq, k)` int64 rows of the file that was encoded; ties by lower row.
+        `(nq, k)` int64 rows of the encoded file; ties by lower row.
 
     Raises:
-        InvalidInput: shards that are not encoded yet or are codes of another run; queries, k or rerank that do not fit.
+        InvalidInput: incomplete shards, or codes of another run; invalid queries, k or rerank.
         DamagedFile: a shard that is missing or differs from its checksum.
     """
     shards.check_complete()
@@ -95,7 +94,7 @@ def search(
 
 @dataclass
 class _Candidates:
-    """The nearest codes found so far, ascending, ties by lower id; at distance inf where fewer have been seen.
+    """The nearest codes so far, ascending, ties by lower id; at distance inf if there are fewer.
 
     Attributes:
         distances: `(nq, m)` float64 as compared, or float32 of a quantizer that compares these.
@@ -124,7 +123,7 @@ class _Candidates:
             self.codes[rows] = np.take_along_axis(codes, best[..., None], 1)
 
     def reranked(self, codec: Codec, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The second stage of `Codec.search` for all of them together."""
+        """The second stage of `Codec.search` for all candidates together."""
         distinct, at, place = np.unique(self.ids, return_index=True, return_inverse=True)
         codes = self.codes.reshape(-1, self.codes.shape[2])[at]
         on_sphere = self.distances.astype(np.float32)
@@ -162,10 +161,10 @@ def check_format(shards: CodeShards, file_format: Literal["vecs", "npy"]) -> Non
 
 
 def write_neighbours(output: Path, distances: np.ndarray, ids: np.ndarray, file_format: Literal["vecs", "npy"]) -> None:
-    """Write the result of a search, each file atomically.
+    """Write the results of a search, each file atomically.
 
     Args:
-        output: path that the names of the files begin with.
+        output: beginning of the files' paths.
         distances: `(nq, k)` float32.
         ids: `(nq, k)` int64.
         file_format: vecs for `.ivecs` (int32) and `.fvecs`, npy for `.ids.npy` (int64) and `.distances.npy`.

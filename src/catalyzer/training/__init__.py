@@ -1,4 +1,4 @@
-"""Training: what is mined, the Lightning modules of the networks, the terms of the loss, and what surrounds them."""
+"""Training: mining, the Lightning modules of the networks, loss terms, schedule and checkpoints."""
 
 from catalyzer.training.budget import measure_epoch, seconds_of
 from catalyzer.training.checkpoints import Checkpoints, checkpoint_files, newest_checkpoint

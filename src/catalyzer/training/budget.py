@@ -1,4 +1,4 @@
-"""How long an epoch will take here, measured in a few of its steps, so that a training can be made to fit a time."""
+"""The duration of an epoch, measured on a few of its steps, so that a training can fit a time budget."""
 
 import re
 import time
@@ -20,10 +20,10 @@ FIRST_STEPS, STEPS = 10, 50  # the first, slower ones are not counted
 
 
 def seconds_of(duration: str) -> float:
-    """A duration as text, in seconds.
+    """The seconds of a duration given as text.
 
     Raises:
-        InvalidInput: not a number and a unit; 0 needs no unit.
+        InvalidInput: a text other than a number and a unit; 0 needs no unit.
 
     >>> seconds_of("10min"), seconds_of("1.5h"), seconds_of("90 s"), seconds_of("0")
     (600.0, 5400.0, 90.0, 0.0)
@@ -35,13 +35,13 @@ def seconds_of(duration: str) -> float:
 
 
 def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[str, Any]) -> tuple[float, float]:
-    """Seconds that an epoch will take, and those before the first.
+    """Estimated seconds of an epoch, and of the preparation before the first.
 
-    It is mined whole, and the rate of a few steps is taken for all.
+    Mining is measured in full; the rate of a few steps is taken for all.
 
     Args:
-        training: which learns a little in it.
-        data: what it would be trained on.
+        training: training whose networks are changed by a few steps.
+        data: training data.
         trainer_options: arguments of `pytorch_lightning.Trainer`.
     """
     clock = _Clock()

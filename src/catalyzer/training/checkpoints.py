@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, loaded without unpickling, and there when a run is told to stop."""
+"""Checkpoints: written atomically, loaded without unpickling, and saved when a run is told to stop."""
 
 import io
 import logging
@@ -29,7 +29,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Checkpoints are written beside and renamed; loading takes tensors and plain values only."""
+    """Checkpoints are written to a temporary file and renamed; only tensors and plain values are loaded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
@@ -44,7 +44,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
     Raises:
-        DamagedFile: the file cannot be read, or holds more than tensors and plain values.
+        DamagedFile: the file cannot be read, or has more than tensors and plain values.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -53,15 +53,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints that a run in `folder` can go on from, newest first."""
+    """The checkpoints from which a run in `folder` can resume, newest first."""
     return sorted((folder / "checkpoints").glob("step-*.ckpt"), reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that a run in `folder` can go on from, and its content; None where the run has none yet.
+    """The newest checkpoint from which a run in `folder` can resume, and its content; None if the run has none.
 
     Raises:
-        DamagedFile: there are checkpoints, and none of them can be loaded.
+        DamagedFile: there are checkpoints, but none of them can be loaded.
     """
     files = checkpoint_files(folder)
     for path in files:
@@ -75,18 +75,18 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 class Checkpoints(Callback):
-    """Keeps the last checkpoints: one after each epoch, and one at once when the process is told to stop.
+    """Keeps the last checkpoints: one after each epoch, and one as soon as the process is told to stop.
 
-    SIGTERM saves and ends the run with exit code `TERMINATED`, and SIGINT with `INTERRUPTED`, also without saving where no step
-    ends within `GRACE` seconds; in a job of SLURM, SIGUSR1 does as SIGTERM and queues the job again. In several processes all
-    stop when one is told to.
+    SIGTERM saves and ends the run with exit code `TERMINATED`, and SIGINT with `INTERRUPTED`, without saving if no step ends
+    within `GRACE` seconds. In a job of SLURM, SIGUSR1 acts like SIGTERM and queues the job again. If one of several processes
+    is told to stop, all stop.
 
     Args:
-        folder: of the run.
-        keep: how many checkpoints.
+        folder: folder of the run.
+        keep: number of checkpoints to keep.
 
     Raises:
-        InvalidInput: none to be kept.
+        InvalidInput: `keep` below 1.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -120,7 +120,7 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # The last batch is followed by the validation, which belongs to the epoch's own checkpoint. Gradients that are
-        # accumulated are in no checkpoint. To agree costs a synchronisation.
+        # accumulated are in no checkpoint. Agreement costs a synchronization.
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
         unlogged = trainer.global_step % trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.is_last_batch or accumulating or (trainer.world_size > 1 and unlogged):
@@ -175,7 +175,7 @@ class Checkpoints(Callback):
 
 
 def requeue() -> None:
-    """Have SLURM queue the job that this process belongs to again."""
+    """Make SLURM queue the job of this process again."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     if not re.fullmatch(r"[0-9_]+", job):

@@ -27,11 +27,11 @@ NEGATIVE_NPROBE = 8  # negatives only have to be hard, not to be the exact k-th;
 
 
 class Miner(Part):
-    """Finds the neighbours that triplets are made of; see `catalyzer.neighbors.knn_graph` for the methods.
+    """Finds the neighbours in triplets; see `catalyzer.neighbors.knn_graph` for the methods.
 
     Args:
-        positives: method for those in the input space, which are found once.
-        negatives: method for those on the sphere, which are found in every epoch.
+        positives: method for neighbours in the input space, which are found once.
+        negatives: method for neighbours on the sphere, which are found in every epoch.
 
     Raises:
         InvalidInput: another method.
@@ -47,16 +47,16 @@ class Miner(Part):
         self.positives, self.negatives = positives, negatives
 
     def find_positives(self, x: np.ndarray, k: int, rows: slice) -> np.ndarray:
-        """The k nearest others of some rows of `(n, d)` training vectors: `(rows, k)` integers."""
+        """The k nearest other vectors of some rows of `(n, d)` training vectors: `(rows, k)` integers."""
         return knn_graph(x, k, self.positives, description="mining positives", rows=rows)
 
     def find_negatives(self, latent: np.ndarray, k: int, rows: slice, description: str = "mining negatives") -> np.ndarray:
-        """The k nearest others of some rows of `(n, d_out)` points on the sphere: `(rows, k)` integers."""
+        """The k nearest other points of some rows of `(n, d_out)` points on the sphere: `(rows, k)` integers."""
         return knn_graph(latent, k, self.negatives, NEGATIVE_NPROBE, description, rows)
 
 
 class Batches:
-    """The numbers of an epoch's batches; after `load_state_dict`, those that were still to come.
+    """The numbers of an epoch's batches; after `load_state_dict`, those that remain.
 
     >>> batches = Batches(4)
     >>> numbers = iter(batches)
@@ -87,25 +87,25 @@ class Batches:
 
 
 class AnchorData(LightningDataModule, ABC):
-    """Serves every training vector once an epoch as an anchor, batch by batch, with neighbours that were mined for it.
+    """Batches of anchors with their mined neighbours; each training vector is an anchor once per epoch.
 
-    A batch is drawn where it is used: the loader only counts batches, and what batch i is made of is looked up in the tables
-    of the epoch, which depend on seed, epoch and weights alone. Vectors and tables are on the training's device. A resumed run
-    therefore sees what the run it goes on from would have seen, and several processes share out an epoch without overlap:
-    step i of all together has the anchors of step i of one process with a batch as large as theirs joined.
+    The loader yields only batch numbers. The rows of batch i are looked up in the tables of the epoch, which depend on seed,
+    epoch and weights alone. Vectors and tables are on the training's device. So a resumed run gets the batches of an
+    uninterrupted one, and several processes divide an epoch without overlap: step i of all processes has the anchors of step i
+    of one process with the joined batch.
 
     Args:
-        train: `(n, d)` training vectors, kept in their dtype; outliers are left out, and a warning names them.
-        validation: where recall is measured between epochs; None measures none.
-        batch_size: anchors a batch, on each device.
-        k_pos: how many nearest neighbours in the input space are found for each.
-        k_neg: how many among the mapped vectors.
-        seed: decides what is drawn.
+        train: `(n, d)` training vectors, kept in their dtype; outliers are left out, with a warning.
+        validation: split for the recall after each epoch; None measures none.
+        batch_size: anchors per batch, on each device.
+        k_pos: number of nearest neighbours in the input space that are found for each vector.
+        k_neg: number of nearest neighbours among the mapped vectors.
+        seed: seed of the order and of what is drawn.
         miner: finds the neighbours.
-        cache: keeps those in the input space; by default in memory.
+        cache: stores the neighbours in the input space; by default in memory.
 
     Raises:
-        InvalidInput: fewer training vectors than k_pos, k_neg or the batches of all processes ask for.
+        InvalidInput: fewer training vectors than k_pos, k_neg or the batches of all processes need.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class AnchorData(LightningDataModule, ABC):
 
     @property
     def processes(self) -> tuple[int, int]:
-        """The number of this process and how many there are."""
+        """The number of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
@@ -145,7 +145,7 @@ class AnchorData(LightningDataModule, ABC):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def prepare_data(self) -> None:
-        """Find the validation ground truth, which every process then has from the cache."""
+        """Compute the validation ground truth, which every process then loads from the cache."""
         if self.validation is not None:
             _ = self.validation.ground_truth
 
@@ -187,7 +187,7 @@ class AnchorData(LightningDataModule, ABC):
         return self.trainer.strategy.reduce_boolean_decision(here, all=True) if self.trainer else here
 
     def shared_out(self, make: Callable[[slice], np.ndarray]) -> np.ndarray:
-        """What `make` makes of all training vectors, where each process makes the rows of its share."""
+        """The output of `make` for all training vectors, where each process computes the rows of its share."""
         rank, world = self.processes
         shares = [slice(len(self.train) * i // world, len(self.train) * (i + 1) // world) for i in range(world)]
         mine = make(shares[rank])
@@ -206,24 +206,24 @@ class AnchorData(LightningDataModule, ABC):
 
     @abstractmethod
     def mine(self, transform: Transform, epoch: int) -> None:
-        """Set the order of an epoch and the neighbours in it; every process of a distributed run has the same.
+        """Set the order and the neighbours of an epoch; all processes of a distributed run have the same.
 
         Args:
-            transform: f, on whatever device.
-            epoch: counts from 0.
+            transform: f, on any device.
+            epoch: number of the epoch, from 0.
         """
 
     @abstractmethod
     def batch(self, anchors: Tensor) -> Any:
-        """What `training_step` gets for the anchors of these row numbers."""
+        """The batch of `training_step` for the anchors of these row numbers."""
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch; an incomplete one is left out."""
+        """Number of batches of an epoch, without an incomplete one."""
         return len(self.train) // (self.batch_size * self.processes[1])
 
     def train_dataloader(self) -> Batches:
-        """Numbers of batches, which `on_after_batch_transfer` turns into what they are made of."""
+        """Numbers of batches, from which `on_after_batch_transfer` makes batches."""
         return Batches(self.steps)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -240,7 +240,7 @@ class AnchorData(LightningDataModule, ABC):
         return self.order[number * size : (number + 1) * size][rank::world]
 
     def on_after_batch_transfer(self, batch: Tensor | int, dataloader_idx: int) -> Any:
-        """Turn the number of a training batch into what it is made of; validation queries stay as they are."""
+        """Make a training batch from its number; validation queries stay the same."""
         return batch if isinstance(batch, Tensor) else self.batch(self.anchors(batch))
 
 
@@ -272,7 +272,7 @@ class TripletData(AnchorData):
         return self.vectors[rows].float()
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and its negatives: the weights that they were mined with are gone in the middle of it."""
+        """The epoch and its negatives, since the weights that mined them have changed by the middle of the epoch."""
         return {"epoch": self.epoch, "negative": self.negative.cpu(), "recall": self.recall["negatives"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ QUERIES = 2_000
 
 
 def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
-    """Those that are tried for so many bits and vectors of d_in dimensions: `DIMENSIONS` in each block of at most 64 bits.
+    """The dimensions to try for a number of bits and vectors of d_in dimensions: `DIMENSIONS` in each block of at most 64 bits.
 
     Raises:
         InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`.
@@ -44,20 +44,20 @@ def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
 
 
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache, tolerance: float = TOLERANCE) -> int:
-    """The dimension in which a linear map and a lattice of so many bits, which need no training, find the most.
+    """The dimension in which a linear map and a lattice of this number of bits, which need no training, find the most.
 
-    With the dimension less is projected away, but fewer bits are left for each coordinate, so the share of the 10 nearest
-    neighbours that are found rises and then falls. A network keeps in fewer dimensions what a linear map needs more for, hence
-    the smallest one that comes within a tolerance of the best. The search ends where the share falls; what it finds is kept in
-    `cache`. Lattices of more than `MOST_ATOMS` atoms, which take longer to code with than all else, are left out if there are
+    With more dimensions less is projected away, but each coordinate has fewer bits. So the share of the 10 nearest neighbours
+    that are found rises and then falls. A network needs fewer dimensions than a linear map for the same information, hence the
+    smallest dimension within a tolerance of the best. The search ends when the share falls; its result is stored in `cache`.
+    Lattices of more than `MOST_ATOMS` atoms, whose encoding takes longer than everything else, are left out if there are
     others.
 
     Args:
-        train: `(n, d)`, what the linear map learns from.
-        validation: where the share is measured, with training vectors where it is small; the test split is not touched.
+        train: `(n, d)` training vectors of the linear map.
+        validation: split on which the share is measured, with training vectors if it is small; the test split is not used.
         bits: upper limit for the bits of a code.
-        cache: keeps the choice.
-        tolerance: share of the neighbours that a smaller dimension may lose.
+        cache: stores the choice.
+        tolerance: largest share of neighbours that a smaller dimension may lose.
 
     Returns:
         One of `dimensions(bits, d)`.

@@ -20,13 +20,13 @@ class EpochReport(Callback):
     """A progress display for each epoch's steps, a line in the log after it, and the time that all epochs took.
 
     Args:
-        name: what an epoch is called there.
+        name: name of an epoch in the display and the log.
     """
 
     def __init__(self, name: str = "epoch") -> None:
         self.name = name
         self.seconds = 0.0
-        """Spent in training so far, mining and validation included; goes on counting in a resumed run. The clock starts
+        """Spent in training so far, mining and validation included; continues in a resumed run. The clock starts
         when the report is made, before positives are mined."""
         self._last = time.perf_counter()
         self._display = ExitStack()
@@ -101,7 +101,7 @@ class EpochReport(Callback):
 
 
 def quiet_lightning() -> None:
-    """Leave of Lightning's messages those that say more than our log does."""
+    """Hide Lightning's messages that our log has too."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -43,7 +43,7 @@ RESERVED = {  # arguments of pl.Trainer that `fit` sets, and what a user does in
 
 
 def check_trainer(options: dict[str, Any], callbacks: Sequence[Callback] = ()) -> None:
-    """Raise `InvalidInput` where Lightning would refuse options or callbacks, such as a GPU where there is none."""
+    """Raise `InvalidInput` if Lightning would refuse options or callbacks, such as a missing GPU."""
     for name in RESERVED.keys() & options.keys():
         raise InvalidInput(f"trainer.{name} cannot be set: {RESERVED[name]}")
     quiet_lightning()
@@ -69,22 +69,22 @@ def fit(
     loggers: Sequence[Logger] = (),
     epoch_name: str = "epoch",
 ) -> float:
-    """Train on `data`, and leave in the networks of `training` the weights of the best epoch on the validation split.
+    """Train on `data`; the networks of `training` then have the weights of the best epoch on the validation split.
 
-    Where `folder` has a checkpoint, training is resumed from the newest. Which epoch is best says the callback that writes
-    `checkpoints/best.ckpt`; where none does, the last weights are kept.
+    If `folder` has checkpoints, training resumes from the newest. The best epoch is that of the callback that writes
+    `checkpoints/best.ckpt`; without one, the last weights are kept.
 
     Args:
         training: module and settings of the optimization.
-        data: what is mined, and the validation split.
-        folder: of the run, or of a part of it; `metrics.csv` and checkpoints are written there.
+        data: data module with mining and the validation split.
+        folder: folder of the run, or of a part of it; `metrics.csv` and checkpoints are written there.
         trainer_options: arguments of `pytorch_lightning.Trainer`.
-        callbacks: among them `Checkpoints`, without which nothing could be resumed.
-        loggers: besides `metrics.csv`.
-        epoch_name: what the log calls an epoch.
+        callbacks: callbacks, including `Checkpoints`, without which nothing can be resumed.
+        loggers: loggers in addition to `metrics.csv`.
+        epoch_name: name of an epoch in the log.
 
     Returns:
-        Seconds of training, those before it was resumed included.
+        Seconds of training, including those before it was resumed.
 
     Raises:
         InvalidInput: the loss is no longer a number, or a training process has died.
@@ -136,7 +136,7 @@ def fit(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes the folder: that of rank 0, or the only one."""
+    """Whether this process writes the folder: that of rank 0, or the only one."""
     return not getattr(rank_zero_only, "rank", 0)
 
 

@@ -1,4 +1,4 @@
-"""How much memory a training needs, told before it begins."""
+"""The memory that a training needs, logged before it begins."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ USED = Path("/sys/fs/cgroup/memory.current")
 
 
 def tell_memory(benchmark: Benchmark, codec: Codec, k_pos: int, k_neg: int) -> None:
-    """Log what a training needs and what there is; a warning where that is less."""
+    """Log the needed and the free memory of a training, with a warning if the free memory is too small."""
     need, free = memory_needed(benchmark, codec, k_pos, k_neg), memory_available()
     total = sum(need.values())
     parts = ", ".join(f"{name} {bytes_ / 2**30:.1f}" for name, bytes_ in need.items() if bytes_ >= 2**30 / 20)
@@ -29,13 +29,13 @@ def tell_memory(benchmark: Benchmark, codec: Codec, k_pos: int, k_neg: int) -> N
 
 
 def memory_needed(benchmark: Benchmark, codec: Codec, k_pos: int, k_neg: int) -> dict[str, int]:
-    """About how many bytes a training takes on the CPU at its peak, by what they are for.
+    """Estimated bytes of a training on the CPU at its peak, by purpose.
 
     Args:
-        benchmark: its vectors.
-        codec: its networks.
+        benchmark: dataset of the training.
+        codec: codec with the networks.
         k_pos: neighbours of each vector in the table of positives.
-        k_neg: neighbours that are mined for each.
+        k_neg: mined neighbours of each vector.
     """
     train, held_out = benchmark.train, benchmark.validation
     n, d = train.shape
@@ -54,7 +54,7 @@ def memory_needed(benchmark: Benchmark, codec: Codec, k_pos: int, k_neg: int) ->
 
 
 def memory_available() -> int:
-    """Bytes that are free for this process: of the machine, or of the container that it is in."""
+    """Free bytes for this process: those of the machine or of its container."""
     free = psutil.virtual_memory().available
     try:
         return min(free, int(LIMIT.read_text()) - int(USED.read_text()))

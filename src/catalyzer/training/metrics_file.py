@@ -1,4 +1,4 @@
-"""The metrics of a run as a table in its folder, which an interruption at any moment leaves readable."""
+"""The metrics of a run as a table in its folder, which stays readable after an interruption at any moment."""
 
 import csv
 import io
@@ -13,17 +13,17 @@ from catalyzer.files.atomic import write_atomically
 
 
 class MetricsFile(Logger):
-    """A logger that writes CSV: a line for each time something is logged, with its step, and a column for each name.
+    """A logger that writes CSV: a line for each call that logs metrics, with its step, and a column for each name.
 
-    Lightning's own deletes the file of a run that is resumed, and rewrites it in place when a name is new. What is logged a
-    second time for the same step is left out: checkpoints are preceded by metrics that Lightning itself logs later.
+    Lightning's own logger deletes the file of a resumed run, and rewrites it in place for a new name. Metrics that are logged a
+    second time for the same step are left out: checkpoints are preceded by metrics that Lightning itself logs later.
 
     Args:
-        path: of the file. What a killed run has left there is taken over up to the step that training goes on from.
-        step: that training goes on from.
+        path: path of the file. Lines of a killed run are kept up to the step from which training resumes.
+        step: step from which training resumes.
 
     Raises:
-        InvalidInput: the file there is none of ours.
+        InvalidInput: the existing file was not written by this logger.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "metrics.csv"
@@ -87,7 +87,7 @@ class MetricsFile(Logger):
     def _rows(self) -> list[dict[str, str]]:
         if not self._path.exists():
             return []
-        whole = self._path.read_text().rpartition("\n")[0]  # a kill may have left a part of a line at the end
+        whole = self._path.read_text().rpartition("\n")[0]  # a killed run may have left a part of a line at the end
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(whole))]
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""The Lightning modules: what all trainings share, and the training of the catalyzer (section 3)."""
+"""The Lightning modules: the base of all trainings, and the training of the catalyzer (section 3)."""
 
 import inspect
 import logging
@@ -44,16 +44,16 @@ COSINE: MakeScheduler = partial(Decay, decay="cosine")
 
 
 class Training(LightningModule, ABC):
-    """What the trainings share: mining before each epoch, metrics, and a stop where the loss is no longer finite.
+    """Base of the trainings: mining before each epoch, metrics, and a stop if the loss is no longer finite.
 
-    Its trainer needs an `AnchorData` as datamodule. A subclass calls `note` in each step; what it notes is logged as train/...
-    every few steps and as epoch/..., the mean over an epoch.
+    Its trainer needs an `AnchorData` as datamodule. A subclass calls `note` in each step; noted metrics are logged as train/...
+    every few steps, and as epoch/..., the mean over an epoch.
 
     Args:
-        codec: with its transform neighbours on the sphere are mined, and by it recall is measured on the validation split.
-        optimizer: makes the optimizer of the parameters.
-        scheduler: makes the schedule of an optimizer. One that takes `total_steps` is told it and steps after each
-            batch; any other steps after each epoch, as is Lightning's default.
+        codec: codec whose transform mines neighbours on the sphere, and whose recall is measured on the validation split.
+        optimizer: function that makes the optimizer of the parameters.
+        scheduler: function that makes the schedule of an optimizer. One that takes `total_steps` gets this number and steps
+            after each batch; any other steps after each epoch, Lightning's default.
         sync_batchnorm: whether batch norm sees the batches of all processes; see `BatchNorm`.
     """
 
@@ -75,14 +75,14 @@ class Training(LightningModule, ABC):
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch on each device, with the trainer's limit."""
+        """Number of batches of an epoch on each device, with the trainer's limit."""
         limit = self.trainer.limit_train_batches
         steps = self.data.steps
         return min(steps, limit) if isinstance(limit, int) else int(steps * (1.0 if limit is None else limit))
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of an epoch; several batches make one where gradients are accumulated."""
+        """Number of optimizer steps of an epoch; with accumulated gradients several batches make one step."""
         return -(-self.batches // self.trainer.accumulate_grad_batches)
 
     def on_fit_start(self) -> None:
@@ -119,7 +119,7 @@ class Training(LightningModule, ABC):
         self._noted = 0
 
     def note(self, values: Mapping[str, Tensor]) -> None:
-        """Take the metrics of a step, scalars, the same in each step; one of them is "loss"."""
+        """Note the metrics of a step, scalars with the same names in each step; one of them is "loss"."""
         noted = torch.stack([torch.as_tensor(value, device=self.device).detach().float() for value in values.values()])
         if self._names != [*values]:
             self._names, self._sum = [*values], torch.zeros_like(noted)
@@ -135,7 +135,7 @@ class Training(LightningModule, ABC):
             self.stop_if_broken()
 
     def stop_if_broken(self) -> None:
-        """Raise `InvalidInput` where the loss is no longer a finite number."""
+        """Raise `InvalidInput` if the loss is no longer a finite number."""
         if (step := int(self._broken)) < 0:
             return
         epoch, step_of_epoch = divmod(step, self.steps)
@@ -191,7 +191,7 @@ class Training(LightningModule, ABC):
             super().lr_scheduler_step(scheduler, metric)
 
     def schedule(self, optimizer: Optimizer, total_steps: int) -> tuple[LRScheduler, str]:
-        """The schedule of an optimizer for so many steps, and after what it steps, "step" or "epoch"."""
+        """The schedule of an optimizer for a number of steps, and whether it steps after each "step" or "epoch"."""
         if "total_steps" not in inspect.signature(self.make_scheduler).parameters:
             return self.make_scheduler(optimizer), "epoch"
         told = {"total_steps": total_steps} if _takes(self.make_scheduler, "total_steps") else {}
@@ -203,32 +203,32 @@ class Training(LightningModule, ABC):
 
 
 def _takes(make: Callable[..., Any], name: str) -> bool:
-    """Whether a callable takes an argument that has not been given yet."""
+    """Whether a callable takes an argument that is not bound yet."""
     given = make.keywords if isinstance(make, partial) else {}
     return name in inspect.signature(make).parameters and name not in given
 
 
 class CatalyzerTraining(Training):
-    """Trains a transform, and a decoder with it where the codec has one; its trainer needs a `TripletData` as datamodule.
+    """Trains a transform and, if the codec has one, a decoder; its trainer needs a `TripletData` as datamodule.
 
-    Before the first step the networks take the mean and scale of the training vectors (`Transform.adapt`). The metrics are
-    loss, what each term is, by its name, and what it logs besides.
+    Before the first step the networks learn the mean and scale of the training vectors (`Transform.adapt`). The metrics are the
+    loss, each term by its name, and the other values that terms log.
 
     Args:
-        codec: transform, decoder or None, and the quantizer that the decoder reads through a straight-through layer. With it
-            recall is measured on the validation split.
-        terms: what is minimized, by name; by default equation 4 with λ = 0.02, and the decoder's error.
+        codec: codec with the transform, the decoder or None, and the quantizer, through whose straight-through layer the
+            decoder is trained. Its recall is measured on the validation split.
+        terms: loss terms by name; by default equation 4 with λ = 0.02, and the decoder's error.
         optimizer: see `Training`; by default SGD with a learning rate of 0.2 and momentum.
         scheduler: see `Training`; by default a cosine.
-        end_to_end: quantize in the rank loss, through a straight-through layer (section 4.2): positives and negatives,
-            and where search quantizes queries as well (`Quantizer.symmetric`), anchors too, which play the query. KoLeo
-            spreads the unquantized points.
-        rerank: of the search on the validation split; see `Codec.search`.
+        end_to_end: whether the rank loss uses quantized points, through a straight-through layer (section 4.2): positives and
+            negatives and, if search quantizes queries too (`Quantizer.symmetric`), anchors. KoLeo spreads the unquantized
+            points.
+        rerank: number of candidates on the validation split; see `Codec.search`.
         sync_batchnorm: see `Training`.
 
     Raises:
-        InvalidInput: a transform without parameters, a quantizer that nothing can be trained through where that is needed, or
-            a term that is none.
+        InvalidInput: a transform without parameters, a quantizer that cannot be trained through although that is needed, or a
+            term that is not a `LossTerm`.
 
     >>> from catalyzer.nn import Catalyzer
     >>> from catalyzer.quantizers import LatticeQuantizer

@@ -1,8 +1,8 @@
-"""A network of the queries' own, trained when the codes are fixed; the paper maps queries and base by the same f.
+"""A separate network for queries, trained when the codes are fixed; the paper maps queries and base by the same f.
 
-A query is compared with quantized points, and as it is not quantized itself it need not lie where f would put it as a vector
-of the base. So a copy of f is trained on, for queries alone, to rank the quantized points as the input space ranks their
-vectors. Codes and the cost of a search stay as they are.
+A query is compared with quantized points but not quantized itself, so it need not be mapped to the point that f would choose
+for a base vector. So a copy of f is trained further, for queries only, to rank the quantized points as the input space ranks
+their vectors. Codes and the cost of a search stay the same.
 """
 
 import copy
@@ -26,11 +26,11 @@ COMPETITORS = 48  # nearest on the sphere, with which a query's neighbours compe
 
 
 class QueryData(AnchorData):
-    """Lists: an anchor that plays the query, its k_pos neighbours in the input space and its k_neg on the sphere, quantized.
+    """Lists: an anchor as the query, its k_pos neighbours in the input space and its k_neg neighbours on the sphere, quantized.
 
     Args:
-        codec: trained, with a fitted quantizer.
-        options: of `AnchorData`.
+        codec: trained codec with a fitted quantizer.
+        options: arguments of `AnchorData`.
     """
 
     def __init__(self, *, codec: Codec, **options: Any) -> None:
@@ -60,7 +60,7 @@ class QueryData(AnchorData):
     def batch(self, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors `(n, d)`, the quantized points of their lists `(n, m, d_out)`, distances in the input `(n, m)`, all float32.
 
-        A member that a list has twice is at distance inf the second time.
+        The second of two equal members of a list is at distance inf.
         """
         lists, vectors = self.lists[anchors].long(), self.vectors[anchors].float()
         distances = torch.linalg.vector_norm(self.vectors[lists].float() - vectors[:, None], dim=2)
@@ -79,12 +79,12 @@ class QueryTraining(Training):
     """Trains the query network; its trainer needs a `QueryData` as datamodule.
 
     Args:
-        codec: trained, with a fitted quantizer.
-        max_epochs: passes over the training vectors.
+        codec: trained codec with a fitted quantizer.
+        max_epochs: number of passes over the training vectors.
         sync_batchnorm: see `Training`.
 
     Raises:
-        InvalidInput: no epoch.
+        InvalidInput: `max_epochs` below 1.
     """
 
     def __init__(self, codec: Codec, max_epochs: int = 2, sync_batchnorm: bool = False) -> None:

@@ -17,10 +17,10 @@ class Decay(LambdaLR):
     """Multiplies the learning rate by a factor that depends on the share of training that is done.
 
     Args:
-        optimizer: whose learning rate is its highest.
-        total_steps: optimizer steps of the whole training.
-        decay: pairs (share of training, factor from there on), in order; or "cosine", half a wave from 1 down to 0.
-        warmup: share of training in which the learning rate grows linearly from 0.
+        optimizer: optimizer; its learning rate is the highest.
+        total_steps: number of optimizer steps of the training.
+        decay: pairs (share of training, factor from then on), in order; or "cosine", half a wave from 1 down to 0.
+        warmup: share of training in which the learning rate increases linearly from 0.
 
     >>> [factor(epoch / 300, PAPER) for epoch in (0, 79, 80, 120)]
     [1.0, 1.0, 0.5, 0.1]

@@ -14,13 +14,13 @@ from catalyzer.parts import Part
 
 @dataclass(frozen=True)
 class Triplets:
-    """What a training step has made of a batch of n triplets: anchors, positives and negatives, in this order.
+    """A batch of n triplets in a training step: anchors, positives and negatives, in this order.
 
     Attributes:
         inputs: `(3, n, d_in)` float32 vectors.
-        points: three tensors `(n, d_out)`, where the transform maps them.
-        compared: three tensors `(n, d_out)`, the same as a search compares them: quantized where training is end-to-end.
-        decoded: `(3, n, d_in)`, what the decoder makes of the quantized points; None without a decoder.
+        points: three tensors `(n, d_out)`, the mapped vectors.
+        compared: three tensors `(n, d_out)`, the points that a search compares: quantized if training is end-to-end.
+        decoded: `(3, n, d_in)`, the decoded quantized points; None without a decoder.
         deviation: standard deviation of the data, a scalar.
     """
 
@@ -35,7 +35,7 @@ class LossTerm(Part, nn.Module, ABC):
     """Base of all terms. A subclass defines `forward`; it may have parameters, which are trained too.
 
     Args:
-        weight: of the term in the sum.
+        weight: weight of the term in the sum.
 
     Raises:
         InvalidInput: a negative weight.
@@ -58,14 +58,14 @@ class LossTerm(Part, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, triplets: Triplets) -> Tensor | dict[str, Tensor]:
-        """The term's value, a scalar, or as in Lightning's `training_step` a dict of it as "loss" and more scalars to log."""
+        """The term's value, a scalar, or as in Lightning's `training_step` a dict with it as "loss" and more scalars to log."""
 
 
 class TripletRank(LossTerm):
     """The rank loss of equation 3; logs "violated", the share of negatives nearer than the positive.
 
     Args:
-        weight: of the term.
+        weight: weight of the term.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -80,7 +80,7 @@ class TriangleRank(LossTerm):
     """The rank loss at all three corners of a triplet, in the input's order; logs "violated". See `TriangleLoss`.
 
     Args:
-        weight: of the term.
+        weight: weight of the term.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -120,7 +120,7 @@ class Reconstruction(LossTerm):
     """The mean squared error of the decoded vectors, in standard deviations of the data. The paper has no decoder.
 
     Args:
-        weight: of the term.
+        weight: weight of the term.
     """
 
     needs_decoder = True
