@@ -34,6 +34,7 @@ from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, write
 from catalyzer.index.lists import InvertedLists
 from catalyzer.metric import Metric
+from catalyzer.runs.figures import styled
 
 K = 10
 LOOKS = {"rerank 0": ("#0072B2", "o", "-"), "rerank 100": ("#009E73", "s", "-"), "rerank 500": ("#56B4E9", "D", "-")}
@@ -177,8 +178,9 @@ def compare(points: list[Point], what: str, title: str) -> list[dict[str, object
     return lines
 
 
+@styled()
 def draw(points: list[Point], title: str, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(6.6, 3.8), sharey=True)
     methods = list(dict.fromkeys(point.method for point in points))
     spare = iter(FAISS_LOOKS)
     looks = {
@@ -188,15 +190,13 @@ def draw(points: list[Point], title: str, path: Path) -> None:
         for method in methods:
             series = [(getattr(p, what), p.recall_at_10) for p in points if p.method == method]
             color, marker, line = looks[method]
-            side.plot(*zip(*series, strict=True), color=color, marker=marker, ls=line, ms=5, lw=1.4, label=method)
+            side.plot(*zip(*series, strict=True), color=color, marker=marker, ls=line, label=method)
         side.set(xscale="log", xlabel="µs a query", title=label)
-        side.grid(alpha=0.3, which="both")
-        side.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("recall@10, %")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(methods))
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    figure.savefig(path)
 
 
 def main() -> None:

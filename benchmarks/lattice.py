@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from catalyzer import SphericalLattice, scan
+from catalyzer.runs.figures import styled
 
 FIRST_CALL = """
 import time; start = time.perf_counter()
@@ -186,24 +187,24 @@ def machine(repeats: int) -> tuple[float, float]:
     return 2 * source.nbytes / copy, 2 * 2048**3 / product
 
 
+@styled()
 def draw(rows: list[Row], bandwidth: float, arithmetic: float, title: str, path: Path) -> None:
     """A roofline: operations a second against operations a byte, under what the machine can do at most."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5.2, 5))
     rows = [row for row in rows if row.operations and (row.aim or "scan" not in row.what)]
     intensity = np.array([row.operations / row.bytes for row in rows])
     x = np.geomspace(intensity.min() / 4, intensity.max() * 4, 200)
     axes.plot(x, np.minimum(x * bandwidth, arithmetic) / 1e9, color="0.4", label="the machine: memory copy, matrix product")
     for i, row in enumerate(rows):
-        color = plt.get_cmap("tab10")(i)
+        color = f"C{i}"
         achieved = np.array([row.operations / row.ours, row.operations / row.theirs]) / 1e9
-        axes.plot([intensity[i]] * 2, achieved, color=color, linewidth=0.8)
+        axes.plot([intensity[i]] * 2, achieved, color=color)
         axes.plot(intensity[i], achieved[0], "o", color=color, label=f"{row.what} ({row.ratio:.1f}×)")
         axes.plot(intensity[i], achieved[1], "x", color=color)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte of memory traffic", ylabel="10⁹ operations per second")
-    axes.set_title(f"{title}\n● ours   × faiss doing the same", fontsize=11)
-    axes.grid(alpha=0.25, which="major")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=130)
+    axes.set_title(f"{title}\n● ours   × faiss doing the same")
+    figure.legend(loc="outside lower center")
+    figure.savefig(path)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from catalyzer.index.source import VectorSource, name_of, open_queries, open_sou
 from catalyzer.metric import Metric
 from catalyzer.neighbors import knn_of_blocks
 from catalyzer.progress import progress
+from catalyzer.runs.figures import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,35 +127,36 @@ class Evaluation:
             table.add_row(str(row.rerank), *([str(row.nprobe)] if lists else []), *shares[: len(found)], *times)
         return table
 
+    @styled()
     def figure(self) -> "Figure":
         """Recall@k against time, one line for each number of candidates."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-        figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+        figure = Figure(figsize=(6.6, 3.6))
         sides = figure.subplots(1, 2, sharey=True)
         for side, what, title in zip(sides, ("alone", "together"), ("one query at a time", "all queries at once"), strict=True):
             for rerank in dict.fromkeys(row.rerank for row in self.rows):
                 rows = [row for row in self.rows if row.rerank == rerank]
                 points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
-                side.plot(*zip(*points, strict=True), marker="o", ms=4, lw=1.4, label=f"rerank={rerank}")
+                side.plot(*zip(*points, strict=True), marker="o", label=f"rerank={rerank}")
             side.set(xscale="log", xlabel="µs per query", title=title)
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             side.xaxis.set_minor_formatter(NullFormatter())
             side.set_ylim(top=min(side.get_ylim()[1], 100.5))
-            side.grid(alpha=0.3, which="both")
-            side.spines[["top", "right"]].set_visible(False)
         sides[0].set_ylabel(f"R@{self.k}, %")
         handles, labels = sides[0].get_legend_handles_labels()
-        figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside lower center", ncols=len(labels))
-        figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries", fontsize=10)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+        figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries")
+        figure.draw_without_rendering()  # which makes the ticks, in this style
         return figure
 
+    @styled()
     def draw(self, path: str | Path) -> None:
         """Write the figure, in the format that the file's extension names."""
         kind = figure_format(path := expanded(path))
-        write_atomically(path, lambda file: self.figure().savefig(file, format=kind, dpi=130))
+        write_atomically(path, lambda file: self.figure().savefig(file, format=kind))
 
 
 def figure_format(path: Path) -> str:

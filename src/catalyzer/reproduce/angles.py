@@ -7,6 +7,7 @@ import numpy as np
 
 from catalyzer.errors import InvalidInput
 from catalyzer.reproduce.outcome import Column, Row, Table
+from catalyzer.runs.figures import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,13 +103,14 @@ def angles_table(histograms: Mapping[float, Sequence[np.ndarray]]) -> Table:
     return Table("Figure 4: how uniform the angles on random planes are", columns, rows)
 
 
+@styled()
 def draw_angles(histograms: Mapping[float, Sequence[np.ndarray]]) -> "Figure":
     """A column for each λ, a row for each plane; the thin circle is the uniform distribution, and all have one scale."""
     from matplotlib.figure import Figure
 
     outlines = {lambda_: [polar_outline(h) for h in planes] for lambda_, planes in histograms.items()}
     top = 1.2 * max(radius.max() for planes in outlines.values() for _, radius in planes)
-    figure = Figure(figsize=(2.1 * len(outlines) + 0.2, 2.35 * PLANES), layout="constrained")
+    figure = Figure(figsize=(2.1 * len(outlines) + 0.2, 2.35 * PLANES))
     grid = figure.subplots(PLANES, len(outlines), subplot_kw={"projection": "polar"}, squeeze=False)
     circle = np.linspace(0, 2 * np.pi, 181)
     for column, (lambda_, planes) in enumerate(outlines.items()):
@@ -120,14 +122,13 @@ def draw_angles(histograms: Mapping[float, Sequence[np.ndarray]]) -> "Figure":
             axes.set_xticks(np.pi / 2 * np.arange(4), [""] * 4)
             axes.set_yticks([])
             for quarter, name in enumerate(("0", "π/2", "π", "3π/2")):
-                axes.text(np.pi / 2 * quarter, 0.94 * top, name, fontsize=7, ha="center", va="center", color="#404040")
+                axes.text(np.pi / 2 * quarter, 0.94 * top, name, fontsize=8, ha="center", va="center", color="#404040")
             axes.tick_params(pad=-8)
-            axes.grid(alpha=0.3)
             axes.spines["polar"].set_visible(False)
             lacking = bits_below_uniform(histograms[lambda_][row])
-            axes.set_xlabel(f"{lacking:.3f} bits below uniform", fontsize=8)
+            axes.set_xlabel(f"{lacking:.3f} bits below uniform", fontsize=9)
             if row == 0:
-                axes.set_title(f"λ = {lambda_:g}", fontsize=9)
+                axes.set_title(f"λ = {lambda_:g}")
             if column == 0:
-                axes.set_ylabel(f"plane {row + 1}", fontsize=9, labelpad=8)
+                axes.set_ylabel(f"plane {row + 1}", labelpad=8)
     return figure

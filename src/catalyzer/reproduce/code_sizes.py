@@ -21,7 +21,7 @@ from catalyzer.reproduce.lab import Lab, Target, dataset_digest, training_digest
 from catalyzer.reproduce.outcome import Column, Made, Row, Table
 from catalyzer.reproduce.tables import BITS_COLUMN, LATTICE, RAW, RECALLS, base_note, recalls
 from catalyzer.runs.checks import check
-from catalyzer.runs.figures import line_style
+from catalyzer.runs.figures import line_style, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,24 +126,24 @@ def lattices(lab: Lab, d_out: int) -> list[dict[str, Any]]:
     return found
 
 
+@styled()
 def draw(table: Table) -> "Figure":
     """R@10 against bytes, a line for each dimension and method."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    figure = Figure(figsize=(6.6, 5))
     axes = figure.subplots()
     for label in dict.fromkeys(row.label for row in table.rows):
         size, recall = np.array([(row.values[3], row.values[5]) for row in table.rows if row.label == label], dtype=float).T
-        axes.plot(size, recall, label=label, **{"ms": 5, **line_style(label), **SHADES.get(label, {})})
+        axes.plot(size, recall, label=label, **{**line_style(label), **SHADES.get(label, {})})
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(2))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set(xlabel="bytes of a code", ylabel="recall@10", ylim=(-2, 102))
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

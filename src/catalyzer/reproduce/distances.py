@@ -15,6 +15,7 @@ from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import Vectors, float_blocks
 from catalyzer.neighbors import knn
 from catalyzer.reproduce.outcome import Column, Row, Table, Value
+from catalyzer.runs.figures import styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,12 +105,13 @@ def overlap_table(distances: Mapping[str, np.ndarray]) -> Table:
     return Table("Figure 3: probability that a nearest neighbour is farther than another's 100th", columns, rows)
 
 
+@styled()
 def draw_neighbour_distances(distances: Mapping[str, np.ndarray]) -> "Figure":
     """One panel a space: histograms of the distances to the 1st and to the 100th neighbour, in bins of one width."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    figure = Figure(figsize=(6.6, 2.8))
     panels = figure.subplots(1, len(distances), sharey=True, squeeze=False)[0]
     for axes, (name, pair) in zip(panels, distances.items(), strict=True):
         edges = np.linspace(0, float(np.quantile(pair, 0.999)) * 1.02 or 1.0, 61)
@@ -119,12 +121,11 @@ def draw_neighbour_distances(distances: Mapping[str, np.ndarray]) -> "Figure":
         axes.hist(hundredth, edges, weights=weights, histtype="stepfilled", fc="#E69F00", alpha=0.55, label="100th neighbour")
         axes.hist(hundredth, edges, weights=weights, histtype="step", ec="#8A5F00", lw=1, ls="--")
         axes.set(xlabel="Euclidean distance to the query", xlim=(0, edges[-1]))
-        axes.grid(alpha=0.3)
-        axes.set_title(f"{name}: overlap {100 * overlap_probability(first, hundredth):.1f}%", fontsize=9)
+        axes.set_title(f"{name}: overlap {100 * overlap_probability(first, hundredth):.1f}%")
     panels[0].set_ylabel("share of the queries")
     panels[0].yaxis.set_major_locator(MaxNLocator(5, integer=True))
     panels[0].yaxis.set_major_formatter(PercentFormatter(decimals=0))
-    panels[0].legend(fontsize=8, frameon=False, loc="upper left")
+    panels[0].legend(loc="upper left")
     return figure
 
 
@@ -238,12 +239,13 @@ def epsilon_table(searches: Mapping[str, EpsilonSearch]) -> Table:
     return Table("Figure 7: search by threshold, results per query", columns, rows)
 
 
+@styled()
 def draw_epsilon(searches: Mapping[str, EpsilonSearch]) -> "Figure":
     """Recall against the mean number of results; points on the curves are marked with their ε."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6))
     axes = figure.subplots()
     for name, search in searches.items():
         line, marker, place = LOOKS[name]
@@ -251,14 +253,13 @@ def draw_epsilon(searches: Mapping[str, EpsilonSearch]) -> "Figure":
         low, high = search.thresholds[[search.at(0.1), search.at(0.95)]]
         marks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
         x, y = (np.interp(marks, search.thresholds, values) for values in (search.results, 100 * search.recall))
-        axes.plot(x, y, **{**line, **marker, "ls": ""}, ms=5)
+        axes.plot(x, y, **{**line, **marker, "ls": ""})
         for mark, *point in zip(marks, x, y, strict=True):
             text = f"ε = {mark:g}" if mark == marks[-1] else f"{mark:g}"
-            axes.annotate(text, tuple(point), textcoords="offset points", fontsize=7, color=line["color"], **place)
-        axes.plot([], [], **line, **marker, ms=5, label=name)
+            axes.annotate(text, tuple(point), textcoords="offset points", fontsize=8, color=line["color"], **place)
+        axes.plot([], [], **line, **marker, label=name)
     axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set(xlabel="results per query (mean)", ylabel="recall of the true nearest neighbour", ylim=(0, 102))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(loc="lower right")
     return figure

@@ -16,6 +16,7 @@ from catalyzer.files.atomic import write_atomically
 from catalyzer.reproduce.lab import RUNS
 from catalyzer.reproduce.outcome import Column, Outcome, Row, Table, Value
 from catalyzer.reproduce.pareto import Cost, draw_pareto, measured_points, pareto_front
+from catalyzer.runs.figures import styled
 from catalyzer.runs.targets import PAPER_TARGETS
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def _embedded(part: Part) -> list[tuple[str, str]]:
     return figures
 
 
+@styled()
 def _drawn(figure: "Figure") -> str:
     from matplotlib import rc_context
 

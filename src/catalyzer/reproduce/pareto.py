@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from catalyzer.reproduce.outcome import Outcome
-from catalyzer.runs.figures import line_style
+from catalyzer.runs.figures import line_style, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +65,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
+@styled()
 def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylabel: str = "recall@10") -> "Figure":
     """Recall against cost on a logarithmic scale of `base`: one line per method, and the front as a grey staircase."""
     from matplotlib.figure import Figure
@@ -74,13 +75,13 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylab
     for point in sorted(points, key=lambda p: p.cost):
         methods.setdefault(point.label, []).append(point)
 
-    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.2, 4))
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
     lines = [np.array([point[1:] for point in series]) for series in methods.values()]
     for method, line in zip(methods, lines, strict=True):
-        axes.plot(*line.T, ms=6, lw=1.2, zorder=3, **line_style(method))
+        axes.plot(*line.T, ms=6, zorder=3, **line_style(method))
     axes.autoscale_view()
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0, bottom), min(102, top))  # recall in percent, with room for a marker at the end
@@ -100,8 +101,6 @@ def draw_pareto(points: Sequence[Point], xlabel: str, base: Literal[2, 10], ylab
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     _label(figure, axes, methods, [*lines, np.array(stairs)])
     return figure
 
@@ -122,7 +121,7 @@ def _label(figure: "Figure", axes: "Axes", methods: dict[str, list[Point]], line
 
     for method, series in methods.items():
         text = axes.annotate(
-            method, series[0][1:], (0, 0), textcoords="offset points", fontsize=8, va="center", parse_math=False
+            method, series[0][1:], (0, 0), textcoords="offset points", fontsize=9, va="center", parse_math=False
         )
         size = np.array(text.get_window_extent().size)
         best: tuple | None = None

@@ -9,7 +9,7 @@ from catalyzer.evaluation import Result
 from catalyzer.reproduce.lab import Lab, Target
 from catalyzer.reproduce.outcome import Column, Made, Row, Table, Value
 from catalyzer.runs.defaults import TABLE_3
-from catalyzer.runs.figures import line_style
+from catalyzer.runs.figures import line_style, styled
 from catalyzer.runs.sweeps import validation_recall
 
 if TYPE_CHECKING:
@@ -196,22 +196,22 @@ def large_scale(lab: Lab) -> Made:
     return Made([table], {"large_scale": draw_large_scale(table, marks)}, {"large_scale": caption})
 
 
+@styled()
 def draw_large_scale(table: Table, marks: Sequence[Value] | None) -> "Figure":
     """R@10 against base size; `marks` are the published values at a billion, one a method."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6))
     axes = figure.subplots()
     for i, label in enumerate(LARGE):
         sizes, recall = np.array([(row.values[0], row.values[2]) for row in table.rows if row.label == label], dtype=float).T
         style = line_style(label)
-        axes.plot(sizes, recall, label=label, ms=5, **style)
+        axes.plot(sizes, recall, label=label, **style)
         if marks is not None:
             axes.plot(1e9, float(marks[i]), marker="*", ms=11, color=style["color"], ls="", label=f"{label}, published")  # type: ignore[arg-type]
     axes.set_xscale("log")
     axes.set(xlabel="base vectors", ylabel="recall@10 (%)", ylim=(0, 102))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(loc="lower left")
     return figure
 
 

@@ -16,6 +16,7 @@ from catalyzer.neighbors import knn_graph
 from catalyzer.nn import KoLeoLoss, RankLoss
 from catalyzer.progress import progress
 from catalyzer.reproduce.outcome import Column, Row, Table
+from catalyzer.runs.figures import styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,27 +247,28 @@ def toy_table(results: Sequence[ToyResult], random: np.random.Generator) -> Tabl
     return Table("Figure 2: neighbours kept and cells of A2 used by the toy", columns, rows)
 
 
+@styled()
 def draw_toy(points: np.ndarray, results: Sequence[ToyResult]) -> "Figure":
     """The plane and, for each λ, the disk with the cells of A2, empty ones grey; colour is the position in the plane."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 2.35), layout="constrained")
+    figure = Figure(figsize=(7.5, 2.5))
     plane, *disks = figure.subplots(1, 1 + len(results))
     colors = position_colors(points)
     plane.scatter(*points.T, c=colors, s=2.5, lw=0)
     middle, half = (points.max(0) + points.min(0)) / 2, 0.55 * float(np.ptp(points, axis=0).max())
     plane.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
     plane.set(xticks=[], yticks=[])
-    plane.set_title("input", fontsize=9)
-    plane.set_xlabel(f"{len(points):,} points", fontsize=8)
+    plane.spines[:].set_visible(True)
+    plane.set_title("input")
+    plane.set_xlabel(f"{len(points):,} points")
     cells = hexagonal_cells()
     for axes, result in zip(disks, results, strict=True):
         _draw_disk(axes, result, cells)
         axes.scatter(*result.latent.T, c=colors, s=2.5, lw=0, zorder=3)
-        axes.set_title(f"λ = {result.lambda_:g}", fontsize=9)
-        axes.set_xlabel(
-            f"{len(cells) - result.used} of {len(cells)} cells empty\n{100 * result.kept:.0f}% of neighbours kept", fontsize=8
-        )
+        axes.set_title(f"λ = {result.lambda_:g}")
+        empty = f"{len(cells) - result.used} of {len(cells)} cells empty"
+        axes.set_xlabel(f"{empty}\n{100 * result.kept:.0f}% of neighbours kept", fontsize=9)
     return figure
 
 

@@ -1,7 +1,8 @@
 """The figures of a run, and the look of a method in all figures."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,15 @@ FITTED: dict[str, dict[str, Any]] = {  # how lines look behind maps that nothing
 }
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save figures in one style, that of figures.mplstyle; also a decorator. Other figures keep theirs."""
+    from matplotlib import style
+
+    with style.context("catalyzer.runs.figures"):
+        yield
+
+
 def line_style(method: str) -> dict[str, Any]:
     """The look of a method's line in all figures, as arguments of `Axes.plot`.
 
@@ -61,29 +71,30 @@ def line_style(method: str) -> dict[str, Any]:
     return {**look, "ls": "-."} if note.startswith("rerank") else look
 
 
+@styled()
 def draw_recall(results: Sequence[Result], title: str, path: Path) -> None:
     """Recall@k against k, one line per method."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6))
     axes = figure.subplots()
     for r in results:
         ks = [k for k in RANKS if k in r.recall]
         recalls = [100 * r.recall[k] for k in ks]
-        axes.plot(ks, recalls, ms=5, label=f"{r.method}, {r.bits} bits", **line_style(r.method))
+        axes.plot(ks, recalls, label=f"{r.method}, {r.bits} bits", **line_style(r.method))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(RANKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(RANKS, [str(k) for k in RANKS])
     axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set(xlabel="k (vectors returned)", ylabel="recall@k", ylim=(0, 102))
-    axes.set_title(title, fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.set_title(title)
+    axes.legend(loc="lower right")
     save_figure(figure, path)
 
 
+@styled()
 def draw_sphere(points: np.ndarray, path: Path) -> None:
     """How evenly points are spread over the sphere: angles and nearest distances, compared with uniform points.
 
@@ -99,7 +110,7 @@ def draw_sphere(points: np.ndarray, path: Path) -> None:
     uniform = random.normal(size=points.shape).astype(np.float32)
     uniform /= np.linalg.norm(uniform, axis=1, keepdims=True)
 
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    figure = Figure(figsize=(6.6, 2.8))
     angles, distances = figure.subplots(1, 2)
     for x, label, style in (
         (points, "mapped vectors", {"alpha": 0.5}),
@@ -116,11 +127,11 @@ def draw_sphere(points: np.ndarray, path: Path) -> None:
     for axes in (angles, distances):
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center")
+        axes.legend(ncols=2, loc="upper center")
     save_figure(figure, path)
 
 
+@styled()
 def draw_training(metrics: Path, path: Path) -> None:
     """Loss and validation recall by epoch, from a run's metrics.csv."""
     from matplotlib.figure import Figure
@@ -133,27 +144,27 @@ def draw_training(metrics: Path, path: Path) -> None:
         points = [(float(r["epoch"]) + 1, factor * float(r[column])) for r in rows if r.get(column) and r.get("epoch")]
         return [p[0] for p in points], [p[1] for p in points]
 
-    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    figure = Figure(figsize=(6.6, 2.8))
     losses, recalls = figure.subplots(1, 2)
     for column, label, line in (
         ("epoch/rank", "rank loss", "-o"),
         ("epoch/loss", "total loss", "--s"),
     ):
-        losses.plot(*series(column), line, ms=4, label=label)
+        losses.plot(*series(column), line, label=label)
     losses.set(xlabel="epoch", ylabel="training loss")
     for k, line in ((1, "-o"), (10, "--s"), (100, ":^")):
-        recalls.plot(*series(f"val/recall_at_{k}", 100), line, ms=4, label=f"recall@{k}")
+        recalls.plot(*series(f"val/recall_at_{k}", 100), line, label=f"recall@{k}")
     recalls.set(xlabel="epoch", ylabel="validation recall", ylim=(0, 102))
     recalls.yaxis.set_major_formatter(PercentFormatter())
     for axes in (losses, recalls):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend()
     save_figure(figure, path)
 
 
+@styled()
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of the path's suffix, whole or not at all."""
     image = BytesIO()
-    figure.savefig(image, format=path.suffix[1:], dpi=150)
+    figure.savefig(image, format=path.suffix[1:])
     write_atomically(path, lambda file: file.write(image.getvalue()))
