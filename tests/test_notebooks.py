@@ -1,12 +1,15 @@
 """The notebooks run as they are, and say what they said when they were committed."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 from tests.helpers import ROOT
 
@@ -59,3 +62,13 @@ def test_what_is_committed_is_whole_and_clean(path: Path) -> None:
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}  # no warnings
     assert not re.search(r"(?<!\w)/(tmp|home|root|Users|var)/|\x1b", "".join(texts(cell) for cell in cells))
     assert path.stat().st_size < 400_000
+
+
+def test_the_pictures_of_the_sphere(environment: dict[str, str], tmp_path: Path) -> None:
+    script = ROOT / "notebooks" / "sphere.py"
+    subprocess.run([sys.executable, script, tmp_path, "--epochs", "2"], check=True, env=environment, cwd=tmp_path)
+    with Image.open(tmp_path / "sphere.gif") as animation, Image.open(tmp_path / "method.png") as picture:
+        assert animation.n_frames == 3  # before the first epoch, and after each
+        assert animation.size == (528, 212)
+        assert picture.width == 990
+    assert (ROOT / "docs/images/sphere.gif").stat().st_size < 600_000
