@@ -43,9 +43,9 @@ class Codec:
         query: network that maps queries, if it is not the transform.
         blocks: number of blocks of each code, from the first, that a search scans; None is all. Reranking then uses the full
             codes: their decoded vectors or, without a decoder, their points on the sphere.
-        error_share: share of a code's estimated squared error that reranking adds to distances, if the decoder estimates it (see
-            `catalyzer.nn.Decoder`). With x̂ the mean of all vectors x of a code, the mean of |q - x|² over them is |q - x̂|² plus
-            the mean of |x - x̂|². The nearest of them matter more than the mean, hence a share.
+        error_share: share of a code's estimated squared error that reranking adds to distances, if the decoder estimates it
+            (see `catalyzer.nn.Decoder`). With x̂ the mean of all vectors x of a code, the mean of |q - x|² over them is
+            |q - x̂|² plus the mean of |x - x̂|². The nearest of them matter more than the mean, hence a share.
 
     >>> from catalyzer.nn import Identity
     >>> from catalyzer.quantizers import LatticeQuantizer
