@@ -36,6 +36,22 @@ def test_defaults() -> None:
     assert (settings.bits, settings.d_out, settings.lambda_) == (64, 24, 0.02)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ([], 0),
+        (["decoder=mlp"], 2),
+        (["experiment=decoder"], 2),
+        (["decoder=mlp", "steps=0"], 0),
+        (["decoder=mlp", "quantizer=sign"], 0),  # which gets worse by them
+        (["catalyzer=linear", "decoder=linear"], 0),
+        (["decoder=mlp", "decoder._target_=catalyzer.nn.PCADecoder"], 0),
+    ],
+)
+def test_steps_by_default(overrides: list[str], steps: int) -> None:
+    assert check(*overrides).steps == steps
+
+
 FILES = ["dataset.learn=a.npy", "dataset.base=b.npy", "dataset.queries=c.npy"]
 GROUPS = sorted({path.parent.name for path in CONF.glob("*/*.yaml")} - {"prepare"})  # which is of another command
 
