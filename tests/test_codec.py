@@ -125,6 +125,24 @@ def test_reranking_adds_half_of_the_error_that_the_decoder_estimates() -> None:
         np.testing.assert_array_equal(found[0], among[7])
 
 
+def test_the_estimate_of_a_decoder_that_is_training_or_dead() -> None:
+    base = clustered(500, 32, 1)
+    torch.manual_seed(0)
+    decoder = Decoder(16, 32, 20, estimates_error=True).adapt(base)
+    codec, before = replace(LATTICE, decoder=decoder.train()), copy.deepcopy(decoder.state_dict())
+    codec.fit(base)
+    assert decoder.training
+    changed = {name for name, value in decoder.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"error_weight", "error_bias"}
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    codec.fit(base)
+    deviation = ((base - base.mean(axis=0)) ** 2).sum(axis=1).mean()
+    points = codec.quantizer.decode(codec.encode(base[:5]))
+    np.testing.assert_allclose(embed(decoder.with_error(), points)[:, -1], deviation, rtol=1e-2)
+
+
 def test_codes_that_all_are_the_query_itself() -> None:
     codec = replace(SIGN, latent_share=1.0)
     x = np.repeat(clustered(1, 32, 1), 5, axis=0)

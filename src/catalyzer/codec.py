@@ -14,6 +14,7 @@ import torch
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.files.vectors import BLOCK, Vectors, as_float32, check_finite
 from catalyzer.nn import Descent, Identity, Transform, embed, row_wise
+from catalyzer.nn.embedding import evaluating
 from catalyzer.outliers import outliers
 from catalyzer.parts import Part
 from catalyzer.progress import progress
@@ -158,7 +159,8 @@ class Codec:
             # A copy encodes, which knows nothing of an earlier state of the decoder.
             points = self.quantizer.decode(replace(self).encode(sample, "encoding for the estimate of errors"))
             apart = embed(self.decoder, points) - as_float32(sample)
-            self.decoder.fit_error(torch.from_numpy(points), torch.from_numpy(np.einsum("nd,nd->n", apart, apart)))
+            with evaluating(self.decoder):
+                self.decoder.fit_error(torch.from_numpy(points), torch.from_numpy(np.einsum("nd,nd->n", apart, apart)))
 
     def encode(self, vectors: Vectors, description: str | None = "encoding") -> np.ndarray:
         """Map and encode vectors block by block, so that only the codes are held in memory.

@@ -206,14 +206,15 @@ class Decoder(_Perceptron):
 
     @torch.no_grad()
     def fit_error(self, points: Tensor, errors: Tensor) -> None:
-        """Learn the estimate by ridge regression; see `Transform.fit_error`."""
+        """Learn the estimate by ridge regression, in evaluation mode; see `Transform.fit_error`."""
         size = self.hidden + 1  # with a constant
         products, sums = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         for block, of_block in zip(points.split(ERROR_BLOCK), errors.split(ERROR_BLOCK), strict=True):
             features = F.pad(self._features(block.to(self.mean.device)).float(), (0, 1), value=1.0).cpu()
             products += (features.T @ features).double()
             sums += (features.T @ of_block.float()).double()
-        damping = ERROR_DAMPING * products.diagonal()[:-1].mean() * torch.eye(size)
+        mean = products.diagonal()[:-1].mean().clamp(min=1e-9)  # 0 if all units are dead
+        damping = ERROR_DAMPING * mean * torch.eye(size)
         damping[-1, -1] = 0
         *weight, bias = torch.linalg.solve(products + damping, sums)
         self.error_weight.copy_(torch.stack(weight))
