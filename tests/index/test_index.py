@@ -23,7 +23,7 @@ from catalyzer.index import catalyzer_index, searching
 from catalyzer.index.contents import Contents
 from catalyzer.index.file import read, write
 from catalyzer.metric import MetricName
-from catalyzer.nn import Identity
+from catalyzer.nn import Identity, embed, row_wise
 from catalyzer.nn.storage import digest
 from catalyzer.quantizers import AdditiveQuantizer, LSHQuantizer
 from tests.helpers import clustered
@@ -78,15 +78,20 @@ def test_similarities(metric: MetricName, tmp_path: Path) -> None:
     assert held.validation is not None
     assert set(held.validation.recall) == {1, 10, 100}
     assert 0.3 < held.validation.recall[1] < held.validation.recall[100] <= 1
-    # Ranked by decoded vectors alone, so that brute force can say what the similarities are.
+    # Ranked by decoded vectors and their errors alone, so that brute force can say what the similarities are.
     write(tmp_path / "plain.catalyzer", replace(held, codec=replace(held.codec, latent_share=0.0)))
     index = CatalyzerIndex.load(tmp_path / "plain.catalyzer")
     assert (index.metric, index.d) == (metric, 16)
     index.add(base)
     similarities, ids = index.search(queries, k=400, rerank=500)
     assert (np.diff(similarities, axis=1) <= 0).all()
-    decoded = held.codec.decode(index.codes)
+    codec = held.codec
+    assert codec.decoder is not None
+    decoded = codec.decode(index.codes)
     distances = ((held.metric.queries(queries)[:, None] - decoded) ** 2).sum(axis=2)
+    if codec.decoder.estimates_error:  # unless few vectors made it the decoder of a linear map
+        errors = embed(row_wise(codec.decoder.with_error()), codec.quantizer.decode(index.codes))[:, -1]
+        distances += codec.error_share * np.maximum(errors, 0)
     expected = held.metric.scores(distances, queries, on_sphere=False)
     np.testing.assert_allclose(similarities, np.take_along_axis(expected, ids, 1), rtol=1e-3, atol=1e-2 * expected.std())
     restored, q, x = index.reconstruct(index.ids), queries, base
