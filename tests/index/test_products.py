@@ -17,7 +17,7 @@ from catalyzer.nn import Linear, LinearDecoder
 from tests.helpers import brute_force, clustered
 
 LEARN, BASE, QUERIES = (clustered(n, 32, seed).astype(np.float32) for seed, n in enumerate((1500, 1000, 40)))
-QUANTIZER = LatticeQuantizer(28, 100)  # blocks of 9, 9 and 10 dimensions, whose codes have 4, 4 and 5 bytes
+QUANTIZER = LatticeQuantizer(28, 100)  # blocks of 10, 9 and 9 dimensions, whose codes have 5, 4 and 4 bytes
 
 
 @pytest.fixture(scope="module", params=["linear", "refined", "network"])

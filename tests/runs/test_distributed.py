@@ -67,7 +67,7 @@ def test_a_sweep_of_two_jobs_of_two_processes_each(train: Command, own_files: li
     process = train("-m", *arguments, "learning_rate=1e20,0.1", expect=1)
     assert "no longer a finite number" in (tmp_path / "sweep" / "0" / "error.txt").read_text()
     assert rows(tmp_path / "sweep" / "1")["catalyzer + lattice"]["recall"]["100"] > 0.2
-    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "1", "multirun.yaml", "sweep.csv"}
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0", "1", "multirun.yaml", "swept.yaml", "sweep.csv"}
     assert {path.name for path in tmp_path.iterdir()} == {"sweep"}
     assert "Traceback" not in process.stderr
 

@@ -176,7 +176,7 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     other_run = make_run(tmp_path / "other", seed=1)
     steps = shutil.copytree(run, tmp_path / "steps") / "config.yaml"
-    steps.write_text(steps.read_text().replace("steps: 0", "steps: 2"))
+    steps.write_text(steps.read_text().replace("steps: 2", "steps: 1"))
     other = write(tmp_path / "other.u8bin", base[:500])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photograph.jpg").touch()

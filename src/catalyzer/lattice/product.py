@@ -324,21 +324,16 @@ class ProductLattice:
 def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
     """A number of blocks of about equal bytes, with dimensions in proportion to the bits.
 
-    Equal blocks are adjacent, the largest first, so that they are coded together.
+    Equal blocks are adjacent, the largest first, so that they are coded together. Bits that fill no byte belong to one block.
     """
     small, larger = divmod(bits // 8, count)
-    shares = np.array([8 * (small + (block < larger)) for block in range(count)])
-    shares[-1] += bits % 8
-    wide = min(round(dim * int(shares[:larger].sum()) / bits), dim)
-    widths = [*_even(wide, larger), *_even(dim - wide, count - larger)]
+    shares = [*[8 * (small + 1)] * larger, 8 * small + bits % 8, *[8 * small] * (count - larger - 1)]
+    ends = np.round(dim * np.cumsum(shares) / bits).astype(int)
+    widths = np.diff(ends, prepend=0).tolist()
     if max(widths) > MAX_BLOCK_DIM:
-        widths = _even(dim, count)
-    return [(width, _radius_sq(width, share)) for width, share in zip(widths, shares.tolist(), strict=True)]
-
-
-def _even(total: int, count: int) -> list[int]:
-    """A sum of so many numbers that differ by one at most, the largest first."""
-    return [total // count + (part < total % count) for part in range(count)] if count else []
+        widths = [dim // count + (block < dim % count) for block in range(count)]
+    blocks = sorted(zip(shares, widths, strict=True), reverse=True)
+    return [(width, _radius_sq(width, share)) for share, width in blocks]
 
 
 def _radius_sq(dim: int, bits: int) -> int:

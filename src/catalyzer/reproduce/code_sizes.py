@@ -132,7 +132,7 @@ def draw(table: Table) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-    figure = Figure(figsize=(6.6, 5))
+    figure = Figure(figsize=(6.6, 5.6))
     axes = figure.subplots()
     for label in dict.fromkeys(row.label for row in table.rows):
         size, recall = np.array([(row.values[3], row.values[5]) for row in table.rows if row.label == label], dtype=float).T
@@ -143,7 +143,7 @@ def draw(table: Table) -> "Figure":
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set(xlabel="bytes of a code", ylabel="recall@10", ylim=(-2, 102))
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
