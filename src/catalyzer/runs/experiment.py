@@ -90,7 +90,7 @@ def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: b
         figures = {f"figures/{path.stem}": path for path in sorted((folder / "figures").glob("*.png"))}
         log_tables(made, {"results": (COLUMNS, table_cells(rows))}, figures)
     print_table(rows, title)
-    log.info("weights, results and figures: %s", folder)
+    log.info("weights and results: %s; recall as a picture: %s", folder, folder / "figures" / "recall.png")
     return rows
 
 
