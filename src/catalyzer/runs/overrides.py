@@ -87,7 +87,7 @@ def by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def swept_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that a sweep with these overrides varies, of which a later one replaces an earlier one of the same key.
+    """The keys that a sweep with these overrides varies. The last override of a key counts.
 
     >>> swept_keys(["lambda=tag(log, interval(0.01, 1))", "d_out=16,24", "bits=64", "+seed=choice(1,2)", "d_out=16"])
     ['lambda', 'seed']
