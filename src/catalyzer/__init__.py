@@ -20,6 +20,7 @@ _HOME = {
     "CatalyzerIndex": "catalyzer.index",
     "Codec": "catalyzer.codec",
     "Decoder": "catalyzer.nn",
+    "ResidualDecoder": "catalyzer.nn",
     "KoLeoLoss": "catalyzer.nn",
     "RankLoss": "catalyzer.nn",
     "LatticeQuantizer": "catalyzer.quantizers",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from catalyzer import Catalyzer, Codec, Decoder, InvalidInput, LatticeQuantizer, SphericalLattice, TrainedRun
+from catalyzer import Catalyzer, Codec, Decoder, InvalidInput, LatticeQuantizer, ResidualDecoder, SphericalLattice, TrainedRun
 from catalyzer.commands.cli import main
 from catalyzer.index import onnx
 from catalyzer.index.contents import Contents
@@ -56,7 +56,7 @@ def contents(metric: MetricName, query: bool) -> Contents:
     compared = Metric(metric, float(norms(BASE).max()) if metric == "ip" else None)
     x = compared.base(BASE)
     d = x.shape[1]
-    catalyzer, decoder = Catalyzer(d, 24, 64).adapt(x).eval(), Decoder(24, d, 64).adapt(x).eval()
+    catalyzer, decoder = Catalyzer(d, 24, 64).adapt(x).eval(), ResidualDecoder(24, d, 64).adapt(x).eval()
     own = Catalyzer(d, 24, 64).adapt(x).eval() if query else None
     codec = Codec(catalyzer, LatticeQuantizer(24, 64), decoder, query=own)
     return Contents(codec, compared, np.empty(0, np.int64), np.empty((0, 8), np.uint8))

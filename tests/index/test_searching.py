@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from catalyzer import CatalyzerIndex, Codec, InvalidInput, LatticeQuantizer
 from catalyzer.metric import MetricName
-from catalyzer.nn import Catalyzer, Decoder
+from catalyzer.nn import Catalyzer, ResidualDecoder
 from tests.helpers import clustered
 
 BASE, QUERIES = clustered(900, 32, 1), clustered(25, 32, 2)
@@ -24,7 +24,7 @@ slow = settings(deadline=None, max_examples=25, suppress_health_check=[HealthChe
 def networks() -> CatalyzerIndex:
     """Of networks that are not trained, as `fit` takes PCA of so few vectors; distances are weighed as it weighs them."""
     torch.manual_seed(0)
-    f, g = Catalyzer(32, 24, 64).adapt(BASE), Decoder(24, 32, 64).adapt(BASE)
+    f, g = Catalyzer(32, 24, 64).adapt(BASE), ResidualDecoder(24, 32, 64).adapt(BASE)
     index = CatalyzerIndex.from_codec(Codec(f, LatticeQuantizer(24), g, latent_share=0.2))
     index.add(BASE, ids=np.random.default_rng(3).permutation(2000)[:900])
     return index

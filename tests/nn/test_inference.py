@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, PCADecoder, embed, row_wise
+from catalyzer.nn import PCA, Catalyzer, Decoder, Identity, PCADecoder, ResidualDecoder, embed, row_wise
 from catalyzer.nn import inference as module
 from catalyzer.nn.inference import Int8Perceptron
 
+KINDS: list[type[Catalyzer | Decoder]] = [Catalyzer, Decoder, ResidualDecoder]
 
-def network(d_in: int, d_out: int, hidden: int, decoder: bool = False) -> Catalyzer | Decoder:
+
+def network(d_in: int, d_out: int, hidden: int, kind: type[Catalyzer | Decoder] = Catalyzer) -> Catalyzer | Decoder:
     """Random weights, and batch norm that has seen something."""
     torch.manual_seed(d_in + d_out + hidden)
-    made = (Decoder if decoder else Catalyzer)(d_in, d_out, hidden)
-    for layer in made.layers:
+    made = kind(d_in, d_out, hidden)
+    for layer in made.modules():
         if isinstance(layer, nn.BatchNorm1d):
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 3)
@@ -30,12 +32,12 @@ def network(d_in: int, d_out: int, hidden: int, decoder: bool = False) -> Cataly
 @settings(deadline=None, max_examples=30)
 @given(
     d_in=st.integers(1, 70), d_out=st.integers(1, 40), hidden=st.sampled_from([1, 7, 64, 65, 300]), n=st.integers(0, 200),
-    decoder=st.booleans(), at=st.integers(0, 10**6),
+    kind=st.sampled_from(KINDS), at=st.integers(0, 10**6),
 )  # fmt: skip
 def test_a_row_alone_has_the_bits_that_it_has_among_others(
-    d_in: int, d_out: int, hidden: int, n: int, decoder: bool, at: int
+    d_in: int, d_out: int, hidden: int, n: int, kind: type[Catalyzer | Decoder], at: int
 ) -> None:
-    whole = Int8Perceptron(network(d_in, d_out, hidden, decoder))
+    whole = Int8Perceptron(network(d_in, d_out, hidden, kind))
     x = np.random.default_rng(at).normal(size=(n, d_in)).astype(np.float32)
     mapped = whole.map(x)
     assert (mapped.shape, mapped.dtype) == ((n, d_out), np.float32)
@@ -60,10 +62,10 @@ def test_products_of_int8_and_of_float32_have_the_same_bits(monkeypatch: pytest.
         np.testing.assert_array_equal(Int8Perceptron(made).map(x[5:6])[0], here[5])
 
 
-@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hidden", [64, 512])
-def test_it_is_near_the_network(decoder: bool, hidden: int) -> None:
-    made = network(48, 24, hidden, decoder)
+def test_it_is_near_the_network(kind: type[Catalyzer | Decoder], hidden: int) -> None:
+    made = network(48, 24, hidden, kind)
     x = np.random.default_rng(0).normal(size=(500, 48)).astype(np.float32)
     with torch.no_grad():
         expected = made(torch.from_numpy(x)).numpy()

@@ -41,6 +41,7 @@ def test_defaults() -> None:
     [
         ([], 0),
         (["decoder=mlp"], 2),
+        (["decoder=residual"], 2),
         (["experiment=decoder"], 2),
         (["decoder=mlp", "steps=0"], 0),
         (["decoder=mlp", "quantizer=sign"], 0),  # which gets worse by them

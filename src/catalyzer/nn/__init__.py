@@ -10,4 +10,4 @@ from catalyzer.nn.losses import KoLeoLoss, ListNetLoss, RankLoss, TriangleLoss
 from catalyzer.nn.statistics import mean_and_deviation
 from catalyzer.nn.storage import digest, load_part, save_part, tensors
 from catalyzer.nn.straight_through import StraightThrough, StraightThroughSign
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, PCADecoder, Transform
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, Identity, PCADecoder, ResidualDecoder, Transform

@@ -15,7 +15,7 @@ from llvmlite.binding import get_host_cpu_features
 from torch import Tensor, nn
 
 from catalyzer.nn.linear import Linear, LinearDecoder
-from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, Transform, WithError
+from catalyzer.nn.transforms import PCA, Catalyzer, Decoder, PCADecoder, ResidualDecoder, Transform, WithError
 
 MOST_LEVELS = 127  # of int8
 EXACT = 1 << 24  # whole numbers below it are exact in float32
@@ -32,6 +32,7 @@ class _Layer(NamedTuple):
         steps: `(m,)` float32, unit of each output's weights.
         bias: `(m,)` float32.
         levels: number of levels of its inputs.
+        norm: `(2, m)` float32, factors and summands of the batch norm that follows a residual layer; else `(2, 0)`.
     """
 
     weights: Tensor
@@ -39,6 +40,7 @@ class _Layer(NamedTuple):
     steps: np.ndarray
     bias: np.ndarray
     levels: np.float32
+    norm: np.ndarray
 
 
 @cache
@@ -56,18 +58,23 @@ def _layers(network: Catalyzer | Decoder, more: tuple[Tensor, Tensor] | None = N
     from catalyzer.nn.inference_kernels import TILE
 
     layers: list[_Layer] = []
-    modules = list(network.layers)
+    modules = [module for module in network.layers.modules() if not isinstance(module, nn.Sequential)]
     for at, module in enumerate(modules):
         if not isinstance(module, nn.Linear):
             continue
         weight, bias = module.weight.detach().double().cpu(), module.bias.detach().double().cpu()
-        norm = modules[at + 1] if at + 1 < len(modules) else None
-        if isinstance(norm, nn.BatchNorm1d):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            mean, variance = norm.running_mean.double().cpu(), norm.running_var.double().cpu()
-            factor = norm.weight.detach().double().cpu() / (variance + norm.eps).sqrt()
-            weight, bias = weight * factor[:, None], (bias - mean) * factor + norm.bias.detach().double().cpu()
+        follows = modules[at + 1] if at + 1 < len(modules) else None
+        norm = np.empty((2, 0), np.float32)
+        if isinstance(follows, nn.BatchNorm1d):
+            assert follows.running_mean is not None
+            assert follows.running_var is not None
+            mean, variance = follows.running_mean.double().cpu(), follows.running_var.double().cpu()
+            factor = follows.weight.detach().double().cpu() / (variance + follows.eps).sqrt()
+            summand = follows.bias.detach().double().cpu() - mean * factor
+            if isinstance(network, ResidualDecoder):  # the sum that is normalized is also passed on
+                norm = torch.stack([factor, summand]).float().numpy()
+            else:
+                weight, bias = weight * factor[:, None], bias * factor + summand
         if more is not None and at + 1 == len(modules):
             of_more, bias_of_more = (each.detach().double().cpu() for each in more)
             weight, bias = torch.cat([weight, of_more[None]]), torch.cat([bias, bias_of_more[None]])
@@ -79,7 +86,7 @@ def _layers(network: Catalyzer | Decoder, more: tuple[Tensor, Tensor] | None = N
         tiles = np.ascontiguousarray(rows.reshape(-1, TILE, n).transpose(1, 2).numpy())
         padded = nn.functional.pad(rows, (0, -n % TILE)).T  # torch's product of int8 is wrong for some other shapes
         weights = padded if _multiplies_int8() else padded.float()
-        layers.append(_Layer(weights, tiles, steps.float().numpy(), bias.float().numpy(), np.float32(levels)))
+        layers.append(_Layer(weights, tiles, steps.float().numpy(), bias.float().numpy(), np.float32(levels), norm))
     return layers
 
 
@@ -121,7 +128,7 @@ class Int8Perceptron(RowWise):
             offsets = mean if estimate is None else np.append(mean, np.float32(0))
             inputs, outputs = (np.zeros(network.d_in, np.float32), np.float32(1)), (scale, offsets)
         self._inputs, self._outputs = inputs, (*outputs, np.cumsum(spheres, dtype=np.int64))
-        self._of_row = tuple((layer.tiles, layer.steps, layer.bias) for layer in self._layers)
+        self._of_row = tuple((layer.tiles, layer.steps, layer.bias, layer.norm) for layer in self._layers)
         self._levels = tuple(layer.levels for layer in self._layers)
 
     def map(self, x: np.ndarray) -> np.ndarray:
@@ -140,11 +147,12 @@ class Int8Perceptron(RowWise):
         from catalyzer.nn.inference_kernels import quantize_hidden, quantize_inputs, write_outputs
 
         steps, q = np.empty(len(x), np.float32), np.zeros((len(x), len(self._layers[0].weights)), np.int8)
+        carried = np.zeros((len(x), self._layers[0].norm.shape[1]), np.float32)
         quantize_inputs(x, *self._inputs, self._levels[0], q, steps)
         for layer, following in zip(self._layers, self._layers[1:], strict=False):
             sums = _product(q, layer.weights)
             q = np.zeros(sums.shape, np.int8)
-            quantize_hidden(sums, steps, layer.steps, layer.bias, following.levels, q, steps)
+            quantize_hidden(sums, steps, layer.steps, layer.bias, layer.norm, carried, following.levels, q, steps)
         last = self._layers[-1]
         write_outputs(_product(q, last.weights), steps, last.steps, last.bias, *self._outputs, out)
 
@@ -169,7 +177,7 @@ class _Affine(RowWise):
 
 def row_wise(transform: Transform) -> Transform:
     """The transform for searches: `RowWise` for those of this package, unchanged for others."""
-    if type(transform) in (Catalyzer, Decoder, WithError):
+    if type(transform) in (Catalyzer, Decoder, ResidualDecoder, WithError):
         return Int8Perceptron(transform)  # type: ignore[arg-type]
     affine = type(transform) in (PCA, PCADecoder, Linear, LinearDecoder)
     return _Affine(transform) if affine else transform  # type: ignore[arg-type]

@@ -46,11 +46,15 @@ def _quantize(y, levels, q):
 
 
 @kernel()
-def _hidden(sums, step, layer_steps, bias, y):
-    """What a hidden layer makes of its sums: units, bias, ReLU."""
+def _hidden(sums, step, layer_steps, bias, norm, carried, y):
+    """What a hidden layer makes of its sums: units, bias, ReLU; of a residual network before it the sum of all, normalized."""
     for j in range(U(len(bias))):
-        value = F(sums[j]) * step * layer_steps[j] + bias[j]
-        y[j] = max(value, F(0))
+        y[j] = F(sums[j]) * step * layer_steps[j] + bias[j]
+    for j in range(U(len(carried))):
+        carried[j] += y[j]
+        y[j] = carried[j] * norm[0, j] + norm[1, j]
+    for j in range(U(len(bias))):
+        y[j] = max(y[j], F(0))
 
 
 @kernel()
@@ -97,13 +101,16 @@ def quantize_inputs(x, mean, inverse_scale, levels, q, steps):
 
 
 @kernel(parallel=lambda sums, *_: len(sums) > ROWS)
-def quantize_hidden(sums, steps, layer_steps, bias, levels, q, new_steps):
-    """Inputs of the next layer, `(n, ≥ width)` int8 and `(n,)` steps, of `(n, ≥ width)` sums of a hidden one."""
+def quantize_hidden(sums, steps, layer_steps, bias, norm, carried, levels, q, new_steps):
+    """Inputs of the next layer, `(n, ≥ width)` int8 and `(n,)` steps, of `(n, ≥ width)` sums of a hidden one.
+
+    A residual network adds up its hidden layers in `carried`, `(n, width)`; `(n, 0)` for others.
+    """
     n, width = len(sums), len(bias)
     for task in prange((n + ROWS - 1) // ROWS):
         y = np.empty(width, F)
         for row in range(task * ROWS, min(n, (task + 1) * ROWS)):
-            _hidden(sums[row], steps[row], layer_steps, bias, y)
+            _hidden(sums[row], steps[row], layer_steps, bias, norm, carried[row], y)
             new_steps[row] = _quantize(y, levels, q[row])
 
 
@@ -154,19 +161,19 @@ def _products(q, weights, sums):
 
 @kernel()
 def map_row(x, mean, inverse_scale, levels, layers, scale, shift, ends, out):
-    """The whole network for one row: `layers` has tiles of weights, steps and bias of each of the three."""
-    (first, first_steps, first_bias), (second, second_steps, second_bias), (third, third_steps, third_bias) = layers
+    """The whole network for one row: `layers` has tiles of weights, steps, bias and norm of each."""
     y, q = np.empty(len(x), F), np.empty(len(x), np.int8)
     _centred(x, mean, inverse_scale, y)
     step = _quantize(y, levels[0], q)
-    width = len(first_bias)
-    sums, y, hidden = np.empty(len(first) * TILE, F), np.empty(width, F), np.empty(width, np.int8)
-    _products(q, first, sums)
-    _hidden(sums, step, first_steps, first_bias, y)
-    step = _quantize(y, levels[1], hidden)
-    _products(hidden, second, sums)
-    _hidden(sums, step, second_steps, second_bias, y)
-    step = _quantize(y, levels[2], hidden)
-    sums = np.empty(len(third) * TILE, F)
-    _products(hidden, third, sums)
-    _outputs(sums, step, third_steps, third_bias, scale, shift, ends, out)
+    carried = np.zeros(layers[0][3].shape[1], F)
+    for at in range(len(layers) - 1):
+        weights, layer_steps, bias, norm = layers[at]
+        sums, y = np.empty(len(weights) * TILE, F), np.empty(len(bias), F)
+        _products(q, weights, sums)
+        _hidden(sums, step, layer_steps, bias, norm, carried, y)
+        q = np.empty(len(bias), np.int8)
+        step = _quantize(y, levels[at + 1], q)
+    weights, layer_steps, bias, _ = layers[-1]
+    sums = np.empty(len(weights) * TILE, F)
+    _products(q, weights, sums)
+    _outputs(sums, step, layer_steps, bias, scale, shift, ends, out)

@@ -227,6 +227,48 @@ class Decoder(_Perceptron):
         return self.layers[-1](features).float() * self.scale + self.mean
 
 
+class _Residual(nn.Sequential):
+    """Layers whose inputs are added to their outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class ResidualDecoder(Decoder):
+    """A deeper `Decoder`, more accurate and slower: residual layers lie between its first layer and its last.
+
+    Each of them has batch norm and ReLU before the weights (He et al., arXiv 1603.05027).
+
+    Args:
+        d_in: dimension of the sphere's space.
+        d_out: dimension of the original space.
+        hidden: width of all hidden layers.
+        residual_layers: number of residual layers.
+        estimates_error: see `Decoder`.
+
+    Shape:
+        That of `Decoder`.
+
+    Raises:
+        InvalidInput: a number of layers below 1.
+
+    >>> g = ResidualDecoder(d_in=24, d_out=128, hidden=256, residual_layers=2).eval()
+    >>> g(F.normalize(torch.rand(5, 24))).shape
+    torch.Size([5, 128])
+    """
+
+    label = "residual decoder"
+
+    def __init__(
+        self, d_in: int, d_out: int, hidden: int = 1024, residual_layers: int = 2, estimates_error: bool = False
+    ) -> None:
+        super().__init__(d_in, d_out, hidden, estimates_error)
+        self.residual_layers = integer("residual_layers", residual_layers, 1)
+        first, norm, relu, *_, last = self.layers
+        residual = (_Residual(BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(residual_layers))
+        self.layers = nn.Sequential(first, *residual, norm, relu, last)
+
+
 class WithError(Transform):
     """A decoder that estimates errors: `(n, d_in)` to `(n, d_out + 1)`, whose last column is the estimate."""
 
