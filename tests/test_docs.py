@@ -87,6 +87,12 @@ def test_the_snippets_of_the_readme(folder: Path) -> None:
     assert Path("wiki.catalyzer").exists()
 
 
+def test_the_snippets_of_pretrained_maps(folder: Path) -> None:
+    names = run("docs/pretrained.md")
+    assert names["I"].shape == (5, 10)  # type: ignore[attr-defined]
+    assert names["index"].origin == "all-MiniLM-L6-v2-256"  # type: ignore[attr-defined]
+
+
 def test_the_snippets_of_the_experiments(folder: Path) -> None:
     run_folder, *_ = re.findall(r'TrainedRun.load\("(.*)"\)', (ROOT / "docs/experiments.md").read_text())
     make_run(folder / run_folder)

@@ -102,7 +102,7 @@ def test_info_and_verify(run: Run) -> None:
         "file": "a.catalyzer", "size": Path("a.catalyzer").stat().st_size, "vectors": 300, "dimension": 32, "metric": "l2",
         "bits": 64, "code_size": 8, "transform": "Catalyzer(d_in=32, d_out=24, hidden=64)",
         "quantizer": "LatticeQuantizer(dim=24, bits=64, radius_sq=79)", "decoder": "Decoder(d_in=24, d_out=32, hidden=64)",
-        "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0, "validation": None,
+        "query": "Catalyzer(d_in=32, d_out=24, hidden=64)", "lists": 0, "origin": None, "validation": None,
     }  # fmt: skip
     assert run("verify a.catalyzer") == "a.catalyzer is intact: 300 vectors\n"
     content = bytearray(Path("a.catalyzer").read_bytes())
@@ -448,7 +448,7 @@ def test_help_comes_at_once_with_examples(run: Run) -> None:
 
 def test_help_lists_every_command_in_a_group_and_the_examples_of_each_are_valid(run: Run) -> None:
     listed = re.findall(r"^  ([a-z]+) +\w", run("--help").partition("options:")[0], re.MULTILINE)
-    assert listed == ["fit", "add", "update", "remove", "merge", "search", "evaluate", "info", "verify", "export"]
+    assert listed == ["fit", "pretrained", "add", "update", "remove", "merge", "search", "evaluate", "info", "verify", "export"]
     for name in listed:
         page = run(f"{name} --help")
         assert "INDEX" in page

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imported where they are used: help comes at once, and not w
 COMMANDS = {
     "make and change an index": {
         "fit": "train on vectors, and make a new index",
+        "pretrained": "make a new index with a map that ships with catalyzer, without training",
         "add": "encode vectors and add them to an index",
         "update": "replace vectors in an index",
         "remove": "remove vectors from an index",
@@ -46,6 +47,8 @@ EXAMPLES = {
   catalyzer fit photos.catalyzer learn.fvecs --budget 10min           # as many epochs as fit into ten minutes
   catalyzer fit texts.catalyzer wiki.parquet:embedding --bits 256 --metric cosine --method linear  # in seconds
   catalyzer fit large.catalyzer learn.fvecs quantizer=opq --ivf 4096  # OPQ in 4,096 lists, for millions of vectors""",
+    "pretrained": """
+  catalyzer pretrained texts.catalyzer all-MiniLM-L6-v2 --bits 256  # for embeddings of this model""",
     "add": """
   catalyzer add photos.catalyzer base.fvecs                                   # ids are consecutive numbers
   catalyzer add texts.catalyzer wiki.parquet:embedding --ids wiki.parquet:id""",
@@ -71,6 +74,8 @@ EXAMPLES = {
   catalyzer export outputs/my-run --onnx model.onnx  # the networks of a run""",
 }
 """Lines for the shell, by command."""
+
+ADD = "{0} is trained; add vectors with: catalyzer add {0} BASE\n"
 
 FIRST_STEPS = """first steps:
   catalyzer fit photos.catalyzer learn.fvecs             # train on vectors like those to be added
@@ -164,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     abouts = {name: about for group in COMMANDS.values() for name, about in group.items()}
-    groups = ("\n".join([f"{title}:", *(f"  {name:<10}{group[name]}" for name in group)]) for title, group in COMMANDS.items())
+    groups = ("\n".join([f"{title}:", *(f"  {name:<12}{group[name]}" for name in group)]) for title, group in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "catalyzer",
         usage="catalyzer [-h] [--version] COMMAND INDEX ...",
@@ -197,6 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     about_folder = "folder for the training (default: INDEX.training, removed once the index is written)"
     training.add_argument("--folder", type=Path, help=about_folder)
     training.add_argument("--skip-invalid", action="store_true", help="leave out vectors with NaN or infinity")
+
+    pretrained = command("pretrained", _pretrained, trusts=False)
+    pretrained.add_argument("name", metavar="NAME", help="what the vectors are; a wrong name lists all that there are")
+    pretrained.add_argument("--bits", type=int, default=64, help="bits of a code (default: 64)")
 
     add = command("add", _add)
     add.add_argument("base", metavar="BASE", help="file of vectors")
@@ -275,8 +284,7 @@ def _fit(options: argparse.Namespace) -> None:
     from catalyzer.index import CatalyzerIndex
 
     with locked(options.index):
-        if options.index.exists():
-            raise InvalidInput(f"{options.index} already exists; remove it, or choose another name")
+        _check_new(options.index)
         index = CatalyzerIndex(
             options.bits,
             options.metric,
@@ -311,7 +319,22 @@ def _fit(options: argparse.Namespace) -> None:
         finally:
             if temporary:
                 shutil.rmtree(folder, ignore_errors=True)
-    sys.stdout.write(f"{options.index} is trained; add vectors with: catalyzer add {options.index} BASE\n")
+    sys.stdout.write(ADD.format(options.index))
+
+
+def _pretrained(options: argparse.Namespace) -> None:
+    from catalyzer.files.atomic import locked
+    from catalyzer.index import CatalyzerIndex
+
+    with locked(options.index):
+        _check_new(options.index)
+        CatalyzerIndex.pretrained(options.name, options.bits).save(options.index)
+    sys.stdout.write(ADD.format(options.index))
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise InvalidInput(f"{path} already exists; remove it, or choose another name")
 
 
 @contextmanager
@@ -458,6 +481,7 @@ def _info(options: argparse.Namespace) -> None:
         "code_size": contents.codec.quantizer.code_size,
         **{name: None if part is None else _shown(part) for name, part in contents.codec.parts.items()},
         "lists": 0 if contents.lists is None else len(contents.lists),
+        "origin": contents.origin,
     }
     if contents.lists is not None:
         facts["longest"] = int(contents.lists.sizes.max())

@@ -21,6 +21,7 @@ from catalyzer.index.contents import Contents, Validation
 from catalyzer.index.evaluation import Evaluation, evaluate
 from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
+from catalyzer.index.pretrained import path_of
 from catalyzer.index.searching import MOST_RERANKED, Search, check_k
 from catalyzer.index.source import VectorSource, check_rows, open_queries, open_source, sample, valid_rows
 from catalyzer.index.training_folder import TrainingFolder
@@ -146,6 +147,23 @@ class CatalyzerIndex:
         return cls._holding(_empty(codec, Metric(metric)))
 
     @classmethod
+    def pretrained(cls, name: str, bits: int) -> Self:
+        """An empty index whose map ships with this package, so that nothing is trained; see docs/pretrained.md.
+
+        Args:
+            name: what the vectors are, such as "all-MiniLM-L6-v2" for the embeddings of that model.
+            bits: bits of a code.
+
+        Raises:
+            InvalidInput: no such map; the message has those that there are.
+
+        >>> index = CatalyzerIndex.pretrained("all-MiniLM-L6-v2", bits=256)
+        >>> index.d, index.metric, index.codes.shape
+        (384, 'cosine', (0, 32))
+        """
+        return cls._holding(index_file.read(path_of(name, bits), mmap=False))
+
+    @classmethod
     def _holding(cls, contents: Contents, file: tuple[Path, str] | None = None) -> Self:
         index = cls(metric=contents.metric.name, ivf=0 if contents.lists is None else len(contents.lists))
         index._options, index._metric, index._file = None, contents.metric, file
@@ -224,6 +242,11 @@ class CatalyzerIndex:
     def validation(self) -> Validation | None:
         """Recall on vectors held out of the training; None for an index that `fit` did not train."""
         return self._trained().validation
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the pretrained map that the index began with; None for others."""
+        return self._trained().origin
 
     @property
     def codes(self) -> np.ndarray:

@@ -44,6 +44,7 @@ class Contents:
         last_id: largest id so far, at least -1.
         lists: inverted lists, in whose order ids and codes are; None without lists.
         validation: recall on held-out vectors, if `fit` trained the codec.
+        origin: name of the pretrained map that the codec is, if it is one.
 
     Raises:
         InvalidInput: they do not fit together.
@@ -56,6 +57,7 @@ class Contents:
     last_id: int = -1
     lists: InvertedLists | None = None
     validation: Validation | None = None
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         codec, n = self.codec, len(self.ids)

@@ -35,8 +35,10 @@ ALIGNMENT = 64  # bytes; the first tensor begins at a multiple of it
 BLOCK_ROWS = 1 << 16  # ids and codes that one checksum covers
 DIGEST_SIZE = 32  # bytes
 
-# The larger come first in a file, so that each tensor is aligned without gaps, which safetensors does not allow.
-_DTYPES = {name: np.dtype(code) for name, code in (("I64", "<i8"), ("F64", "<f8"), ("F32", "<f4"), ("U8", "u1"), ("BOOL", "?"))}
+# The larger come first in a file, so that each tensor is aligned without gaps, which safetensors does not allow. NumPy has no
+# bfloat16: its bits are those of a uint16.
+_CODES = (("I64", "<i8"), ("F64", "<f8"), ("F32", "<f4"), ("BF16", "<u2"), ("U8", "u1"), ("BOOL", "?"))
+_DTYPES = {name: np.dtype(code) for name, code in _CODES}
 _ROWS = ("ids", "codes")  # which have checksums of their own
 
 
@@ -70,6 +72,7 @@ class _Index(_Strict):
     last_id: int = Field(ge=-1, le=MAX_ID)
     parts: _Parts
     validation: _Validation | None = None
+    origin: str | None = None
 
 
 def write(path: Path, contents: Contents) -> str:
@@ -95,9 +98,10 @@ def write(path: Path, contents: Contents) -> str:
         last_id=contents.last_id,
         parts=_Parts(**{name: None if part is None else describe(part) for name, part in codec.parts.items()}),  # type: ignore[arg-type]
         validation=None if contents.validation is None else _Validation(**vars(contents.validation)),
+        origin=contents.origin,
     )
     # What came later is left out where it says nothing, so that older files stay as they are.
-    index = header.model_dump_json(exclude={name for name in ("steps", "validation") if not getattr(header, name)})
+    index = header.model_dump_json(exclude={name for name in ("steps", "validation", "origin") if not getattr(header, name)})
     checksums = np.frombuffer(b"".join(_checksum(contents, at) for at in range(0, len(contents.ids), BLOCK_ROWS)), np.uint8)
     arrays = {"ids": contents.ids, "codes": contents.codes, "checksums": checksums.reshape(-1, DIGEST_SIZE)}
     if contents.lists is not None:
@@ -106,7 +110,7 @@ def write(path: Path, contents: Contents) -> str:
         for key, tensor in tensors(part, f"{name}.").items() if part is not None else ():  # type: ignore[arg-type]
             if tensor.dtype not in (torch.int64, torch.float64, torch.float32, torch.uint8, torch.bool):
                 raise InvalidInput(f"{key} is {tensor.dtype}, a type that an index cannot store; convert it to float32")
-            arrays[key] = tensor.numpy()
+            arrays[key] = _halved(tensor) if contents.origin is not None else tensor.numpy()
     dtypes = {dtype: name for name, dtype in _DTYPES.items()}
     layout = _layout({name: (dtypes[array.dtype.newbyteorder("<")], array.shape) for name, array in arrays.items()})
     digest = _digest(index, layout, arrays)
@@ -118,6 +122,14 @@ def write(path: Path, contents: Contents) -> str:
 
     write_atomically(path, write_tensors)
     return digest
+
+
+def _halved(tensor: Tensor) -> np.ndarray:
+    """The bits of a matrix in bfloat16 where it loses nothing by it, as those of pretrained maps; else the tensor."""
+    half = tensor.bfloat16()
+    if tensor.dtype != torch.float32 or tensor.ndim != 2 or not torch.equal(half.float(), tensor):
+        return tensor.numpy()
+    return half.view(torch.uint16).numpy()
 
 
 def digest_of(path: Path) -> str | None:
@@ -306,6 +318,8 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
         if key not in (*_ROWS, "checksums", "lists.offsets", "lists.centroids"):
             if part not in states:
                 raise ValueError(f"{key} belongs to no part")
+            if array.dtype == _DTYPES["BF16"]:
+                array = torch.from_numpy(array).view(torch.bfloat16).float().numpy()
             states[part][name] = torch.from_numpy(array)
         # Of all ways to find what is not finite the sum is the fastest, and loading has little else to do.
         if array.dtype.kind == "f" and not math.isfinite(torch.from_numpy(array).sum()):
@@ -332,7 +346,7 @@ def _build(index: _Index, arrays: Mapping[str, np.ndarray], trust: Trust) -> Con
     )
     metric = Metric(index.metric, index.max_norm)
     validation = None if index.validation is None else Validation(**dict(index.validation))
-    contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)), validation)
+    contents = Contents(codec, metric, ids, codes, index.last_id, _lists(arrays, len(ids)), validation, index.origin)
     if (index.d, index.bits, index.numbering) != (contents.d, quantizer.bits, _numbering(quantizer)):
         raise ValueError("d, bits or numbering contradict its parts")
     return contents
