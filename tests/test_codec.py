@@ -246,6 +246,8 @@ def test_refining_what_cannot_be_refined() -> None:
         replace(SIGN, refine=2)
     with pytest.raises(InvalidInput, match="steps = 2 go down the error of a decoder; train with decoder=mlp"):
         Codec(LATTICE.transform, LATTICE.quantizer, steps=2)
+    with pytest.raises(InvalidInput, match="steps must be an integer between 0 and 100; got 101"):
+        Codec(LATTICE.transform, LATTICE.quantizer, steps=101)
     for steps in (-1, 1.0, True):
-        with pytest.raises(InvalidInput, match="steps must be an integer of at least 0; got"):
+        with pytest.raises(InvalidInput, match="steps must be an integer between 0 and 100; got"):
             replace(LATTICE, steps=steps)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from catalyzer.quantizers import MAX_TRAINING, Quantizer
 
 PAIRS = 1 << 23  # (query, candidate) pairs that are reranked together
 DECODED = 1 << 14  # candidates that are held decoded at a time
+MAX_STEPS, MAX_REFINE = 100, 1 << 12  # far above what gains anything; a file could claim more, and adding would never end
 ERROR_SHARE = 0.5  # of the estimated error; chosen on validation vectors, for which 0.25 and 0.75 are nearly as good
 ERROR_SAMPLE = 1 << 16  # training vectors that errors are estimated from
 
@@ -36,9 +37,9 @@ class Codec:
         decoder: maps from the quantizer's dimension to the original one. Without it, codes can be decoded only if the transform
             is the identity and the quantizer is not of signs.
         steps: number of gradient steps that move a mapped vector to where it decodes better, before the nearest point is taken;
-            see `catalyzer.nn.Descent`. 0 codes the mapped vector itself, as in the paper.
+            see `catalyzer.nn.Descent`. 0 codes the mapped vector itself, as in the paper; at most 100.
         refine: number of lattice points near the mapped vector that are tried; the one that decodes nearest to the vector is
-            taken. 1 takes the nearest point.
+            taken. 1 takes the nearest point; at most 4,096.
         latent_share: weight, from 0 to 1, of the distance on the sphere when candidates are reranked; 0 uses only the distance
             to the decoded vector. So does a search of the first blocks, whose distances on the sphere are less accurate.
         query: network that maps queries, if it is not the transform.
@@ -68,8 +69,8 @@ class Codec:
     error_share: float = ERROR_SHARE
 
     def __post_init__(self) -> None:
-        integer("steps", self.steps, 0)
-        integer("refine", self.refine, 1)
+        integer("steps", self.steps, 0, MAX_STEPS)
+        integer("refine", self.refine, 1, MAX_REFINE)
         if not 0 <= self.latent_share <= 1:
             raise InvalidInput(f"latent_share must be between 0 and 1, got {self.latent_share}")
         if self.steps and self.decoder is None:

@@ -505,12 +505,17 @@ def test_hostile_headers_that_come_to_mind(with_20_lists: Path, tmp_path: Path) 
         made = index["parts"][name]
         return changed(parts={**index["parts"], name: {**made, "arguments": {**made["arguments"], **values}}})
 
+    def residual(layers: int) -> dict[str, Any]:
+        made = index["parts"]["decoder"]
+        arguments = {**made["arguments"], "residual_layers": layers}
+        return changed(parts={**index["parts"], "decoder": {"class": "catalyzer.nn.ResidualDecoder", "arguments": arguments}})
+
     for hostile in (
         "", "{", "[" * 100_000, '{"a":' * 600, "null", "[]", "9" * 5000, text + "{}", text.replace("24", "1e400"),
         changed(extra=1), changed(bits=128), changed(bits=63), changed(d=31), changed(metric="ip"),
         changed(metric="ip", max_norm=1.0), changed(max_norm=1.0), changed(numbering=2), changed(numbering=None),
         changed(last_id=2**63), changed(latent_share=2), changed(refine=0), changed(parts={}), changed(parts=None),
-        changed(steps=-1), changed(steps=1.5),
+        changed(steps=-1), changed(steps=1.5), changed(steps=10**9), changed(refine=10**9), residual(10**9),
         part("transform", d_in=31), part("transform", d_out=2**40), part("transform", hidden=10**18),
         part("transform", d_in=2**70), part("transform", hidden="64"), part("transform", new=1),
         part("transform", d_in=2**62, d_out=2**62, hidden=2**62), part("decoder", d_out=16), part("query", d_out=23),

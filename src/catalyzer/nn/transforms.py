@@ -20,6 +20,7 @@ from catalyzer.nn.batch_norm import BatchNorm
 from catalyzer.nn.statistics import mean_and_deviation, sampled
 from catalyzer.parts import Part
 
+MAX_RESIDUAL_LAYERS = 64
 ERROR_BLOCK = 1 << 12  # points whose features are held
 ERROR_DAMPING = 1e-3  # of the ridge regression, as a share of its mean diagonal
 
@@ -243,14 +244,14 @@ class ResidualDecoder(Decoder):
         d_in: dimension of the sphere's space.
         d_out: dimension of the original space.
         hidden: width of all hidden layers.
-        residual_layers: number of residual layers.
+        residual_layers: number of residual layers, at most 64.
         estimates_error: see `Decoder`.
 
     Shape:
         That of `Decoder`.
 
     Raises:
-        InvalidInput: a number of layers below 1.
+        InvalidInput: a number of layers out of range.
 
     >>> g = ResidualDecoder(d_in=24, d_out=128, hidden=256, residual_layers=2).eval()
     >>> g(F.normalize(torch.rand(5, 24))).shape
@@ -263,7 +264,7 @@ class ResidualDecoder(Decoder):
         self, d_in: int, d_out: int, hidden: int = 1024, residual_layers: int = 2, estimates_error: bool = False
     ) -> None:
         super().__init__(d_in, d_out, hidden, estimates_error)
-        self.residual_layers = integer("residual_layers", residual_layers, 1)
+        self.residual_layers = integer("residual_layers", residual_layers, 1, MAX_RESIDUAL_LAYERS)
         first, norm, relu, *_, last = self.layers
         residual = (_Residual(BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(residual_layers))
         self.layers = nn.Sequential(first, *residual, norm, relu, last)
