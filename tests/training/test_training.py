@@ -1,6 +1,7 @@
 """Mining against brute force, batches, the schedule, and what a plain trainer of Lightning makes of the module."""
 
 import csv
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -249,7 +250,9 @@ def test_without_a_validation_split_and_a_cache_it_trains(tmp_path: Path) -> Non
     before = network().state_dict()
     training = CatalyzerTraining(Codec(network(), LatticeQuantizer(8, 32)))
     trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
-    trainer.fit(training, datamodule=data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Total length of `list` across ranks is zero")
+        trainer.fit(training, datamodule=data)
     assert trainer.global_step == TRAIN_SIZE // 32
     assert not torch.equal(training.transform.state_dict()["layers.0.weight"], before["layers.0.weight"])
     assert not any(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Anchors and their neighbours. In section 3.2's triplets positives are near in the input space, negatives on the sphere."""
 
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -229,6 +230,8 @@ class AnchorData(LightningDataModule, ABC):
     def val_dataloader(self) -> DataLoader | list:
         """All validation queries in one batch."""
         if self.validation is None:
+            # Lightning takes loaders without batches for a mistake; here they mean that no recall is measured.
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
             return []
         queries = torch.from_numpy(np.require(self.validation.queries, requirements="W"))
         return DataLoader([queries], batch_size=None)  # type: ignore[arg-type]
