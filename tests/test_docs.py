@@ -90,7 +90,7 @@ def test_the_snippets_of_the_readme(folder: Path) -> None:
 def test_the_snippets_of_pretrained_maps(folder: Path) -> None:
     names = run("docs/pretrained.md")
     assert names["I"].shape == (5, 10)  # type: ignore[attr-defined]
-    assert names["index"].origin == "all-MiniLM-L6-v2-256"  # type: ignore[attr-defined]
+    assert names["index"].origin == "sift-64"  # type: ignore[attr-defined]
 
 
 def test_the_snippets_of_the_experiments(folder: Path) -> None:
