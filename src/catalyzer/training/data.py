@@ -162,6 +162,8 @@ class AnchorData(LightningDataModule, ABC):
                 f"{len(self.train):,} training vectors are too few for a batch of batch_size = {self.batch_size} on each of "
                 f"{world} devices; lower batch_size"
             )
+        # Lightning flattens loaders by a call that newer versions of torch deprecate.
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         # Torch warns of an array that is read-only.
         self.vectors = torch.from_numpy(np.require(self.train, requirements="W")).to(self.device)
         positives = self._positives()

@@ -108,7 +108,5 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",  # batches are looked up in memory, there is nothing for workers to do
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*LeafSpec.*",
-        ".*isinstance\\(treespec.*",
     ):
         warnings.filterwarnings("ignore", message=message)
