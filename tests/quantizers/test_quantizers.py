@@ -1,6 +1,7 @@
 """One interface: every quantizer encodes, decodes and searches as brute force on its decoded vectors does."""
 
 import pickle
+from typing import Self
 
 import faiss
 import numpy as np
@@ -203,6 +204,33 @@ def test_what_is_learned_goes_into_an_equal_quantizer(quantizer: Quantizer) -> N
         np.testing.assert_array_equal(ours, theirs)
     assert other.state_dict().keys() == state.keys()
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+class Thresholds(Quantizer):
+    """A bit a coordinate; learns an array and numbers of both kinds."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim, self.bits = dim, dim
+
+    def fit(self, x: np.ndarray) -> Self:
+        self.middle_, self.size_, self.unit_ = np.median(x, axis=0), np.abs(x).mean(), float(x.std())
+        return self
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        return np.packbits(x > self.middle_, axis=1)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        signs = 2 * np.unpackbits(codes, axis=1, count=self.dim).astype(np.float32) - 1
+        return self.middle_ + (self.size_ + np.float32(self.unit_)) * signs
+
+
+def test_learned_numbers_are_kept_as_arrays_are() -> None:
+    quantizer, other = Thresholds(DIM).fit(vectors(2000, 0)), Thresholds(DIM)
+    state = quantizer.state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == {"middle_": (DIM,), "size_": (), "unit_": ()}
+    other.load_state_dict(state)
+    codes = quantizer.encode(vectors(500, 1))
+    np.testing.assert_array_equal(other.decode(codes), quantizer.decode(codes))
 
 
 @pytest.mark.parametrize("quantizer", [*LEARNED, *FIXED], ids=lambda quantizer: quantizer.label)

@@ -25,8 +25,8 @@ class Quantizer(Part, ABC):
 
     A subclass takes `dim`, keeps its arguments as attributes (see `Part`), sets `bits`, and defines `encode` and `decode`.
     Optional methods add features: `fit` learns, `straight_through` allows training through it, `nearest` enables `refine`,
-    `search_lists` enables inverted lists. Files store what `fit` learns if it is arrays whose names end in an underscore, or if
-    `state_dict` and `load_state_dict` return and restore it.
+    `search_lists` enables inverted lists. Files store what `fit` learns if it is arrays or numbers whose names end in an
+    underscore, or if `state_dict` and `load_state_dict` return and restore it.
 
     Attributes:
         dim: dimension of the vectors.
@@ -93,8 +93,9 @@ class Quantizer(Part, ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The learned state, by name."""
-        learned = {name: value for name, value in vars(self).items() if name.endswith("_") and isinstance(value, np.ndarray)}
-        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in learned.items()}
+        kinds = (np.ndarray, np.number, float, int)
+        learned = {name: value for name, value in vars(self).items() if name.endswith("_") and isinstance(value, kinds)}
+        return {name: torch.from_numpy(np.require(value, requirements="C")) for name, value in learned.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the learned state of an equal quantizer.
