@@ -3,6 +3,8 @@
 import re
 import runpy
 import shlex
+import warnings
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -81,7 +83,9 @@ def test_the_readme_has_the_same_five_commands() -> None:
 
 
 def test_the_snippets_of_the_readme(folder: Path) -> None:
-    names = run("README.md")
+    with warnings.catch_warnings(record=True) as caught:
+        names = run("README.md")
+    assert not [warning for warning in caught if issubclass(warning.category, UserWarning | FutureWarning)]
     assert names["I"].shape == (20, 10)  # type: ignore[attr-defined]
     assert names["index"].codes.shape == (5000, 32)  # type: ignore[attr-defined]
     assert Path("wiki.catalyzer").exists()
@@ -160,6 +164,13 @@ def test_points_of_other_lattices_in_python_alone(lattice: SphericalLattice | Pr
 def test_the_reference_has_every_name() -> None:
     pages = "".join(path.read_text() for path in ROOT.glob("website/reference/*.md"))
     assert set(catalyzer.__all__) - {"__version__"} <= {*re.findall(r"\w+", pages)}
+
+
+def test_in_the_reference_of_settings_text_ends_a_table() -> None:
+    lines = "\n".join(runpy.run_path(str(ROOT / "website/hooks.py"))["settings"]()).splitlines()
+    behind = [line for row, line in pairwise(lines) if row.startswith("|") and not line.startswith("|")]
+    assert behind
+    assert not any(behind)
 
 
 def keys(values: dict[str, object], prefix: str) -> list[str]:

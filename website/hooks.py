@@ -88,14 +88,14 @@ def option(path: Path, title: str, prefix: str) -> Iterator[str]:
     if path.parent.name in ("experiment", "scale"):  # they override keys that are explained where they are from
         yield f"```yaml\n{body}```\n"
         return
-    prefix, parents, in_table = "" if package == "# @package _global_\n" else prefix, [], False
+    prefix, parents, in_table, in_text = "" if package == "# @package _global_\n" else prefix, [], False, False
     if groups := re.findall(r"^  - (\w+): (\S+)", body, re.MULTILINE):
         yield f"Groups: {', '.join(f'`{group}={taken}`' for group, taken in groups)}"
     # Hydra's own settings are in Hydra's documentation.
     for line in re.sub(r"^(defaults|hydra):\n(?: .*\n|\n)*", "", body, flags=re.MULTILINE).splitlines():
         if line.startswith("# "):  # about the keys that follow
-            yield f"{'' if in_table else chr(10)}{escaped(line[2:])}"
-            in_table = False
+            yield f"{'' if in_text else chr(10)}{escaped(line[2:])}"
+            in_table, in_text = False, True
         if not (key := re.fullmatch(r"( *)(\w+): *(.*?)(?: *# (.*))?", line)):
             continue
         indent, name, value, about = key.groups()
@@ -105,7 +105,7 @@ def option(path: Path, title: str, prefix: str) -> Iterator[str]:
         elif value or about:
             if not in_table:
                 yield "\n| key | value | meaning |\n|---|---|---|"
-            in_table = True
+            in_table, in_text = True, False
             shown = f"`{value}`" if value else ""
             yield f"| `{prefix}{'.'.join(parents)}` | {linked(shown)} | {escaped(about or 'the class')} |"
 
