@@ -44,7 +44,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def train(environment: dict[str, str], tmp_path: Path) -> Command:
-    """`python src/train.py OVERRIDES` in an empty folder; `expect` is the exit code."""
+    """`python src/train.py OVERRIDES` in an empty folder; `expect` is the exit code; see `command`."""
     return command("train.py", environment, tmp_path)
 
 

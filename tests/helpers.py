@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -226,76 +226,83 @@ def refused(process: Finished, *words: str) -> None:
 
 
 def command(script: str, environment: dict[str, str], folder: Path) -> Command:
-    """`python src/SCRIPT OVERRIDES` in `folder`.
+    """`python src/SCRIPT OVERRIDES` in `folder`, in a process that has imported already; if `typed`, as a user starts it."""
 
-    The first call for a script starts Python as it is typed, the others fork from a process that has imported already.
-    """
-
-    def run(*overrides: str, expect: int = 0) -> Finished:
+    def run(*overrides: str, expect: int = 0, typed: bool = False) -> Finished:
         arguments = [str(ROOT / "src" / script), *overrides]
-        if script in TYPED:
-            process = Forking.started(environment).run(arguments, folder, environment)
-        else:
-            TYPED.add(script)
-            process = subprocess.run(
-                [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-            )
+        process = (new_python if typed else python)(*arguments, environment=environment, folder=folder)
         assert process.returncode == expect, process.stdout + process.stderr
         return process
 
     return run
 
 
-TYPED: set[str] = set()
-"""Scripts that have been run as they are typed."""
-
-
 class Forking:
-    """The process of tests/forking.py, which forks those of commands."""
+    """The process of tests/forking.py, which forks others, one at a time."""
 
     latest: ClassVar["Forking | None"] = None
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "forking.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-            start_new_session=True,
-        )
+    def __init__(self) -> None:
+        self.child: int | None = None
+        command = [sys.executable, str(ROOT / "tests" / "forking.py")]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
 
     @classmethod
-    def started(cls, environment: dict[str, str]) -> "Forking":
+    def started(cls) -> "Forking":
         """The one of this session, which ends with it."""
         if cls.latest is None:
-            cls.latest = Forking(environment)
+            cls.latest = Forking()
         return cls.latest
 
-    def run(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Finished:
+    def start(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> int:
+        """Start `python ARGUMENTS`; returns its process id, which is that of its session too."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        if self.child is not None:  # of a test that has failed
+            self.wait()
+        asked = {"argv": arguments, "cwd": str(folder), "env": environment, "out": str(out), "err": str(err)}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        self.child = int(self.process.stdout.readline())
+        return self.child
+
+    def wait(self) -> int:
+        """Wait until the process that was started ends; returns its exit code."""
+        assert self.process.stdout is not None
+        code, self.child = int(self.process.stdout.readline()), None
+        return code
+
+    def run(self, arguments: Sequence[str], folder: Path, environment: dict[str, str]) -> Finished:
         with tempfile.TemporaryDirectory() as printed:
             out, err = Path(printed, "out"), Path(printed, "err")
-            asked = {"argv": arguments, "cwd": str(folder), "env": environment, "out": str(out), "err": str(err)}
+            process = self.start(arguments, folder, environment, out, err)
             try:
-                self.process.stdin.write(json.dumps(asked) + "\n")
-                self.process.stdin.flush()
-                code = int(self.process.stdout.readline())
+                code = self.wait()
             except BaseException:  # the time limit of a test, for one: what hangs is not to outlive it
-                os.killpg(self.process.pid, signal.SIGKILL)
-                Forking.latest = None
+                os.killpg(process, signal.SIGKILL)
                 raise
             return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
+
+
+def python(*arguments: str, environment: dict[str, str], folder: Path) -> Finished:
+    """`python ARGUMENTS` in `folder`, for a script or for -c and code; on Linux in a process that has imported already."""
+    if sys.platform != "linux":  # where a fork may not use all that its parent has loaded, or there is none
+        return new_python(*arguments, environment=environment, folder=folder)
+    return Forking.started().run(arguments, folder, environment)
+
+
+def new_python(*arguments: str, environment: dict[str, str], folder: Path) -> Finished:
+    """The same in a process that has imported nothing, as a user starts it."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def prepared(lines: str, script: str, arguments: list[str], environment: dict[str, str], folder: Path) -> Finished:
     """`python src/SCRIPT ARGUMENTS` in a process that runs some lines of Python first."""
     path = str(ROOT / "src" / script)
     lines += f"\nimport runpy, sys\nsys.argv[0] = {path!r}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    return subprocess.run(
-        [sys.executable, "-c", lines, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return python("-c", lines, *arguments, environment=environment, folder=folder)
 
 
 def signal_at(step: int, number: signal.Signals, folder: Path, training: str = "CatalyzerTraining") -> dict[str, str]:
@@ -316,10 +323,8 @@ def interrupted(
     training: str = "CatalyzerTraining",
 ) -> str:
     """`python src/train.py ARGUMENTS`, interrupted before a step of its training; what it printed on standard error."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "src" / "train.py"), *arguments],
-        cwd=folder, env=environment | signal_at(step, number, folder, training), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    environment = environment | signal_at(step, number, folder, training)
+    process = python(str(ROOT / "src" / "train.py"), *arguments, environment=environment, folder=folder)
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 128 + signal.SIGINT}.get(number, 128 + signal.SIGTERM)
     assert process.returncode == expected, process.stderr
     return process.stderr

@@ -216,9 +216,8 @@ def test_a_sweep_over_files_of_settings(own: dict[str, str], folder: Path) -> No
 def test_a_quantizer_to_train_through_in_two_processes(own: dict[str, str], folder: Path) -> None:
     command("train.py", own, folder)(
         *SMALL, "catalyzer._target_=my_parts.ResidualCatalyzer", "quantizer._target_=my_parts.Grid", "decoder=mlp",
-        "decoder.hidden=32", "query=mlp", "query.max_epochs=1",
-        "end_to_end=true", "rerank=20", "trainer=ddp", "+trainer.limit_train_batches=5", "hydra.run.dir=outputs/ddp",
-        "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5",
+        "decoder.hidden=32", "end_to_end=true", "rerank=20", "trainer=ddp", "+trainer.limit_train_batches=5",
+        "hydra.run.dir=outputs/ddp", "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "+scheduler.factor=0.5",
     )  # fmt: skip
     assert set(rows(folder / "outputs" / "ddp")) >= {"ResidualCatalyzer + Grid"}
 

@@ -21,7 +21,7 @@ from catalyzer import CatalyzerIndex, open_vectors
 from catalyzer.commands.cli import _parser, main
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index import catalyzer_index
-from tests.helpers import ROOT, clustered
+from tests.helpers import ROOT, Finished, clustered, new_python, python
 
 BASE, QUERIES = clustered(300, 32, 1), clustered(20, 32, 2)
 Run = Callable[..., str]
@@ -54,10 +54,19 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def process(line: str, folder: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+def code_of(line: str, before: str = "") -> str:
+    """Python that does `before` and then `catalyzer LINE`."""
+    return f"{before}\nfrom catalyzer.commands.cli import main; main({line.split()!r})"
+
+
+def process(line: str, folder: Path, before: str = "") -> Finished:
     """`catalyzer LINE` in a process of its own, which does `before` first."""
-    code = f"{before}\nfrom catalyzer.commands.cli import main; main({line.split()!r})"
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return python("-c", code_of(line, before), environment={**os.environ}, folder=folder)
+
+
+def typed(line: str, folder: Path, before: str = "") -> Finished:
+    """The same in a process that has imported nothing, and that prints into pipes."""
+    return new_python("-c", code_of(line, before), environment={**os.environ}, folder=folder)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -66,13 +75,13 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_from_files_to_neighbours(folder: Path) -> None:
     (folder / "a.catalyzer").unlink()
-    fit = process("fit b.catalyzer learn.fvecs --bits 32 --d-out 12 --hidden 32 --epochs 2 --metric cosine", folder)
+    fit = typed("fit b.catalyzer learn.fvecs --bits 32 --d-out 12 --hidden 32 --epochs 2 --metric cosine", folder)
     assert fit.returncode == 0, fit.stderr
     assert "epoch 2/2" in fit.stderr
     assert "Warning" not in fit.stderr
     assert fit.stdout == "b.catalyzer is trained; add vectors with: catalyzer add b.catalyzer BASE\n"
-    assert process("add b.catalyzer base.fvecs", folder).stdout == "added 300 vectors; b.catalyzer holds 300\n"
-    search = process("search b.catalyzer queries.fvecs -k 3", folder)
+    assert typed("add b.catalyzer base.fvecs", folder).stdout == "added 300 vectors; b.catalyzer holds 300\n"
+    search = typed("search b.catalyzer queries.fvecs -k 3", folder)
     assert len(search.stdout.splitlines()) == 1 + 20 * 3
     assert search.stdout.split()[:4] == ["query", "rank", "id", "similarity"]
     assert {path.name for path in folder.iterdir()} == {"b.catalyzer", "learn.fvecs", "base.fvecs", "queries.fvecs"}
@@ -301,10 +310,10 @@ def test_a_full_disk(folder: Path) -> None:
 def test_a_disk_too_full_for_what_was_found(folder: Path, run: Run) -> None:
     run("add a.catalyzer base.fvecs")
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))"
-    search = process("search a.catalyzer queries.fvecs --output found", folder, full)
+    search = typed("search a.catalyzer queries.fvecs --output found", folder, full)
     assert search.returncode == 2
     assert search.stderr.endswith("error: found.ivecs cannot be written (File too large); what was there is unchanged\n")
-    lock = process("add a.catalyzer base.fvecs", folder, full)  # which has no room for its name in the lock either
+    lock = typed("add a.catalyzer base.fvecs", folder, full)  # which has no room for its name in the lock either
     assert lock.returncode == 2
     assert lock.stderr.endswith("error: a.catalyzer cannot be written (File too large); what was there is unchanged\n")
     assert {*files(folder)} == {"a.catalyzer", "learn.fvecs", "base.fvecs", "queries.fvecs"}
@@ -367,8 +376,9 @@ def test_two_writers_and_a_kill(folder: Path, run: Run) -> None:
     # The first holds the index while it reads vectors that it never gets.
     slow = "import time, catalyzer.index.catalyzer_index as m\n"
     slow += "def wait(*_): print('adding', flush=True); time.sleep(60)\nm.open_source = wait"
-    code = f"{slow}\nfrom catalyzer.commands.cli import main; main('add a.catalyzer base.fvecs'.split())"
-    first = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE)
+    first = subprocess.Popen(
+        [sys.executable, "-c", code_of("add a.catalyzer base.fvecs", slow)], cwd=folder, stdout=subprocess.PIPE
+    )
     assert first.stdout is not None
     first.stdout.readline()
     before = (folder / "a.catalyzer").read_bytes()
@@ -486,7 +496,7 @@ def test_a_shell_completes_the_command(line: str, follow: set[str], tmp_path: Pa
 def test_who_has_read_enough_may_close_the_pipe(folder: Path, run: Run) -> None:
     run("add a.catalyzer base.fvecs")
     write_vecs(Path("many.fvecs"), [np.resize(BASE, (20_000, 32))])
-    code = "from catalyzer.commands.cli import main; main('search a.catalyzer many.fvecs --rerank 0'.split())"
+    code = code_of("search a.catalyzer many.fvecs --rerank 0")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

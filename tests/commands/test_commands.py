@@ -22,7 +22,7 @@ from tests.helpers import FAST, ROOT, Command, clustered, command, interrupted, 
 
 
 def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) -> None:
-    process = train("experiment=smoke")
+    process = train("experiment=smoke", typed=True)
     assert "Warning" not in process.stderr
     run = only_run(tmp_path)
     assert {p.name for p in run.iterdir()} == {
@@ -59,12 +59,12 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
 
 
 def test_the_catalyzer_learns(train: Command, own_files: list[str], tmp_path: Path) -> None:
-    train(*own_files, "catalyzer.hidden=128", "batch_size=64", "trainer.max_epochs=6", "baselines=[]", "d_out=16")
+    train(*own_files, "catalyzer.hidden=128", "batch_size=64", "trainer.max_epochs=6", "baselines=[]", "d_out=20")
     with (only_run(tmp_path) / "metrics.csv").open() as file:
         recalls = [float(r["val/recall_at_10"]) for r in csv.DictReader(file) if r["val/recall_at_10"]]
     assert len(recalls) == 6
     assert max(recalls) > 0.6
-    train(*own_files, "catalyzer=pca", "baselines=[]", "d_out=16", "hydra.run.dir=pca")
+    train(*own_files, "catalyzer=pca", "baselines=[]", "d_out=20", "hydra.run.dir=pca")
     pca = rows(tmp_path / "pca")["PCA + lattice"]
     assert pca["recall"]["10"] > 0.2
     assert pca["training"] > 0
@@ -145,7 +145,7 @@ def test_a_network_for_queries(
         losses = [float(row["epoch/loss"]) for row in csv.DictReader(file) if row["epoch/loss"]]
     assert losses[1] < losses[0]
 
-    evaluate("run=whole", "quantizer=lattice")
+    evaluate("run=whole", "quantizer=lattice", typed=True)
     assert rows(tmp_path / "whole" / "evaluations" / "lattice-64bits")["catalyzer + lattice"]["recall"] == whole["recall"]
     evaluate("run=whole", "quantizer=pq")  # whose points the network does not know
 
@@ -190,8 +190,8 @@ def test_plain_baselines_through_the_same_door(
     table = rows(tmp_path / "run")
     assert list(table) == ["OPQ", "PQ"]
     base, queries = (text.split("=")[1] for text in own_files[-2:])
-    command("encode.py", environment, tmp_path)("run=run", f"input={base}", "output=codes", "shard_size=700")
-    command("search.py", environment, tmp_path)("codes=codes", f"queries={queries}", "k=10", "output=found")
+    command("encode.py", environment, tmp_path)("run=run", f"input={base}", "output=codes", "shard_size=700", typed=True)
+    command("search.py", environment, tmp_path)("codes=codes", f"queries={queries}", "k=10", "output=found", typed=True)
     found, truth = open_vectors(tmp_path / "found.ivecs")[:], knn(np.load(queries), np.load(base), 1)[1]
     assert recall_at(10, found, truth) == pytest.approx(table["OPQ"]["recall"]["10"])
     run = TrainedRun.load(tmp_path / "run")
@@ -224,7 +224,7 @@ def test_a_dimension_that_suits_the_data(train: Command, evaluate: Command, own_
     chosen = re.search(r"d_out = (\d+): of the 10 nearest, a linear map \+ lattice finds .* dimensions", process.stderr)
     assert chosen
     assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["arguments"]["d_out"] == int(chosen[1])
-    assert "catalyzer + OPQ" in evaluate("run=auto", "quantizer=opq").stdout
+    assert "catalyzer + PQ" in evaluate("run=auto", "quantizer=pq").stdout
 
 
 @pytest.mark.parametrize("quantizer", ["lattice", "sign"])

@@ -7,13 +7,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
-from tests.helpers import DIM, FAST, ROOT, clustered, make_run
+from tests.helpers import DIM, FAST, ROOT, Forking, clustered, make_run
 
 LONG = [*FAST, "trainer.max_epochs=1000", "baselines=[]"]
 """A training that does not end before it is interrupted."""
@@ -25,8 +28,37 @@ def alive(session: int) -> list[str]:
     return [line for line in listed.splitlines()[1:] if line.split()[0] == str(session) and line.split()[1][0] != "Z"]
 
 
+@contextlib.contextmanager
+def started(
+    arguments: list[str], environment: dict[str, str], folder: Path, typed: bool
+) -> Iterator[tuple[int, IO[str], Callable[[], int]]]:
+    """`python ARGUMENTS`, in a process that has imported already, or if `typed` as a user starts it: id, output, exit code."""
+    if typed:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored by jobs in the background
+        )  # fmt: skip
+        assert process.stdout is not None
+        yield process.pid, process.stdout, process.wait
+        return
+    with tempfile.TemporaryDirectory() as pipes:
+        pipe = Path(pipes, "printed")
+        os.mkfifo(pipe)
+        forking = Forking.started()
+        session = forking.start(arguments, folder, environment, pipe, pipe)
+        with pipe.open() as output:
+            yield session, output, forking.wait
+
+
 def interrupted(
-    script: str, arguments: list[str], environment: dict[str, str], folder: Path, at: str, group: bool = True
+    script: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    at: str,
+    group: bool = True,
+    typed: bool = False,
 ) -> list[str]:
     """What `python src/SCRIPT ARGUMENTS` prints, interrupted when a line has the text `at`.
 
@@ -37,29 +69,25 @@ def interrupted(
         folder: where it runs.
         at: in a line of its output.
         group: whether all its processes get the signal, as from a terminal, or it alone.
+        typed: see `started`.
     """
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "src" / script), *arguments],
-        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a job in the background ignores
-    )  # fmt: skip
-    assert process.stdout is not None
     printed = list[str]()
-    try:
-        for line in process.stdout:
-            printed.append(line)
-            if at in line:
-                break
-        (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-        printed += process.stdout.read().splitlines(keepends=True)
-        assert process.wait() == 130, "".join(printed)
-        ended = time.monotonic()
-        while alive(process.pid) and time.monotonic() < ended + 10:  # what has been killed takes a moment to go
-            time.sleep(0.05)
-        assert not alive(process.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # what hangs is not to outlive the test
-            os.killpg(process.pid, signal.SIGKILL)
+    with started([str(ROOT / "src" / script), *arguments], environment, folder, typed) as (session, output, wait):
+        try:
+            for line in output:
+                printed.append(line)
+                if at in line:
+                    break
+            (os.killpg if group else os.kill)(session, signal.SIGINT)
+            printed += output.read().splitlines(keepends=True)
+            assert wait() == 130, "".join(printed)
+            ended = time.monotonic()
+            while alive(session) and time.monotonic() < ended + 10:  # what has been killed takes a moment to go
+                time.sleep(0.05)
+            assert not alive(session)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # what hangs is not to outlive the test
+                os.killpg(session, signal.SIGKILL)
     assert "Traceback" not in "".join(printed)
     return printed
 
@@ -75,7 +103,7 @@ def command_of(line: str) -> list[str]:
 @pytest.mark.parametrize("group", [True, False])
 def test_a_training(own_files: list[str], environment: dict[str, str], tmp_path: Path, group: bool) -> None:
     arguments = [*own_files, *LONG, "hydra.run.dir=a run"]
-    *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 1/1000", group)
+    *printed, last = interrupted("train.py", arguments, environment, tmp_path, "epoch 1/1000", group, typed=True)
     assert last == f"interrupted; resume with: python {ROOT}/src/train.py 'resume=a run'\n"
     saved = re.search(r"told to stop: saved after step (\d+) of epoch", "".join(printed))
     assert saved
@@ -100,9 +128,14 @@ def test_a_sweep(own_files: list[str], environment: dict[str, str], tmp_path: Pa
     assert "resuming from step-" in "".join(again)
 
 
-@pytest.mark.parametrize(("at", "group"), [("epoch 1/1000", False), ("epoch 1/1000", True), ("training on", True)])
-def test_two_processes(own_files: list[str], environment: dict[str, str], tmp_path: Path, at: str, group: bool) -> None:
-    arguments = [*own_files, *LONG, "trainer=ddp", "trainer.accelerator=cpu", "hydra.run.dir=run"]
+@pytest.mark.parametrize(
+    ("at", "group", "start"), [("epoch 1/1000", False, "spawn"), ("epoch 1/1000", True, "fork"), ("training on", True, "spawn")]
+)
+def test_two_processes(
+    own_files: list[str], environment: dict[str, str], tmp_path: Path, at: str, group: bool, start: str
+) -> None:
+    two = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy=ddp_{start}"]
+    arguments = [*own_files, *LONG, *two, "hydra.run.dir=run"]
     *printed, last = interrupted("train.py", arguments, environment, tmp_path, at, group)
     assert command_of(last) == ["resume=run"]
     assert ("told to stop: saved" in "".join(printed)) or not at.startswith("epoch")

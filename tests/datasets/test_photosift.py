@@ -95,7 +95,7 @@ def test_it_is_made_by_the_recipe_and_read_back(images: Path, made: Path, tmp_pa
 
 def test_a_finished_folder_is_left_alone(prepare: Command, images: Path, made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
-    again = prepare("dataset=photosift", f"images={images}", *OVERRIDES, f"dataset.root={made}")
+    again = prepare("dataset=photosift", f"images={images}", *OVERRIDES, f"dataset.root={made}", typed=True)
     assert "is already complete" in again.stderr
     with pytest.raises(InvalidInput, match="contains photosift with other queries_size, seed; choose another folder"):
         make_photosift(images, made, **{**SIZES, "queries_size": 599, "seed": 8})

@@ -26,7 +26,7 @@ from catalyzer.metric import MetricName
 from catalyzer.nn import Identity, embed, row_wise
 from catalyzer.nn.storage import digest
 from catalyzer.quantizers import AdditiveQuantizer, LSHQuantizer
-from tests.helpers import clustered
+from tests.helpers import Finished, clustered, python
 
 BASE, QUERIES = clustered(700, 32, 1), clustered(30, 32, 2)
 
@@ -346,12 +346,9 @@ def test_no_training_is_lost(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", clustered(600, 16, 0))
     fit = "from catalyzer import CatalyzerIndex\n"
     fit += "index = CatalyzerIndex(32, d_out=8, hidden=16, decoder=False).fit('x.npy', epochs=2{})\n"
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
 
-    def script(code: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+    def script(code: str) -> Finished:
+        return python("-c", code, environment=os.environ | {"TMPDIR": str(tmp_path / "tmp")}, folder=tmp_path)
 
     (tmp_path / "tmp").mkdir()
     for after in ("index.add('no.npy')", "index.save('x.npy/a.catalyzer')"):

@@ -9,7 +9,7 @@ from tests.helpers import Command
 
 
 def test_figure6(reproduce: Command, tmp_path: Path) -> None:
-    process = reproduce("figure6", "out=new")
+    process = reproduce("figure6", "out=new", typed=True)
     names = ["figure6.png", "figure6.svg", "figure6.md", "results.json"]
     assert process.stdout.splitlines()[-4:] == [f"new/demo-demo/figure6/{name}" for name in names]
     outcome = Outcome.load(tmp_path / "new/demo-demo/figure6")

@@ -94,8 +94,8 @@ def test_a_run_finds_what_is_best_by_its_metric(
         np.testing.assert_allclose(norms(decoded), 1, rtol=1e-5)
     assert np.corrcoef(scores.ravel(), similarities(queries, base, ids, name).ravel())[0, 1] > 0.8
 
-    evaluate(f"run={trained}", "quantizer=opq", "rerank=0")
-    measured = rows(trained / "evaluations" / "opq-64bits-rerank0")
+    evaluate(f"run={trained}", "quantizer=pq", "rerank=0")
+    measured = rows(trained / "evaluations" / "pq-64bits-rerank0")
     assert measured["PQ"]["recall"] == rows(trained)["PQ"]["recall"]
 
     command("encode.py", environment, tmp_path)(

@@ -117,11 +117,11 @@ def _make(arguments: list[str]) -> None:
             values = resolved(compose_config("reproduce", [*search_path, *single]))
             lab = laboratory(values, single, search_path)
 
-            from catalyzer.reproduce import jobs
+            from catalyzer.reproduce import distinct, jobs
 
-            count = len(jobs(values["target"], lab))
-        if count:
-            sys.argv[1:] = [*arguments, f"job={','.join(map(str, range(count)))}"]
+            numbers = distinct(jobs(values["target"], lab), lab)
+        if numbers:
+            sys.argv[1:] = [*arguments, f"job={','.join(map(str, numbers))}"]
             make()
         arguments = single
     sys.argv[1:] = arguments

@@ -26,7 +26,7 @@ _MADE = {**TABLES, **FIGURES, "figure5": FIGURE_5, "figure6": FIGURE_6, "two_sta
 TARGETS: dict[str, Target] = dict(sorted(_MADE.items(), key=lambda item: TARGET_NAMES.index(item[0])))
 """What `python src/reproduce.py` can make, by its name in the paper; two_stages is not in it."""
 
-__all__ = ["TARGETS", "Lab", "Outcome", "Target", "jobs", "make_targets"]
+__all__ = ["TARGETS", "Lab", "Outcome", "Target", "distinct", "jobs", "make_targets"]
 
 
 def targets(name: str) -> list[str]:
@@ -43,11 +43,15 @@ def targets(name: str) -> list[str]:
 
 
 def jobs(name: str, lab: Lab) -> list[list[str]]:
-    """The overrides of all trainings that a target, or all of them, need; each once, and none depends on another."""
+    """The overrides of all trainings that a target, or all of them, need; none depends on another."""
     if name == "report":
         return []
-    found = [overrides for target in targets(name) for overrides in TARGETS[target].jobs(lab)]
-    return list({lab.run_folder(overrides): overrides for overrides in found}.values())
+    return [overrides for target in targets(name) for overrides in TARGETS[target].jobs(lab)]
+
+
+def distinct(trainings: list[list[str]], lab: Lab) -> list[int]:
+    """The numbers of trainings from `jobs` that together make each run once."""
+    return list({lab.run_folder(overrides): number for number, overrides in enumerate(trainings)}.values())
 
 
 def make_targets(name: str, lab: Lab) -> None:

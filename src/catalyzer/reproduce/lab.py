@@ -61,10 +61,14 @@ class Lab:
     def __post_init__(self) -> None:
         self._benchmark: tuple[str, Benchmark] | None = None
         self._latent: tuple[str, np.ndarray, np.ndarray] | None = None
+        self._settings: dict[tuple[str, ...], Settings] = {}
 
     def settings(self, overrides: Sequence[str]) -> Settings:
         """The settings of a run: what the user gave, then `overrides`; baselines are runs of their own."""
-        return self.compose([*self.shared(overrides), *overrides, "baselines=[]"])
+        key = tuple(overrides)
+        if key not in self._settings:  # Hydra takes a tenth of a second, and a row of a table asks several times
+            self._settings[key] = self.compose([*self.shared(overrides), *overrides, "baselines=[]"])
+        return self._settings[key]
 
     def shared(self, overrides: Sequence[str]) -> list[str]:
         """What the user gave and a run of these overrides has: PCA knows nothing of a network's width, and of its training."""
