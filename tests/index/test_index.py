@@ -391,6 +391,14 @@ def test_a_fit_that_cannot_be(vectors: np.ndarray, options: dict[str, Any], sent
     assert not index.is_trained
 
 
+def test_a_budget_far_too_small_is_refused_before_all_vectors_are_mined(tmp_path: Path) -> None:
+    index = CatalyzerIndex(d_out=24, hidden=16, overrides=["batch_size=32"])
+    with pytest.raises(InvalidInput, match=r"budget is too small for an epoch of 8,000 vectors"):
+        index.fit(clustered(10_000, 32, 0), budget="0.1s", folder=tmp_path)
+    (positives,) = (tmp_path / "cache").glob("positives-*.npy")
+    assert len(np.load(positives)) < 8_000
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

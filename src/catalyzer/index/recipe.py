@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from catalyzer.runs.checks import check, of_training
 from catalyzer.runs.compose import compose_config, resolved
 from catalyzer.runs.experiment import data_options, new_codec, train
 from catalyzer.runs.settings import Settings
-from catalyzer.training import COMPETITORS, QueryData, TripletData, measure_epoch
+from catalyzer.training import COMPETITORS, MEASURED_STEPS, QueryData, TripletData, measure_epoch
 
 log = logging.getLogger(__name__)
 
@@ -214,19 +215,39 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     What is computed for it and needed again, such as the positives, is kept in the cache of the settings.
     """
     assert end is not None
-    start = time.perf_counter()
-    codec, options = new_codec(settings, benchmark), data_options(settings, benchmark)
+    start, n = time.perf_counter(), len(benchmark.train)
     trainer = trainer_options(settings)
-    epoch, _ = measure_epoch(build_training(settings, codec), TripletData(k_neg=settings.k_neg, **options), trainer)
+
+    def timed(vectors: int) -> tuple[Codec, dict[str, Any], float]:
+        part = replace(benchmark, train=benchmark.train[:vectors])
+        codec, options = new_codec(settings, benchmark), data_options(settings, part)
+        epoch, _ = measure_epoch(build_training(settings, codec), TripletData(k_neg=settings.k_neg, **options), trainer)
+        return codec, options, epoch
+
+    def fitting(epoch: float, validation: float, after: float) -> int:
+        """The number of epochs; refused if there is not one."""
+        each = epoch + validation / VALIDATE_EVERY
+        epochs = int(min(MAX_EPOCHS, (SHARE * (end - time.perf_counter()) - after) / each))
+        if epochs < 1:
+            least = (time.perf_counter() - start) + (each + after) / SHARE
+            raise InvalidInput(
+                f"the budget is too small for an epoch of {n:,} vectors, which takes about {epoch:.1f} s here; "
+                f"give at least {1.1 * least / 60:.1f}min, or fewer vectors"
+            )
+        return epochs
+
+    few = MEASURED_STEPS * settings.batch_size
+    if n > 2 * few:  # before all of them are mined, which may take a minute
+        fitting(timed(few)[2] * n / few, 0.0, 0.0)
+    codec, options, epoch = timed(n)
     codec.transform.cpu().eval()
     if codec.decoder is not None:
         codec.decoder.cpu().eval()
     codec.fit(benchmark.train)
     query, query_epochs = 0.0, 0
     if settings.query["_target_"] is not None:
-        k_neg = min(COMPETITORS, len(benchmark.train) - 1)
         training = build_query_training(settings, codec)
-        each, before = measure_epoch(training, QueryData(codec=codec, k_neg=k_neg, **options), trainer)
+        each, before = measure_epoch(training, QueryData(codec=codec, k_neg=min(COMPETITORS, n - 1), **options), trainer)
         query_epochs = training.max_epochs
         query = before + query_epochs * each
     split = benchmark.validation
@@ -234,15 +255,7 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
     measure("validation", codec, split.base, split.queries, split.ground_truth, sorted({0, settings.rerank}))
     validation = time.perf_counter() - began
 
-    after = query + (1 + query_epochs + 3) * validation  # twice to compare with a linear map, and once to tell the user
-    each = epoch + validation / VALIDATE_EVERY
-    left = SHARE * (end - time.perf_counter())
-    epochs = int(min(MAX_EPOCHS, (left - after) / each))
-    if epochs < 1:
-        least = (time.perf_counter() - start) + (each + after) / SHARE
-        raise InvalidInput(
-            f"the budget is too small for an epoch of {len(benchmark.train):,} vectors, which takes about {epoch:.1f} s here; "
-            f"give at least {1.1 * least / 60:.1f}min, or fewer vectors"
-        )
+    # Validations come twice more to compare with a linear map, and once to tell the user.
+    epochs = fitting(epoch, validation, query + (1 + query_epochs + 3) * validation)
     log.info("an epoch takes about %.1f s here: %d fit into the time that is left", epoch, epochs)
     return epochs

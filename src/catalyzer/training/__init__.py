@@ -1,6 +1,6 @@
 """Training: mining, the Lightning modules of the networks, loss terms, schedule and checkpoints."""
 
-from catalyzer.training.budget import measure_epoch, seconds_of
+from catalyzer.training.budget import MEASURED_STEPS, measure_epoch, seconds_of
 from catalyzer.training.checkpoints import Checkpoints, checkpoint_files, newest_checkpoint
 from catalyzer.training.data import Miner, TripletData
 from catalyzer.training.dimension import choose_dimension

@@ -16,7 +16,7 @@ from catalyzer.training.fit import stoppable
 from catalyzer.training.module import Training
 
 UNITS = {"s": 1, "min": 60, "h": 3600}
-FIRST_STEPS, STEPS = 10, 50  # the first, slower ones are not counted
+FIRST_STEPS, MEASURED_STEPS = 10, 60  # the first, slower ones are not counted
 
 
 def seconds_of(duration: str) -> float:
@@ -48,7 +48,7 @@ def measure_epoch(training: Training, data: AnchorData, trainer_options: dict[st
     quiet_lightning()
     trainer = pl.Trainer(
         **{**trainer_options, "max_epochs": 1, "check_val_every_n_epoch": 1},
-        limit_train_batches=FIRST_STEPS + STEPS,
+        limit_train_batches=MEASURED_STEPS,
         limit_val_batches=0,
         callbacks=[clock],
         logger=False,
