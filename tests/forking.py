@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 SRC = Path(__file__).parent.parent / "src"
@@ -30,6 +31,7 @@ def serve() -> list[str]:
             os.chdir(asked["cwd"])
             os.environ.clear()
             os.environ.update(asked["env"])
+            tempfile.tempdir = None  # chosen anew, by the environment
             sys.path[1:1] = filter(None, asked["env"].get("PYTHONPATH", "").split(os.pathsep))  # as Python does when it starts
             return asked["argv"]
         print(process, file=answers, flush=True)

@@ -299,6 +299,16 @@ def test_names_in_hdf5(tmp_path: Path) -> None:
         VectorFile(f"{tmp_path}/x.h5:far")
 
 
+@pytest.mark.parametrize("extension", [".npy.gz", ".npz", ".parquet", ".arrow", ".hdf5", ".safetensors", ".fvecs"])
+def test_reading_imports_nothing(tmp_path: Path, extension: str) -> None:
+    """A fork while another thread imports a module leaves a lock in the child that nobody opens."""
+    write(tmp_path / f"x{extension}", np.arange(60).reshape(20, 3))
+    code = f"import sys; from catalyzer import open_vectors; file = open_vectors('x{extension}'); before = set(sys.modules)\n"
+    code += "file[5:]; file[:3]; print(set(sys.modules) - before)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("extension", [".npy.gz", ".npz", ".parquet", ".arrow", ".hdf5", ".fvecs"])
 def test_children_of_a_fork_read_what_they_ask_for(tmp_path: Path, extension: str) -> None:
     """They share the parent's place in the file, and a lock that one of its threads may hold."""

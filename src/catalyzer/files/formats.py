@@ -544,6 +544,10 @@ class _Column(_Forward):
     """
 
     def __init__(self, opened: _Opened, n: int, kind: Any, batches: Callable[[int], tuple[int, Iterator[Any]]]) -> None:
+        # Not when it is needed: a fork while another thread imports a module leaves that module's lock held in the child.
+        from pyarrow import compute
+
+        self._lengths = compute.list_value_length
         self.path, self._opened, self._batches, kind = opened.path, opened, batches, _storage(kind)
         self._rewind()
         self.dtype, self.shape = np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype()), (n,)
@@ -580,8 +584,6 @@ class _Column(_Forward):
 
     def _numbers(self, part: Any, first: int) -> np.ndarray:
         """What is in some rows, the first of them `first`."""
-        from pyarrow import compute
-
         part = getattr(part, "storage", part)
         is_list = _is_list(part.type)
         values = part.flatten() if is_list else part
@@ -590,7 +592,7 @@ class _Column(_Forward):
                 first + next(i for i, value in enumerate(part.to_pylist()) if value is None or (is_list and None in value))
             )
         if is_list:
-            _check_dimensions(self.path, compute.list_value_length(part).to_numpy(), self.shape[1], first)
+            _check_dimensions(self.path, self._lengths(part).to_numpy(), self.shape[1], first)
         return values.to_numpy(zero_copy_only=False).reshape(len(part), *self.shape[1:])
 
     def _null(self, row: int) -> InvalidInput:
