@@ -201,7 +201,7 @@ class Codec:
         best = np.einsum("nkd,nkd->nk", decoded, decoded).argmin(axis=1)
         return points[np.arange(len(points)), best]
 
-    @property
+    @cached_property
     def reranking_pays(self) -> bool:
         """Whether a second stage finds more: it does with a trained decoder, but not with a linear one."""
         return self.decoder is not None and self.decoder.is_trained
