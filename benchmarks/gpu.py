@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 SIZE, DIM = 500_000, 128
-D_OUT, BITS, HIDDEN = 24, 64, 1024
+D_OUT, BITS, HIDDEN = 24, 64, 768
 BATCH, K_POS, K_NEG = 256, 10, 12
 K = 100  # codes that a scan finds for each query
 WARM, TIMED = 20, 300  # training steps on a GPU; the loss after them is the same for all ways to compute it, but for rounding
@@ -494,11 +494,12 @@ def networks(x: np.ndarray) -> Any:
     """The codec of `experiment=decoder` that knows mean and scale of the vectors, and has learned nothing else."""
     import torch
 
-    from catalyzer import Catalyzer, Codec, Decoder, LatticeQuantizer
+    from catalyzer import Catalyzer, Codec, LatticeQuantizer
+    from catalyzer.nn import ResidualDecoder
 
     torch.manual_seed(0)
     dim = x.shape[1]
-    transform, decoder = Catalyzer(dim, D_OUT, HIDDEN).adapt(x), Decoder(D_OUT, dim, HIDDEN).adapt(x)
+    transform, decoder = Catalyzer(dim, D_OUT, HIDDEN).adapt(x), ResidualDecoder(D_OUT, dim, HIDDEN).adapt(x)
     return Codec(transform, LatticeQuantizer(D_OUT, BITS), decoder)
 
 

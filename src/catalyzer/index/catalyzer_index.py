@@ -63,7 +63,7 @@ class CatalyzerIndex:
         max_norm: for "ip", the largest allowed norm of an added vector; by default the largest norm of all vectors given to
             `fit`.
         d_out: dimension of the mapped vectors; "auto" chooses it for the data.
-        hidden: width of the networks, 1,024 by default; a linear map has none.
+        hidden: width of the networks, 768 by default, or 1,024 without a decoder; a linear map has none.
         decoder: whether a decoder is trained, for searches in two stages and for `reconstruct`.
         method: "auto" trains a network, and takes a linear map if that finds as many of the held-out vectors; "linear" only
             fits the linear map, in seconds.

@@ -171,12 +171,13 @@ def quantizer_class(decoder: bool, linear: bool, overrides: Sequence[str]) -> ty
 
 
 def _options(decoder: bool, linear: bool) -> list[str]:
-    maps = ["catalyzer=linear", "query=none", *(["decoder=linear"] if decoder else [])]
-    return [f"experiment={'decoder' if decoder else 'long'}", *(maps if linear else [])]
+    if linear:
+        return ["experiment=long", "catalyzer=linear", *(["decoder=linear"] if decoder else [])]
+    return [f"experiment={'decoder' if decoder else 'long'}"]
 
 
 def make_settings(decoder: bool, linear: bool, own: Sequence[str], overrides: Sequence[str] = ()) -> Settings:
-    """`experiment=decoder`, or without a decoder `experiment=long`, composed and checked.
+    """`experiment=decoder`, or without a decoder or a network `experiment=long`, composed and checked.
 
     Args:
         decoder: whether there is one.
