@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from tests.helpers import ROOT
 
@@ -62,6 +62,21 @@ def test_what_is_committed_is_whole_and_clean(path: Path) -> None:
     assert {output.get("name", "stdout") for output in outputs} == {"stdout"}  # no warnings
     assert not re.search(r"(?<!\w)/(tmp|home|root|Users|var)/|\x1b", "".join(texts(cell) for cell in cells))
     assert path.stat().st_size < 400_000
+
+
+def test_the_picture_of_recall_by_bytes(environment: dict[str, str], tmp_path: Path) -> None:
+    page, picture = ROOT / "docs/results.md", "recall-by-bytes.png"
+    script = ROOT / "notebooks" / "recall_by_bytes.py"
+    subprocess.run([sys.executable, script, page, tmp_path / picture], check=True, env=environment)
+    with Image.open(tmp_path / picture) as drawn, Image.open(ROOT / "docs/images" / picture) as committed:
+        assert drawn.size == committed.size
+        difference = ImageChops.difference(drawn.convert("L"), committed.convert("L"))
+        assert ImageStat.Stat(difference).mean[0] < 1  # of 255
+    before, _, after = page.read_text().partition("## R@1 by bytes\n")
+    section, _, after = after.partition("\n## ")
+    shown = set(re.findall(r"\b\d+\.\d\b", section))
+    assert len(shown) > 25
+    assert shown <= set(re.findall(r"\b\d+\.\d\b", before + after)) | {"65.5"}  # a published one is of no other section
 
 
 def test_the_pictures_of_the_sphere(environment: dict[str, str], tmp_path: Path) -> None:
