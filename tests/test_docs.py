@@ -16,7 +16,7 @@ import yaml
 from pyarrow import parquet
 
 import catalyzer
-from catalyzer import CatalyzerIndex, ProductLattice, SphericalLattice
+from catalyzer import CatalyzerIndex, LatticeQuantizer, ProductLattice, SphericalLattice
 from catalyzer.commands.cli import main
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index.recipe import learn_codec
@@ -159,6 +159,15 @@ def test_points_of_other_lattices_in_python_alone(lattice: SphericalLattice | Pr
     names = {"quantizer": quantizer, "codes": codes}
     exec(blocks("docs/format.md")[-1][1], names)
     np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks_", [[(28, 42)] * 2, [(5, 7), (24, 79)]])
+def test_points_with_gains_of_blocks_in_python_alone(blocks_: list[tuple[int, int]], random: np.random.Generator) -> None:
+    quantizer = LatticeQuantizer(sum(dim for dim, _ in blocks_), 128, blocks=blocks_, gain="blocks")
+    codes = quantizer.encode((random.normal(size=(100, quantizer.dim)) / quantizer.dim**0.5).astype(np.float32))
+    names = {"quantizer": quantizer.arguments, "codes": codes}
+    exec(blocks("docs/format.md")[-1][1], names)
+    np.testing.assert_allclose(names["same"], quantizer.decode(codes), atol=1e-6)
 
 
 def test_the_reference_has_every_name() -> None:

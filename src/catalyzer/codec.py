@@ -88,7 +88,7 @@ class Codec:
             self.decoder.check_decodes(self.transform)
         if self.quantizer.gain and not self.transform.keeps_norm:
             raise InvalidInput(
-                f"gain=true codes the norms of vectors, and {type(self.transform).__name__} makes all of them equal; "
+                f"a gain codes the norms of vectors, and {type(self.transform).__name__} makes all of them equal; "
                 "use gain=false"
             )
         if self.transform.d_out != self.quantizer.dim:

@@ -144,13 +144,13 @@ def test_norms_that_differ_are_coded(ivf: int) -> None:
     ("options", "sentence"),
     [
         (
-            {"bits": 160},
-            "codes have 134 bits where bits = 160: 32 dimensions hold no more, and the vectors have no others; "
+            {"bits": 160, "overrides": ["quantizer.gain=false"]},
+            "codes have 128 bits where bits = 160: 32 dimensions hold no more, and the vectors have no others; "
             "ask for fewer bits",
         ),
         (
-            {"bits": 160, "d_out": 24},
-            "codes have 114 bits where bits = 160: 24 dimensions hold no more; raise d_out, or ask for fewer bits",
+            {"bits": 160, "d_out": 24, "overrides": ["quantizer.gain=false"]},
+            "codes have 106 bits where bits = 160: 24 dimensions hold no more; raise d_out, or ask for fewer bits",
         ),
         (
             {"bits": 16, "d_out": 20},
@@ -225,3 +225,31 @@ def test_codes_of_a_linear_map_that_are_chosen_by_its_decoder() -> None:
     assert index._contents is not None
     assert (index._contents.codec.steps, index._contents.codec.refine) == (1, 2)
     assert recall(index) > 0.9
+
+
+@pytest.mark.parametrize("ivf", [0, 8])
+def test_blocks_have_gains_where_they_find_more(ivf: int, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32) * np.linspace(1, 0.5, 64, dtype=np.float32)
+    index = CatalyzerIndex(bits=256, d_out=64, method="linear", ivf=ivf).fit(x)
+    assert index._contents is not None
+    assert index._contents.codec.quantizer.gain == "blocks"
+    index.add(x)
+    assert index.codes.shape == (3000, 32)
+    index.save(tmp_path / "x.catalyzer")
+    for loaded in (CatalyzerIndex.load(tmp_path / "x.catalyzer", mmap=mmap) for mmap in (False, True)):
+        for ours, theirs in zip(loaded.search(x[:100]), index.search(x[:100]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(index.search(x[0]), index.search(x[:100]), strict=True):
+        np.testing.assert_array_equal(ours, theirs[0])  # alone as among others
+    without = CatalyzerIndex(bits=256, d_out=64, method="linear", ivf=ivf, overrides=["quantizer.gain=false"]).fit(x)
+    without.add(x)
+    errors = [np.square(each.reconstruct(np.arange(500)) - x[:500]).sum() for each in (index, without)]
+    assert errors[0] < 0.9 * errors[1]
+    with pytest.raises(InvalidInput, match="codes whose blocks have gains of their own are scanned whole"):
+        index.search(x[:2], blocks=1)
+
+
+def test_nested_blocks_have_no_gains_of_their_own() -> None:
+    index = CatalyzerIndex(bits=256, d_out=64, method="linear", overrides=["catalyzer.nested=true", "quantizer.gain=blocks"])
+    with pytest.raises(InvalidInput, match=r"quantizer\.gain=blocks needs blocks of about equal norms"):
+        index.fit(np.random.default_rng(0).normal(size=(1000, 64)))

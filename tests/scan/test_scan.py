@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalyzer import InvalidInput, ProductLattice, SphericalLattice, scan
-from catalyzer.lattice import GainShapeLattice
+from catalyzer.lattice import GainShapeLattice, GainShapeProduct
 from catalyzer.quantizers import LatticeQuantizer
 from catalyzer.scan.searching import _search_torch
 
@@ -20,10 +20,11 @@ LATTICES: list[Lattice] = [SphericalLattice(*each) for each in SPHERES]
 PRODUCTS = [[(32, 36)] * 4, [(5, 7), (8, 10)], [(24, 79), (3, 6), (24, 200)], [(2, 1)] * 20]
 LATTICES += [ProductLattice(each) for each in PRODUCTS]
 GAINS = [GainShapeLattice(SphericalLattice(24, 79)), GainShapeLattice(ProductLattice([(5, 7), (8, 10)]))]
+GAINS += [GainShapeProduct(ProductLattice(each)) for each in ([(5, 7), (8, 10)], [(28, 42)] * 3, [(24, 79)])]
 
 
 def brute_force(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(lattice, GainShapeLattice):
+    if isinstance(lattice, GainShapeLattice | GainShapeProduct):
         distances = ((queries.astype(float)[:, None] - lattice.decode(codes)) ** 2).sum(axis=2)
         ids = np.argsort(distances.round(5), axis=1, kind="stable")[:, :k]
         return np.take_along_axis(distances, ids, 1), ids
@@ -54,7 +55,7 @@ def test_the_k_nearest(lattice: Lattice, nq: int, random: np.random.Generator) -
 
 @pytest.mark.parametrize("lattice", GAINS, ids=repr)
 @pytest.mark.parametrize("nq", [1, 7])
-def test_vectors_of_any_norm(lattice: GainShapeLattice, nq: int, random: np.random.Generator) -> None:
+def test_vectors_of_any_norm(lattice: GainShapeLattice | GainShapeProduct, nq: int, random: np.random.Generator) -> None:
     y = sphere(random, 3_000, lattice.dim) * np.exp(2 * random.normal(size=(3_000, 1))).astype(np.float32)
     codes, queries = lattice.encode(y), 2 * sphere(random, nq, lattice.dim)
     distances, ids = scan.search(lattice, queries, codes, 30)

@@ -9,6 +9,6 @@ if "numba" not in sys.modules and os.environ.get("OMP_NUM_THREADS", "").isdigit(
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 from catalyzer.lattice.counting import best_radius_sq, enumerate_atoms, num_atoms, num_points
-from catalyzer.lattice.gain_shape import GainShapeLattice
+from catalyzer.lattice.gain_shape import GainShapeLattice, GainShapeProduct
 from catalyzer.lattice.product import ProductLattice
 from catalyzer.lattice.spherical import SphericalLattice

@@ -91,13 +91,14 @@ class ProductLattice:
         self.radii = np.array([(sphere.radius_sq * self.dim / sphere.dim) ** 0.5 for sphere in self.spheres])
 
     @classmethod
-    def for_bits(cls, dim: int, bits: int, blocks: int | None = None) -> ProductLattice:
+    def for_bits(cls, dim: int, bits: int, blocks: int | None = None, reserved: int = 0) -> ProductLattice:
         """A lattice whose codes fit in `bits` bits, with blocks as equal as whole bytes allow.
 
         Args:
             dim: 2 to 4,096.
             bits: 8 to 4,096.
             blocks: number of blocks; by default the fewest with one machine word and few atoms per block.
+            reserved: bits of each block's code that are left free.
 
         Raises:
             InvalidInput: numbers out of range, more blocks than dimensions or bytes allow, or too few bits for the dimension.
@@ -111,15 +112,15 @@ class ProductLattice:
         bits = integer("bits of a product lattice", bits, 8, MAX_BITS)
         most = min(dim // 2, bits // 8)  # of two dimensions and a byte each
         if blocks is not None:
-            return cls(_cut(dim, bits, integer("blocks", blocks, 1, most, f"for {dim} dimensions and {bits} bits")))
+            return cls(_cut(dim, bits, integer("blocks", blocks, 1, most, f"for {dim} dimensions and {bits} bits"), reserved))
         best: list[tuple[int, int]] = []
         filled = 0
         for count in range(max(-(-bits // BLOCK_BITS), -(-dim // MAX_BLOCK_DIM)), most + 1):
             try:
-                cut = _cut(dim, bits, count)
+                cut = _cut(dim, bits, count, reserved)
             except InvalidInput:
                 continue
-            size = sum((_num_points(*block) - 1).bit_length() for block in cut)
+            size = sum((_num_points(*block) - 1).bit_length() + reserved for block in cut)
             if size > filled and max(_num_atoms(*block) for block in set(cut)) <= BLOCK_ATOMS:
                 best, filled = cut, size
             if filled >= FILLED * bits:
@@ -321,8 +322,8 @@ class ProductLattice:
         return torch.cat(each, dim=1)
 
 
-def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
-    """A number of blocks of about equal bytes, with dimensions in proportion to the bits.
+def _cut(dim: int, bits: int, count: int, reserved: int) -> list[tuple[int, int]]:
+    """A number of blocks of about equal bytes, some bits of which are reserved, with dimensions in proportion to the bits.
 
     Equal blocks are adjacent, the largest first, so that they are coded together. Bits that fill no byte belong to one block.
     """
@@ -333,7 +334,7 @@ def _cut(dim: int, bits: int, count: int) -> list[tuple[int, int]]:
     if max(widths) > MAX_BLOCK_DIM:
         widths = [dim // count + (block < dim % count) for block in range(count)]
     blocks = sorted(zip(shares, widths, strict=True), reverse=True)
-    return [(width, _radius_sq(width, share)) for share, width in blocks]
+    return [(width, _radius_sq(width, share - reserved)) for share, width in blocks]
 
 
 def _radius_sq(dim: int, bits: int) -> int:

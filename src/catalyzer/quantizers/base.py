@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, SupportsIndex
+from typing import Any, Literal, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class Quantizer(Part, ABC):
         bits: bits of a code that carry information.
         code_size: bytes of a code, `ceil(bits / 8)`; a product of spheres gives each block whole bytes.
         symmetric: whether search quantizes the query as well.
-        gain: whether a code keeps the norm of a vector; without it, a transform may make all norms 1.
+        gain: whether a code keeps the norm of a vector, or with "blocks" those of its blocks. Without it, a transform may make
+            all norms 1.
 
     >>> class Rounding(Quantizer):  # a byte a coordinate
     ...     def __init__(self, dim: int) -> None:
@@ -51,7 +52,7 @@ class Quantizer(Part, ABC):
     dim: int
     bits: int
     symmetric: bool = False
-    gain: bool | None = None
+    gain: bool | Literal["blocks"] | None = None
 
     @classmethod
     def default_dim(cls, bits: int) -> int:  # noqa: ARG003 (some depend on it)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from typing import Literal
 
 import numpy as np
 
 from catalyzer import scan
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import GainShapeLattice, ProductLattice, SphericalLattice
+from catalyzer.lattice import GainShapeLattice, GainShapeProduct, ProductLattice, SphericalLattice
 from catalyzer.lattice.counting import MAX_DIM
+from catalyzer.lattice.gain_shape import BLOCK_GAIN_BITS
 from catalyzer.lattice.product import BLOCK_BITS
 from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
@@ -26,7 +28,8 @@ class LatticeQuantizer(Quantizer):
         radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
         blocks: number of spheres, or the dimension and squared radius of each; None takes one up to 64 bits and 128 dimensions,
             or if `radius_sq` is given, and otherwise the number of `ProductLattice.for_bits`.
-        gain: whether 8 of the bits code the norm of a vector; see `GainShapeLattice`. None is False.
+        gain: True codes the norm of a vector in 8 of the bits, see `GainShapeLattice`. "blocks" codes the norms of its blocks
+            in 3 bits each, see `GainShapeProduct`. None is False.
 
     Raises:
         InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
@@ -38,6 +41,8 @@ class LatticeQuantizer(Quantizer):
     ProductLattice(4 x (32, 36))
     >>> LatticeQuantizer(dim=24, bits=72, gain=True).lattice
     GainShapeLattice(SphericalLattice(dim=24, radius_sq=79))
+    >>> LatticeQuantizer(dim=112, bits=256, gain="blocks").lattice
+    GainShapeProduct(ProductLattice(4 x (28, 42)))
     """
 
     label = "lattice"
@@ -48,15 +53,18 @@ class LatticeQuantizer(Quantizer):
         bits: int = 64,
         radius_sq: int | None = None,
         blocks: int | Sequence[Sequence[int]] | None = None,
-        gain: bool | None = None,
+        gain: bool | Literal["blocks"] | None = None,
     ) -> None:
         integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
             raise InvalidInput(
                 f"radius_sq = {radius_sq} is for one sphere, and blocks = {blocks} for several; give only one of them"
             )
-        shape = _shape(dim, bits - 8 if gain else bits, radius_sq, blocks)
-        self._take(GainShapeLattice(shape) if gain else shape)
+        if gain == "blocks":
+            self._take(GainShapeProduct(_product(dim, bits, radius_sq, blocks)))
+        else:
+            shape = _shape(dim, bits - 8 if gain else bits, radius_sq, blocks)
+            self._take(GainShapeLattice(shape) if gain else shape)
         if self.dim != dim:
             raise InvalidInput(f"{self.lattice!r} has {self.dim} dimensions, and the vectors {dim}; give blocks for as many")
         if self.bits > bits:
@@ -66,10 +74,15 @@ class LatticeQuantizer(Quantizer):
             )
 
     def _take(self, lattice: scan.Lattice) -> None:
-        self.lattice, self.gain = lattice, isinstance(lattice, GainShapeLattice) or None
+        by_blocks = isinstance(lattice, GainShapeProduct)
+        self.lattice, self.gain = lattice, None
+        if by_blocks:
+            self.gain = "blocks"
+        elif isinstance(lattice, GainShapeLattice):
+            self.gain = True
         self.dim, self.bits = lattice.dim, lattice.bits
         # What is kept in files says which lattice it is, also where a later version would choose another.
-        single = len(lattice.spheres) == 1
+        single = len(lattice.spheres) == 1 and not by_blocks
         self.radius_sq = lattice.spheres[0].radius_sq if single else None
         self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in lattice.spheres]
 
@@ -97,15 +110,20 @@ class LatticeQuantizer(Quantizer):
         return part
 
     def straight_through(self) -> StraightThrough:
-        if isinstance(self.lattice, GainShapeLattice):
-            raise InvalidInput("gain=true codes the norm of vectors, and a network makes all of norm 1; use gain=false")
+        if isinstance(self.lattice, GainShapeLattice | GainShapeProduct):
+            raise InvalidInput("a gain codes the norm of vectors, and a network makes all of norm 1; use gain=false")
         return StraightThrough(self.lattice)
 
     def nearest(self, x: np.ndarray, k: int) -> np.ndarray:
-        shape = self.lattice.shape if isinstance(self.lattice, GainShapeLattice) else self.lattice
+        shape = self.lattice.shape if isinstance(self.lattice, GainShapeLattice | GainShapeProduct) else self.lattice
         near = shape.nearest(x, k)
         points = shape.vectors(near.reshape(-1, self.dim)).reshape(near.shape)
-        return points * np.einsum("nd,nkd->nk", x, points)[:, :, None] if self.gain else points
+        if not self.gain:
+            return points
+        widths = self.spheres if self.gain == "blocks" else (self.dim,)
+        starts, shares = np.cumsum([0, *widths[:-1]]), np.array(widths) / self.dim
+        gains = np.add.reduceat(x[:, None] * points, starts, axis=2) / shares
+        return points * np.repeat(gains, widths, axis=2).astype(np.float32)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         return self.lattice.encode(x)
@@ -138,3 +156,12 @@ def _shape(
         return ProductLattice.for_bits(dim, bits) if product else SphericalLattice.for_bits(dim, bits)
     lattice = ProductLattice(blocks) if isinstance(blocks, Iterable) else ProductLattice.for_bits(dim, bits, blocks)
     return lattice if len(lattice.spheres) > 1 else lattice.spheres[0]
+
+
+def _product(dim: int, bits: int, radius_sq: int | None, blocks: int | Sequence[Sequence[int]] | None) -> ProductLattice:
+    """The shape of codes whose blocks have gains."""
+    if radius_sq is not None:
+        return ProductLattice([(dim, radius_sq)])
+    return (
+        ProductLattice(blocks) if isinstance(blocks, Iterable) else ProductLattice.for_bits(dim, bits, blocks, BLOCK_GAIN_BITS)
+    )

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 DAMPINGS = (0.1, 0.0)  # in the order of preference among equals
 BASE, QUERIES = 20_000, 1_000  # validation vectors that linear maps are compared by
 COMPARED = 10  # nearest neighbours
+GAINS = {False: "no gain", True: "a gain", "blocks": "a gain for each block"}  # in the order of preference among equals
 
 
 def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
@@ -40,7 +41,7 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     """
     codec = build_codec(settings, benchmark.dim, d_out)
     dampings = DAMPINGS if settings.catalyzer.get("damping", 0) is None else (settings.catalyzer.get("damping"),)
-    gains = (False, True) if settings.quantizer.get("gain", False) is None else (settings.quantizer.get("gain"),)
+    gains = [*GAINS] if settings.quantizer.get("gain", False) is None else [settings.quantizer.get("gain")]
     if codec.quantizer.is_learned or len(dampings) * len(gains) == 1:
         return codec
     axes = Axes.of(benchmark.train, d_out)
@@ -57,13 +58,13 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
         except InvalidInput:
             if not tried:
                 raise
-            continue  # so few bits that a gain leaves none for the direction
+            continue  # so few bits that a gain leaves none for the direction, or gains of nested blocks
         assert isinstance(codec.transform, Linear)
         codec.transform.take(axes)
         if isinstance(codec.decoder, LinearDecoder):  # by which steps and refine choose codes
             codec.decoder.take(axes)
         share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
-        log.info("damping %s, %s gain: %.1f%% of the %d nearest", damping, "with" if gain else "no", 100 * share, k)
+        log.info("damping %s, %s: %.1f%% of the %d nearest", damping, GAINS[gain], 100 * share, k)
         tried.append((share, chosen))
     return build_codec(max(tried, key=lambda each: each[0])[1], benchmark.dim, d_out)
 

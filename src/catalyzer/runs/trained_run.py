@@ -107,7 +107,7 @@ class TrainedRun:
         if part == self.settings.quantizer:
             return self.codec.quantizer
         if isinstance(transform, Linear) and transform.gain and part.get("gain", False) is None:
-            part = part | {"gain": True}
+            part = part | {"gain": self.codec.quantizer.gain}
         return build_quantizer(part, transform.d_out)
 
     def with_settings(self, settings: Settings, train: np.ndarray) -> Self:

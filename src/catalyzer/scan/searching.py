@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import numpy as np
 
 from catalyzer.errors import InvalidInput, integer
-from catalyzer.lattice import GainShapeLattice, ProductLattice, SphericalLattice
+from catalyzer.lattice import GainShapeLattice, GainShapeProduct, ProductLattice, SphericalLattice
 from catalyzer.progress import progress
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product 
 SLACK = 2.0**-20  # of the most that blocks can add, for the rounding of single precision
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
-Lattice = SphericalLattice | ProductLattice | GainShapeLattice
+Lattice = SphericalLattice | ProductLattice | GainShapeLattice | GainShapeProduct
 
 
 def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,10 +141,11 @@ def search_lists(
         words, each = _gathered(lattice, codes, firsts[part], sizes[part]), np.append(0, np.cumsum(sizes[part]))
         for (low, high), (sphere, row, _) in zip(words, _blocks(lattice), strict=True):
             decode_tiles(low, high, each, sphere.tables, tiles, row)
-        if isinstance(lattice, GainShapeLattice):
-            gains = np.ones((len(firsts[part]), SCAN_TILE), np.float32)
-            gains[np.arange(SCAN_TILE) < sizes[part][:, None]] = lattice.gains(_rows(codes, firsts[part], sizes[part]))
-            _amplify(np.moveaxis(tiles[: len(gains)], 1, 0), gains, lattice.dim)
+        if _has_gains(lattice):
+            own = lattice.gains(_rows(codes, firsts[part], sizes[part]))
+            gains = np.ones((len(firsts[part]), SCAN_TILE, *own.shape[1:]), np.float32)
+            gains[np.arange(SCAN_TILE) < sizes[part][:, None]] = own
+            _amplify(lattice, np.moveaxis(tiles[: len(gains)], 1, 0), gains)
             slacks = _slacks(queries, squares, gains)
         scan_lists(
             *(tiles, firsts[part], sizes[part], lists[part], starts, probing, ends, radii),
@@ -242,7 +243,7 @@ def _search_blocks(
                 decode(words[column][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
                 points[:, column : column + sphere.dim] = own_points
             if isinstance(lattice, GainShapeLattice):
-                _amplify(points.T, gains[rows], lattice.dim)
+                _amplify(lattice, points.T, gains[rows])
             distances = np.concatenate([distances, exact_distances(augmented, points, all_ends, r, square)])
             ids = np.concatenate([ids, names[rows]])
             best = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances))[:k]
@@ -267,8 +268,9 @@ def _taken(runs: list[tuple[int, int]], size: int) -> tuple[slice | np.ndarray, 
 
 def _words(lattice: Lattice, codes: np.ndarray, names: int | np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The words, low and high, of each block of codes; an error names the row, counted from a number or as in `(n,)` int64."""
+    shapes = lattice.shapes(codes) if isinstance(lattice, GainShapeProduct) else codes
     try:
-        return [sphere.words(codes[:, part]) for sphere, _, part in _blocks(lattice)]
+        return [sphere.words(shapes[:, part]) for sphere, _, part in _blocks(lattice)]
     except InvalidInput:
         if isinstance(names, int):
             lattice.check_codes(codes, names)
@@ -298,7 +300,7 @@ def _rows(codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarra
 
 
 def _blocks(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
-    """The sphere of each block, its first coordinate, and the columns of its codes."""
+    """The sphere of each block, its first coordinate, and the columns of its codes, without their gains."""
     row = byte = 0
     for sphere in lattice.spheres:
         yield sphere, row, slice(byte, byte + sphere.code_size)
@@ -371,7 +373,7 @@ def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
 
 def _splits_blocks(lattice: Lattice) -> bool:
     """Whether each block of codes can be split leaf by leaf for one query."""
-    return all(_splits(sphere) for sphere in lattice.spheres)
+    return not isinstance(lattice, GainShapeProduct) and all(_splits(sphere) for sphere in lattice.spheres)
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -403,9 +405,9 @@ def _search_many(
             block = np.asarray(codes[first : first + BLOCK_CODES])
             for (low, high), (sphere, row, _) in zip(_words(lattice, block, first), _blocks(lattice), strict=True):
                 decode_columns(low, high, sphere.tables, columns, row)
-            if isinstance(lattice, GainShapeLattice):
+            if _has_gains(lattice):
                 gains = lattice.gains(block)
-                _amplify(columns[:, : len(block)], gains, lattice.dim)
+                _amplify(lattice, columns[:, : len(block)], gains)
                 slacks = _slacks(queries, squares, gains)
             scan_many(
                 *(columns, len(block), first, ends, radii),
@@ -419,11 +421,11 @@ def _search_many(
 def _augmented(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Queries for the loops, these divided by the blocks' radii and padded to an even number and 8 dimensions, ends and radii.
 
-    A vector g z has the squared distance |q|² + g² - 2 q·(g z). The loops compute |q|² + 1 - 2 q·z, so gains are one coordinate
-    more: 1 in queries and (1 - g²) / 2 in vectors; see `_amplify`.
+    A vector x has the squared distance |q|² + |x|² - 2 q·x. The loops compute |q|² + 1 - 2 q·x, so gains are one coordinate
+    more: 1 in queries and (1 - |x|²) / 2 in vectors; see `_amplify`.
     """
     ends, radii = _ends(lattice), lattice.radii
-    if isinstance(lattice, GainShapeLattice):
+    if _has_gains(lattice):
         queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1)
         ends, radii = np.append(ends, lattice.dim + 1), np.append(radii, 1.0)
     nq, dim = queries.shape
@@ -432,10 +434,21 @@ def _augmented(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.nd
     return queries, scaled, ends, radii
 
 
-def _amplify(columns: np.ndarray, gains: np.ndarray, dim: int) -> None:
-    """Multiply decoded points, in columns of `dim` coordinates, by their gains, and write the coordinate behind these."""
-    columns[:dim] *= gains
-    columns[dim] = (1 - gains * gains) / 2
+def _has_gains(lattice: Lattice) -> TypeGuard[GainShapeLattice | GainShapeProduct]:
+    return isinstance(lattice, GainShapeLattice | GainShapeProduct)
+
+
+def _amplify(lattice: GainShapeLattice | GainShapeProduct, columns: np.ndarray, gains: np.ndarray) -> None:
+    """Multiply decoded points, in columns, by their gains or those of their blocks, and write the coordinate behind them."""
+    dim = lattice.dim
+    if isinstance(lattice, GainShapeLattice):
+        columns[:dim] *= gains
+        columns[dim] = (1 - gains * gains) / 2
+        return
+    columns[dim] = 0.5
+    for (sphere, row, _), of_block in zip(_blocks(lattice), np.moveaxis(gains, -1, 0), strict=True):
+        columns[row : row + sphere.dim] *= of_block
+        columns[dim] -= sphere.dim / (2 * dim) * (of_block * of_block)
 
 
 def _heaps(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -501,7 +514,8 @@ def _search_torch(
     import torch
 
     q, radii = torch.from_numpy(queries).to(device, torch.float64), lattice.radii.tolist()
-    shape = lattice.shape if isinstance(lattice, GainShapeLattice) else lattice
+    shape = lattice.shape if _has_gains(lattice) else lattice
+    shares = torch.tensor([sphere.dim / lattice.dim for sphere in lattice.spheres], dtype=torch.float64, device=device)
     squares, ends = q.square().sum(dim=1, keepdim=True), _ends(lattice)[:-1].tolist()
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
     ids = torch.full((len(q), k), -1, device=device)
@@ -510,14 +524,16 @@ def _search_torch(
             some = np.ascontiguousarray(codes[first : first + DEVICE_CODES])
             lattice.check_codes(some, first)  # here, where the row's number is known
             block = torch.from_numpy(some).to(device)
-            points = shape.decode(block[:, : shape.code_size]).double()
-            gains = lattice.gains(block).double() if isinstance(lattice, GainShapeLattice) else points.new_ones(len(block))
+            shapes = lattice.shapes(block) if isinstance(lattice, GainShapeProduct) else block[:, : shape.code_size]
+            points = shape.decode(shapes).double()
+            gains = lattice.gains(block).double() if _has_gains(lattice) else points.new_ones(len(block))
+            gains = gains.reshape(len(block), -1).expand(-1, len(radii)).T  # one of each block
             whole = [(part * r).round().T for part, r in zip(points.tensor_split(ends, 1), radii, strict=True)]
             size = max(1, DEVICE_DISTANCES // len(block))
             for rows in (slice(start, start + size) for start in range(0, len(q), size)):
-                d = squares[rows] + gains**2
-                for radius, part, point in zip(radii, q[rows].tensor_split(ends, 1), whole, strict=True):
-                    d = d - 2 / radius * gains * (part @ point)
+                d = squares[rows] + shares @ gains**2
+                for radius, gain, part, point in zip(radii, gains, q[rows].tensor_split(ends, 1), whole, strict=True):
+                    d = d - 2 / radius * gain * (part @ point)
                 d.clamp_(min=0)
                 near = torch.cat([distances[rows], d], dim=1)
                 kept = near.topk(k, dim=1, largest=False)
