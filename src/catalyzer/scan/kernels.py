@@ -312,19 +312,20 @@ def _leaf_product(leaves, t, points, leaf):
 
 
 @kernel(parallel=lambda codes, *_: len(codes) > ONE_THREAD_CODES)
-def scan_block(codes, dots, tables, points, leaves, rest, limit, rows, sums):
+def scan_block(codes, gains, dots, tables, points, leaves, rest, limit, rows, sums):
     """`scan_one` for a block of a product: add its dot products, and keep the codes that may reach `limit`.
 
     Args:
         codes: `(n,)` uint64, of one block.
-        dots: `(n,)` float32, dot products of the blocks before.
+        gains: `(n,)` float32, by which the block's points are multiplied.
+        dots: `(n,)` float32, dot products of the blocks before, and the most that the blocks after this one can add.
         tables: of the block's sphere.
         points: `(kinds · p, 4)` int8, its leaves.
         leaves: as `prepare_query` makes them of the query's block, like `rest`.
         rest: the most that leaves after t can add.
-        limit: dot product, less the most that the blocks after this one can add.
+        limit: of the sums that are kept.
         rows: `(n,)` int64, to be filled in: which codes are kept, ascending.
-        sums: `(n,)` float32, to be filled in: their dot products.
+        sums: `(n,)` float32, to be filled in: `dots` and the block's own dot products.
 
     Returns:
         How many are kept.
@@ -335,6 +336,7 @@ def scan_block(codes, dots, tables, points, leaves, rest, limit, rows, sums):
     for task in prange(tasks):
         code, norm = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint64)
         dot, row = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, np.uint64)
+        gain = np.empty(ONE_QUERY_TILE, F)
         start = U(task * ONE_QUERY_TASK)
         end, out = U(min(n, (task + 1) * ONE_QUERY_TASK)), start
         for first in range(start, end, U(ONE_QUERY_TILE)):
@@ -342,20 +344,22 @@ def scan_block(codes, dots, tables, points, leaves, rest, limit, rows, sums):
             kept = U(0)
             for i in range(alive):
                 leaf, left, left_norm = split_first_leaf(codes[first + i], tables)
-                total = dots[first + i] + _leaf_product(leaves, U(0), points, leaf)
-                code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, first + i
-                kept += U(total + rest[0, left_norm] >= limit)
+                own = gains[first + i]
+                total = dots[first + i] + own * _leaf_product(leaves, U(0), points, leaf)
+                code[kept], norm[kept], dot[kept], row[kept], gain[kept] = left, left_norm, total, first + i, own
+                kept += U(total + own * rest[0, left_norm] >= limit)
             for t in range(U(1), last):
                 alive, kept = kept, U(0)
                 for i in range(alive):
                     leaf, left, left_norm = split_leaf(t, code[i], norm[i], tables)
-                    total = dot[i] + _leaf_product(leaves, t, points, leaf)
-                    code[kept], norm[kept], dot[kept], row[kept] = left, left_norm, total, row[i]
-                    kept += U(total + rest[t, left_norm] >= limit)
+                    own = gain[i]
+                    total = dot[i] + own * _leaf_product(leaves, t, points, leaf)
+                    code[kept], norm[kept], dot[kept], row[kept], gain[kept] = left, left_norm, total, row[i], own
+                    kept += U(total + own * rest[t, left_norm] >= limit)
             for i in range(kept):
                 leaf = U(tables.last_kind * tables.kind_size) + code[i]
                 leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
-                total = dot[i] + _leaf_product(leaves, last, points, leaf)
+                total = dot[i] + gain[i] * _leaf_product(leaves, last, points, leaf)
                 if total >= limit:
                     rows[out], sums[out] = np.int64(row[i]), total
                     out += U(1)

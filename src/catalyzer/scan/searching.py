@@ -23,7 +23,7 @@ DEVICE_CODES = 1 << 20  # codes that a GPU decodes at a time: some hundred launc
 DEVICE_DISTANCES = 1 << 26  # of queries to codes, held at a time in double precision on a GPU
 FEW_CODES = 1 << 15  # that one thread scans for one query without tables of products
 FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product for one query
-SLACK = 2.0**-20  # of the most that blocks can add, for the rounding of single precision
+SLACK = 2.0**-16  # of the largest dot products, for the rounding of single precision between blocks
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 Lattice = SphericalLattice | ProductLattice | GainShapeLattice | GainShapeProduct
@@ -202,17 +202,17 @@ def _search_blocks(
     squares, _ = _measured(query)
     (square,) = squares
     (augmented,), _, all_ends, r = _augmented(lattice, query)
-    for (sphere, column, part), radius in zip(_blocks(lattice), r.tolist(), strict=False):
+    for (sphere, column, _), radius in zip(_blocks(lattice), r.tolist(), strict=False):
         tables, own = sphere.tables, query[0, column : column + sphere.dim]
         leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, sphere.radius_sq + 1), np.float32)
         scale = sphere.radius_sq**0.5 / radius  # the block's norm
         prepare_query(own, tables, np.float32(1 / radius), leaves, rest)
         most = float(np.linalg.norm(own.astype(np.float64))) * scale
-        blocks.append((most, sphere, column, part, leaves, rest * np.float32(scale)))
+        blocks.append((most, sphere, column, leaves, rest * np.float32(scale)))
     # Blocks that can add the most come first.
-    order = sorted(blocks, key=lambda block: -block[0])
-    after = np.cumsum([0, *(block[0] for block in order[:0:-1])])[::-1]
+    order = sorted(range(len(blocks)), key=lambda block: -blocks[block][0])
     largest = 2 * square**0.5 + 1  # beyond it a code is near or far whatever its point
+    shares = np.array([sphere.dim for sphere in lattice.spheres]) / lattice.dim
 
     distances, ids = np.full(k, np.inf), np.full(k, -1)
     runs = [(int(first), int(end)) for first, end in zip(firsts, ends, strict=True)]
@@ -221,28 +221,36 @@ def _search_blocks(
         while seen < total:
             at, names = _taken(runs, min(max(FIRST_BLOCK_CODES, k, 3 * seen), BLOCK_CODES))
             some = np.asarray(codes[at])
-            words = {
-                column: low for (low, _), (_, column, _) in zip(_words(lattice, some, names), _blocks(lattice), strict=True)
-            }
-            # What a code's dot product must reach, and its gain with it, is taken from the sum at once.
-            gains = lattice.gains(some) if isinstance(lattice, GainShapeLattice) else np.ones(len(some), np.float32)
+            words = [low for low, _ in _words(lattice, some, names)]
+            gains = lattice.gains(some) if _has_gains(lattice) else np.ones(len(some), np.float32)
             (slack,) = _slacks(query, squares, gains)
-            least = ((square + 1 - distances[-1]) / 2 - slack - (1 - gains.astype(np.float64) ** 2) / 2) / gains
-            rows, dots = np.arange(len(some)), -np.clip(least, -largest, largest).astype(np.float32)
-            for (_, sphere, column, _, leaves, rest), most in zip(order, after, strict=True):
+            least: np.ndarray = (square + 1 - distances[-1]) / 2 - slack  # that a dot product must reach
+            if isinstance(lattice, GainShapeProduct):
+                of_blocks = np.ascontiguousarray(gains.T)
+                least = least - (1 - np.square(gains, dtype=np.float64) @ shares) / 2
+            else:  # one gain of all blocks is taken from the sum at once
+                of_blocks = np.ones((1, len(some)), np.float32).repeat(len(blocks), axis=0)
+                least = (least - (1 - gains.astype(np.float64) ** 2) / 2) / gains
+            bound = largest * max(1.0, float(of_blocks.max()))
+            most = np.array([blocks[block][0] for block in order], np.float32)[:, None] * of_blocks[order]
+            rows, dots = np.arange(len(some)), most.sum(axis=0) - np.clip(least, -bound, bound).astype(np.float32)
+            limit = np.float32(-SLACK * bound)
+            for block, of_block in zip(order, most, strict=True):
+                _, sphere, _, leaves, rest = blocks[block]
                 kept, sums = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
                 points = sphere.numbering.points.reshape(-1, 4)
+                dots = dots - of_block[rows]  # what it can add at most is replaced by what it adds
+                gains_of_block = of_blocks[block][rows]
                 n = scan_block(
-                    *(words[column][rows], dots, sphere.tables, points, leaves, rest, np.float32(-most - SLACK * most)),
-                    *(kept, sums),
+                    *(words[block][rows], gains_of_block, dots, sphere.tables, points, leaves, rest, limit, kept, sums)
                 )
                 rows, dots = rows[kept[:n]], sums[:n]
             points = np.empty((len(rows), len(augmented)), np.float32)
-            for _, sphere, column, *_ in order:
+            for block, (_, sphere, column, *_) in enumerate(blocks):
                 own_points = np.empty((len(rows), sphere.dim), np.float32)
-                decode(words[column][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
+                decode(words[block][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
                 points[:, column : column + sphere.dim] = own_points
-            if isinstance(lattice, GainShapeLattice):
+            if _has_gains(lattice):
                 _amplify(lattice, points.T, gains[rows])
             distances = np.concatenate([distances, exact_distances(augmented, points, all_ends, r, square)])
             ids = np.concatenate([ids, names[rows]])
@@ -373,7 +381,7 @@ def _splits(lattice: Lattice) -> TypeGuard[SphericalLattice]:
 
 def _splits_blocks(lattice: Lattice) -> bool:
     """Whether each block of codes can be split leaf by leaf for one query."""
-    return not isinstance(lattice, GainShapeProduct) and all(_splits(sphere) for sphere in lattice.spheres)
+    return all(_splits(sphere) for sphere in lattice.spheres)
 
 
 def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
