@@ -2,7 +2,8 @@
 
     python benchmarks/embeddings.py --learn learn.fvecs --base base.fvecs --queries queries.fvecs --bytes 8 16 32 48 64
 
-`linear` is `catalyzer.nn.Linear` and a lattice, in the dimension that finds most of the neighbours of learn vectors held out.
+`linear` is `catalyzer.nn.Linear` and a lattice, in the dimension and with the gain that find most of the neighbours of learn
+vectors held out.
 For `rabitq`, `eden` and `sq` the dimension decides the size, so these come after principal components, as many as fit; the
 bits a dimension are chosen on the same held-out vectors. `pq`, `opq`, `rq` and `lsq` take the vectors as they are. The time of
 a choice is a column of its own. Nothing can be interrupted inside faiss, so choose the methods: `lsq` takes hours.
@@ -32,7 +33,7 @@ from catalyzer.evaluation import neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import as_float32
 from catalyzer.metric import Metric
-from catalyzer.nn import Identity, Linear
+from catalyzer.nn import Axes, Identity, Linear
 from catalyzer.quantizers import (
     AdditiveQuantizer,
     EdenQuantizer,
@@ -41,6 +42,7 @@ from catalyzer.quantizers import (
     RaBitQuantizer,
     ScalarQuantizer,
 )
+from catalyzer.runs.linear_maps import GAINS
 from catalyzer.training import choose_dimension
 
 K = 100
@@ -112,6 +114,11 @@ class Data:
     queries: np.ndarray
     truth: np.ndarray
 
+    def found(self, codec: "Codec | Projected") -> float:
+        """The share of the 10 nearest of the vectors held out that a codec finds."""
+        split = self.held_out
+        return float(neighbours_found(codec, split.base, split.queries, split.ground_truth, 10).mean())  # type: ignore[arg-type]
+
 
 def largest(make: Callable[[int, int], Quantizer], d: int, bits_per_dim: int, size: int) -> Quantizer | None:
     """With the most dimensions whose codes have at most so many bytes; None if not even one fits."""
@@ -126,10 +133,14 @@ def fitted(method: str, size: int, data: Data) -> tuple[Codec | Projected, str, 
     codec: Codec | Projected
     if method == "linear":
         dim = choose_dimension(data.train, data.held_out, 8 * size, ArrayCache(), tolerance=0.0)
-        setting = f"{dim} dimensions"
+        axes, shares = Axes.of(data.train, dim), {}
+        for gain in GAINS:
+            codec = Codec(Linear(d, dim, gain=bool(gain)).take(axes), LatticeQuantizer(dim, 8 * size, gain=gain))
+            shares[gain] = data.found(codec)
+        gain = max(shares, key=lambda each: shares[each])
+        setting = f"{dim} dimensions, {GAINS[gain]}"
         chosen = time.perf_counter()
-        codec = Codec(Linear(d, dim).adapt(data.learn), LatticeQuantizer(dim, 8 * size))
-        codec.fit(data.learn)
+        codec = Codec(Linear(d, dim, gain=bool(gain)).adapt(data.learn), LatticeQuantizer(dim, 8 * size, gain=gain))
     elif method in RAW:
         chosen = start
         codec = Codec(Identity(d), RAW[method](d, 8 * size))
@@ -139,19 +150,7 @@ def fitted(method: str, size: int, data: Data) -> tuple[Codec | Projected, str, 
         tried = {bits: q for bits in choices if (q := largest(make, d, bits, size)) is not None}
         if not tried:
             sys.exit(f"{method} has no codes of {size} bytes; leave it out of --methods")
-        split = data.held_out
-        found = {
-            bits: float(
-                neighbours_found(
-                    Projected(d, q).fit(data.train),  # type: ignore[arg-type]
-                    split.base,
-                    split.queries,
-                    split.ground_truth,
-                    10,
-                ).mean()
-            )
-            for bits, q in tried.items()
-        }
+        found = {bits: data.found(Projected(d, q).fit(data.train)) for bits, q in tried.items()}
         bits = max(found, key=lambda each: found[each])
         setting = f"{tried[bits].dim} × {bits} bits"
         chosen = time.perf_counter()
