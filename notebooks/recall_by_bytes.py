@@ -51,7 +51,7 @@ def main() -> None:
         axes.set(title=title, xlabel="bytes a vector", ylim=(0, 85))
     figure.axes[0].set_ylabel("R@1, %")
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5)
     save_figure(figure, options.picture)
 
 
