@@ -91,6 +91,8 @@ class Codec:
                 f"a gain codes the norms of vectors, and {type(self.transform).__name__} makes all of them equal; "
                 "use gain=false"
             )
+        if self.quantizer.gain == "blocks" and isinstance(self.transform, Identity):
+            raise InvalidInput("gain=blocks is for vectors whose blocks have norms near those of the lattice; use gain=true")
         if self.transform.d_out != self.quantizer.dim:
             raise InvalidInput(
                 f"{type(self.quantizer).__name__} codes {self.quantizer.dim} dimensions, but {type(self.transform).__name__} "

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalyzer import InvalidInput, LatticeQuantizer, ProductLattice, SphericalLattice
+from catalyzer import Codec, InvalidInput, LatticeQuantizer, ProductLattice, SphericalLattice
 from catalyzer.lattice import GainShapeLattice, GainShapeProduct
+from catalyzer.nn import Identity
 
 LATTICES = [GainShapeLattice(SphericalLattice(24, 79)), GainShapeLattice(ProductLattice([(5, 7), (8, 10)]))]
 # Blocks whose gain fits into the last byte of their point's number, and blocks whose gain has a byte of its own.
@@ -108,6 +109,8 @@ def test_refusals() -> None:
         (lambda: LatticeQuantizer(24, bits=8, gain=True), "bits must be an integer of at least 9"),
         (lambda: LatticeQuantizer(24, gain=True).straight_through(), "use gain=false"),
         (lambda: LatticeQuantizer(24, gain="blocks").straight_through(), "use gain=false"),
+        (lambda: LatticeQuantizer(24, gain="block"), "gain must be True, False or \"blocks\", got 'block'"),  # type: ignore[arg-type]
+        (lambda: Codec(Identity(24), LatticeQuantizer(24, gain="blocks")), "norms near those of the lattice; use gain=true"),
         (lambda: PRODUCTS[0].decode(np.zeros((1, 23), np.uint8)), r"codes must be \(n, 24\) uint8, got \(1, 23\)"),
         (lambda: PRODUCTS[0].check_codes(np.full((2, 24), 255, np.uint8), 5), "row 5 holds the code"),
         (lambda: PRODUCTS[1].check_codes(np.ones((2, 9), np.uint8), 5), "row 5 holds no code: bits are set that no code uses"),

@@ -32,7 +32,7 @@ class LatticeQuantizer(Quantizer):
             in 3 bits each, see `GainShapeProduct`. None is False.
 
     Raises:
-        InvalidInput: no point has this norm, codes take more than `bits` bits, or blocks that do not fit.
+        InvalidInput: no point has this norm, codes take more than `bits` bits, blocks that do not fit, or another gain.
 
     >>> quantizer = LatticeQuantizer(dim=24, bits=64)
     >>> quantizer.lattice, quantizer.code_size
@@ -60,6 +60,8 @@ class LatticeQuantizer(Quantizer):
             raise InvalidInput(
                 f"radius_sq = {radius_sq} is for one sphere, and blocks = {blocks} for several; give only one of them"
             )
+        if gain not in (None, False, True, "blocks"):
+            raise InvalidInput(f'gain must be True, False or "blocks", got {gain!r}')
         if gain == "blocks":
             self._take(GainShapeProduct(_product(dim, bits, radius_sq, blocks)))
         else:
