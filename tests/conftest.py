@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -32,6 +32,16 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return overrides
 
 
+class Fixed(dict[str, str]):
+    """An environment that tests share: what one of them added in place, all that follow would have too."""
+
+    def __setitem__(self, key: str, value: str) -> None:
+        raise TypeError("this environment is shared; make another: environment | {...}")
+
+    def __ior__(self, other: Any) -> "Fixed":  # type: ignore[misc,override]
+        raise TypeError("this environment is shared; make another: environment | {...}")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a new user: no cache yet, no W&B account, no data folder."""
@@ -39,7 +49,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     left_out = ("WANDB", "CATALYZER", "HYDRA", "PYTHONDONTWRITEBYTECODE")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     home = tmp_path_factory.mktemp("home")
-    return {**kept, "HOME": str(home), "CATALYZER_CACHE": str(home / "cache"), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    return Fixed(kept, HOME=str(home), CATALYZER_CACHE=str(home / "cache"), PYTHONUNBUFFERED="1", COLUMNS="120")
 
 
 @pytest.fixture

@@ -119,7 +119,8 @@ def test_the_installed_wheel_makes_and_searches_an_index(dist: Path, environment
     folder.mkdir()
     for name, n in (("learn", 600), ("base", 300), ("queries", 20)):
         write_vecs(folder / f"{name}.fvecs", [clustered(n, 32, n)])
-    environment |= {"PYTHONPATH": str(site), "NUMBA_DISABLE_JIT": "1"}  # to compile the loops anew would take most of the time
+    # To compile the loops again would take most of the time.
+    environment = environment | {"PYTHONPATH": str(site), "NUMBA_DISABLE_JIT": "1"}
 
     def installed(*command: str | Path) -> str:
         process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

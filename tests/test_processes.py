@@ -75,7 +75,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 def python(code: str, environment: dict[str, str], **changes: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, with two threads, which must end within three minutes."""
     environment = {key: value for key, value in environment.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
-    environment |= {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT / "src"), **changes}
+    environment = environment | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT / "src"), **changes}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=180)
 
 
