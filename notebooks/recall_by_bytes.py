@@ -1,6 +1,8 @@
 """Recall against the bytes of a code, drawn from the tables of docs/results.md.
 
-python notebooks/recall_by_bytes.py docs/results.md docs/images/recall-by-bytes.png
+    python notebooks/recall_by_bytes.py docs/results.md docs/images/recall-by-bytes.png
+
+writes the picture of the README.
 """
 
 import argparse

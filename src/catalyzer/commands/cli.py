@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     code.add_argument("--metric", choices=["l2", "cosine", "ip"], default="l2", help="ip is the inner product (default: l2)")
     code.add_argument("--max-norm", type=float, help="for ip: largest norm of a vector to add (default: the largest in LEARN)")
     code.add_argument("--d-out", type=dimension, default="auto", help="dimension to map to (default: auto, chosen by the data)")
-    code.add_argument("--hidden", type=int, help="width of the networks (default: 768)")
+    code.add_argument("--hidden", type=int, help="width of the networks (default: 768, or 1024 with --no-decoder)")
     code.add_argument("--no-decoder", action="store_true", help="train no decoder; searches then do not rerank")
     about_method = "auto: a network, or a linear map if it finds as much; linear: a linear map, no training (default: auto)"
     code.add_argument("--method", choices=["auto", "linear"], default="auto", help=about_method)

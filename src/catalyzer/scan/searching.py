@@ -229,7 +229,7 @@ def _search_blocks(
                 of_blocks = np.ascontiguousarray(gains.T)
                 least = least - (1 - np.square(gains, dtype=np.float64) @ shares) / 2
             else:  # one gain of all blocks is taken from the sum at once
-                of_blocks = np.ones((1, len(some)), np.float32).repeat(len(blocks), axis=0)
+                of_blocks = np.broadcast_to(np.float32(1), (len(blocks), len(some)))
                 least = (least - (1 - gains.astype(np.float64) ** 2) / 2) / gains
             bound = largest * max(1.0, float(of_blocks.max()))
             most = np.array([blocks[block][0] for block in order], np.float32)[:, None] * of_blocks[order]
