@@ -101,12 +101,13 @@ class Codec:
 
     @cached_property
     def _first_stage(self) -> Quantizer:
-        return self.quantizer if self.blocks is None else self.quantizer.first(self.blocks)
+        first = self.quantizer if self.blocks is None else self.quantizer.first(self.blocks)
+        return first.of_rotated() if self.transform.rotates else first
 
     def first_stage(self, latent: np.ndarray, codes: np.ndarray) -> tuple[Quantizer, np.ndarray, np.ndarray]:
         """Quantizer, mapped queries and codes of the first stage: of all blocks, or of the first ones alone."""
         first = self._first_stage
-        if first is self.quantizer:
+        if self.blocks is None:
             return first, latent, codes
         return first, np.ascontiguousarray(latent[:, : first.dim]), codes[:, : first.code_size]
 

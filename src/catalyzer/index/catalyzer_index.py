@@ -431,7 +431,8 @@ class CatalyzerIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k vectors nearest to each query, by their codes.
 
-        With the lattice and the networks of this package, a query has the same results alone and in a batch.
+        With the lattice and the networks of this package, a query has the same results alone and in a batch. With a linear map
+        and codes of several blocks, a query alone misses about one of 100,000 neighbours, see docs/lattice.md.
 
         Args:
             queries: `(nq, d)`, read block by block; or one query, `(d,)`, whose results are `(k,)`.

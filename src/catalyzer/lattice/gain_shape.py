@@ -128,14 +128,14 @@ class GainShapeProduct:
         sizes = [-(-(sphere.bits + BLOCK_GAIN_BITS) // 8) for sphere in shape.spheres]
         self.code_size = sum(sizes)
         # Which bytes of a code are those of the shape, and which have the gains.
-        firsts = np.cumsum([0, *sizes[:-1]])
-        self._ends = firsts + sizes - 1
-        of_shape = [first + np.arange(sphere.code_size) for first, sphere in zip(firsts, shape.spheres, strict=True)]
+        self.firsts = np.cumsum([0, *sizes[:-1]])
+        self.ends = self.firsts + sizes - 1
+        of_shape = [first + np.arange(sphere.code_size) for first, sphere in zip(self.firsts, shape.spheres, strict=True)]
         self._of_shape = np.concatenate(of_shape)
         self._dims = [sphere.dim for sphere in shape.spheres]
         dims = np.array(self._dims)[:, None]
         steps = np.arange(1 << BLOCK_GAIN_BITS) - (1 << BLOCK_GAIN_BITS - 1)
-        self._gains = np.exp(steps / (2 * dims**0.5)).astype(np.float32)
+        self.levels = np.exp(steps / (2 * dims**0.5)).astype(np.float32)
         # Of the dot product with a point of the shape, whose block has the squared norm d / dim.
         self._limits = (np.exp((steps[:-1] + 0.5) / (2 * dims**0.5)) * dims / self.dim).astype(np.float32)
 
@@ -156,14 +156,14 @@ class GainShapeProduct:
             dots = np.add.reduceat(products, np.cumsum([0, *self._dims[:-1]]), axis=1)
             codes = np.zeros((len(y), self.code_size), np.uint8)
             codes[:, self._of_shape] = shapes
-            codes[:, self._ends] |= (dots[:, :, None] > self._limits).sum(axis=2).astype(np.uint8) << 8 - BLOCK_GAIN_BITS
+            codes[:, self.ends] |= (dots[:, :, None] > self._limits).sum(axis=2).astype(np.uint8) << 8 - BLOCK_GAIN_BITS
             return codes
         import torch
 
         limits, sums = torch.from_numpy(self._limits).to(y.device), [each.sum(dim=1) for each in products.split(self._dims, 1)]
         filled: Any = torch.zeros(len(y), self.code_size, dtype=torch.uint8, device=y.device)
         filled[:, self._of_shape] = shapes
-        filled[:, self._ends] |= (torch.stack(sums, 1)[:, :, None] > limits).sum(dim=2).byte() << 8 - BLOCK_GAIN_BITS
+        filled[:, self.ends] |= (torch.stack(sums, 1)[:, :, None] > limits).sum(dim=2).byte() << 8 - BLOCK_GAIN_BITS
         return filled
 
     def decode(self, codes: Array) -> Array:
@@ -184,24 +184,24 @@ class GainShapeProduct:
         if codes.ndim != 2 or codes.shape[1] != self.code_size:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
         shapes = codes.copy() if isinstance(codes, np.ndarray) else codes.clone()
-        shapes[:, self._ends] &= (1 << 8 - BLOCK_GAIN_BITS) - 1
+        shapes[:, self.ends] &= (1 << 8 - BLOCK_GAIN_BITS) - 1
         return shapes[:, self._of_shape]
 
     def gains(self, codes: Array) -> Array:
         """The gains of the blocks, `(n, blocks)` float32."""
         blocks = np.arange(len(self._dims))
         if isinstance(codes, np.ndarray):
-            return self._gains[blocks, codes[:, self._ends] >> 8 - BLOCK_GAIN_BITS]
+            return self.levels[blocks, codes[:, self.ends] >> 8 - BLOCK_GAIN_BITS]
         import torch
 
-        return torch.from_numpy(self._gains).to(codes.device)[blocks, (codes[:, self._ends] >> 8 - BLOCK_GAIN_BITS).long()]
+        return torch.from_numpy(self.levels).to(codes.device)[blocks, (codes[:, self.ends] >> 8 - BLOCK_GAIN_BITS).long()]
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
         """Raise `InvalidInput` for the first row that is not a code; see `SphericalLattice.check_codes`."""
         if codes.dtype != np.uint8:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {codes.shape} {codes.dtype}")
         self.shape.check_codes(self.shapes(codes), first_row)
-        alone = np.setdiff1d(self._ends, self._of_shape)  # bytes that have a gain and nothing else
+        alone = np.setdiff1d(self.ends, self._of_shape)  # bytes that have a gain and nothing else
         stray = (codes[:, alone] & (1 << 8 - BLOCK_GAIN_BITS) - 1).any(axis=1)
         if stray.any():
             raise InvalidInput(f"row {first_row + int(np.argmax(stray))} holds no code: bits are set that no code uses")

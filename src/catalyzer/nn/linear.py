@@ -117,6 +117,10 @@ class Linear(Transform):
     def keeps_norm(self) -> bool:  # type: ignore[override]
         return self.gain
 
+    @property
+    def rotates(self) -> bool:  # type: ignore[override]
+        return not self.nested
+
     def adapt(self, x: Vectors) -> Self:
         """Find the principal axes of at most 131,072 of the vectors, without outliers."""
         return self.take(Axes.of(x, self.d_out))

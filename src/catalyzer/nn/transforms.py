@@ -51,6 +51,9 @@ class Transform(Part, nn.Module, ABC):
     keeps_norm = False
     """Whether the norms of mapped vectors tell something; most maps make all of them 1."""
 
+    rotates = False
+    """Whether mapped vectors were rotated at random, so that what holds for some of their coordinates holds for the others."""
+
     estimates_error = False
     """Whether this, as a decoder, estimates the squared error of what it decodes; `Codec.fit` then calls its `fit_error`."""
 

@@ -145,6 +145,10 @@ class Quantizer(Part, ABC):
         """
         raise InvalidInput(f"blocks = {blocks} is for codes of quantizer=lattice, and {type(self).__name__} made these")
 
+    def of_rotated(self) -> "Quantizer":
+        """The quantizer for vectors that were rotated at random, for a search that may make use of it."""
+        return self
+
     @abstractmethod
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Encode `(n, dim)` float32 vectors to `(n, code_size)` uint8 codes."""

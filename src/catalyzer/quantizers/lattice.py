@@ -46,6 +46,7 @@ class LatticeQuantizer(Quantizer):
     """
 
     label = "lattice"
+    rotated = False
 
     def __init__(
         self,
@@ -111,6 +112,11 @@ class LatticeQuantizer(Quantizer):
         part._take(self.lattice.first(blocks))
         return part
 
+    def of_rotated(self) -> "LatticeQuantizer":
+        other = copy(self)
+        other.rotated = True
+        return other
+
     def straight_through(self) -> StraightThrough:
         if isinstance(self.lattice, GainShapeLattice | GainShapeProduct):
             raise InvalidInput("a gain codes the norm of vectors, and a network makes all of norm 1; use gain=false")
@@ -134,15 +140,15 @@ class LatticeQuantizer(Quantizer):
         return self.lattice.decode(codes)
 
     def search(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return scan.search(self.lattice, queries, codes, k)
+        return scan.search(self.lattice, queries, codes, k, self.rotated)
 
     def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return scan.search_part(self.lattice, queries, codes, k)
+        return scan.search_part(self.lattice, queries, codes, k, self.rotated)
 
     def search_lists(
         self, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        return scan.search_lists(self.lattice, queries, codes, offsets, probed, k)
+        return scan.search_lists(self.lattice, queries, codes, offsets, probed, k, self.rotated)
 
     def check_codes(self, codes: np.ndarray, first_row: int = 0) -> None:
         self.lattice.check_codes(codes, first_row)

@@ -312,62 +312,121 @@ def _leaf_product(leaves, t, points, leaf):
 
 
 @kernel(parallel=lambda codes, *_: len(codes) > ONE_THREAD_CODES)
-def scan_block(codes, gains, dots, tables, points, leaves, rest, limit, rows, sums):
-    """`scan_one` for a block of a product: add its dot products, and keep the codes that may reach `limit`.
+def measure_codes(codes, words, masks, lasts, at, shift, levels, shares, norms):
+    """Write the squared norms of the points of a product's codes into `norms`, `(n,)` float32.
 
     Args:
-        codes: `(n,)` uint64, of one block.
-        gains: `(n,)` float32, by which the block's points are multiplied.
-        dots: `(n,)` float32, dot products of the blocks before, and the most that the blocks after this one can add.
+        codes: `(n, code_size)` uint8.
+        words: `(n, blocks)` uint64, the code of each block and what its mask removes.
+        masks: `(blocks,)` uint64.
+        lasts: `(blocks,)` uint64, the largest code of each block.
+        at: `(blocks,)` int64, the byte whose bits above `shift` number the block's gain.
+        shift: bits of that byte that are not the gain's.
+        levels: `(blocks, gains)` float32.
+        shares: `(blocks,)` float32, squared norms of the blocks' points without gains.
+
+    Returns:
+        The first row that holds no code, or -1.
+    """
+    n, blocks = len(codes), U(len(masks))
+    tasks = (n + ONE_QUERY_TASK - 1) // ONE_QUERY_TASK
+    refused = np.full(tasks, -1)
+    for task in prange(tasks):
+        for i in range(U(task * ONE_QUERY_TASK), U(min(n, (task + 1) * ONE_QUERY_TASK))):
+            norm, bad = F(0), False
+            for block in range(blocks):
+                bad |= (words[i, block] & masks[block]) > lasts[block]
+                gain = levels[block, U(codes[i, at[block]]) >> U(shift)]
+                norm += shares[block] * (gain * gain)
+            norms[i] = norm
+            if bad and refused[task] < 0:
+                refused[task] = np.int64(i)
+    for row in refused:
+        if row >= 0:
+            return row
+    return -1
+
+
+@kernel(inline="always")
+def _add_leaf(sums, points, query, n):
+    """Add the dot products of a leaf of the query, `(4,)` float32, with n `points`, uint32 of four int8 each."""
+    a, b, c, d = query[0], query[1], query[2], query[3]
+    for i in range(n):
+        point = np.int32(points[i])
+        low = a * F(np.int32(point << 24) >> 24) + b * F(np.int32(point << 16) >> 24)
+        sums[i] += low + (c * F(np.int32(point << 8) >> 24) + d * F(point >> 24))
+
+
+@kernel(parallel=lambda rows, *_: len(rows) > ONE_THREAD_CODES)
+def scan_block(rows, dots, codes, words, mask, at, shift, levels, tables, leaves, rest, in_middle, at_end, kept, sums):
+    """`scan_one` for a block of a product: add its dot products, and keep the codes whose sums reach a limit of their own.
+
+    Limits are compared in the middle of the block and at its end: to see whether a code can be dropped takes time as well.
+
+    Args:
+        rows: `(m,)` int64, which codes, ascending.
+        dots: `(m,)` float32, their dot products in the blocks before.
+        codes: `(n, code_size)` uint8.
+        words: `(n,)` uint64, the codes of this block and what `mask` removes.
+        mask: uint64.
+        at: see `measure_codes`, like `shift`.
+        levels: `(gains,)` float32, by which the block's points are multiplied.
         tables: of the block's sphere.
-        points: `(kinds · p, 4)` int8, its leaves.
-        leaves: as `prepare_query` makes them of the query's block, like `rest`.
-        rest: the most that leaves after t can add.
-        limit: of the sums that are kept.
-        rows: `(n,)` int64, to be filled in: which codes are kept, ascending.
-        sums: `(n,)` float32, to be filled in: `dots` and the block's own dot products.
+        leaves: as `prepare_query` makes them of the query's block.
+        rest: `(r² + 1,)` float32, the most that the second half of the leaves adds to a point without gain, by its norm.
+        in_middle: `(m,)` float32, limits of the sums of half of the leaves, rounded up, with `rest`.
+        at_end: `(m,)` float32, limits of the sums of all.
+        kept: `(m,)` int64, to be filled in: the places in `rows` of those that are kept, ascending.
+        sums: `(m,)` float32, to be filled in: their dot products, those of this block included.
 
     Returns:
         How many are kept.
     """
-    n, last = len(codes), U(tables.leaves - 1)
+    n, last = len(rows), U(tables.leaves - 1)
+    middle = U((tables.leaves + 1) // 2)
     tasks = (n + ONE_QUERY_TASK - 1) // ONE_QUERY_TASK
     kept_in = np.zeros(tasks, np.int64)
     for task in prange(tasks):
         code, norm = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint64)
-        dot, row = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, np.uint64)
-        gain = np.empty(ONE_QUERY_TILE, F)
+        place, point = np.empty(ONE_QUERY_TILE, np.uint64), np.empty(ONE_QUERY_TILE, np.uint32)
+        dot, gain, own = np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, F), np.empty(ONE_QUERY_TILE, F)
         start = U(task * ONE_QUERY_TASK)
         end, out = U(min(n, (task + 1) * ONE_QUERY_TASK)), start
         for first in range(start, end, U(ONE_QUERY_TILE)):
             alive = min(U(ONE_QUERY_TILE), end - first)
-            kept = U(0)
             for i in range(alive):
-                leaf, left, left_norm = split_first_leaf(codes[first + i], tables)
-                own = gains[first + i]
-                total = dots[first + i] + own * _leaf_product(leaves, U(0), points, leaf)
-                code[kept], norm[kept], dot[kept], row[kept], gain[kept] = left, left_norm, total, first + i, own
-                kept += U(total + own * rest[0, left_norm] >= limit)
+                place[i] = first + i
+                row = U(rows[first + i])
+                leaf, code[i], norm[i] = split_first_leaf(words[row] & mask, tables)
+                point[i], own[i] = tables.packed[leaf], F(0)
+                dot[i], gain[i] = dots[first + i], levels[U(codes[row, at]) >> U(shift)]
+            _add_leaf(own, point, leaves[0], alive)
             for t in range(U(1), last):
-                alive, kept = kept, U(0)
+                if t == middle:
+                    here = U(0)
+                    for i in range(alive):
+                        code[here], norm[here], place[here] = code[i], norm[i], place[i]
+                        dot[here], gain[here], own[here] = dot[i], gain[i], own[i]
+                        here += U(dot[i] + gain[i] * (own[i] + rest[norm[i]]) >= in_middle[place[i]])
+                    alive = here
                 for i in range(alive):
-                    leaf, left, left_norm = split_leaf(t, code[i], norm[i], tables)
-                    own = gain[i]
-                    total = dot[i] + own * _leaf_product(leaves, t, points, leaf)
-                    code[kept], norm[kept], dot[kept], row[kept], gain[kept] = left, left_norm, total, row[i], own
-                    kept += U(total + own * rest[t, left_norm] >= limit)
-            for i in range(kept):
+                    leaf, code[i], norm[i] = split_leaf(t, code[i], norm[i], tables)
+                    point[i] = tables.packed[leaf]
+                _add_leaf(own, point, leaves[t], alive)
+            for i in range(alive):
                 leaf = U(tables.last_kind * tables.kind_size) + code[i]
                 leaf += U(tables.start[U(tables.last_kind * (tables.radius_sq + 2)) + norm[i]])
-                total = dot[i] + gain[i] * _leaf_product(leaves, last, points, leaf)
-                if total >= limit:
-                    rows[out], sums[out] = np.int64(row[i]), total
-                    out += U(1)
+                point[i] = tables.packed[leaf]
+            _add_leaf(own, point, leaves[last], alive)
+            for i in range(alive):
+                total = dot[i] + gain[i] * own[i]
+                kept[out], sums[out] = np.int64(place[i]), total
+                out += U(total >= at_end[place[i]])
         kept_in[task] = np.int64(out - start)
     kept_all = 0
     for task in range(tasks):
         for i in range(kept_in[task]):
-            rows[kept_all], sums[kept_all] = rows[task * ONE_QUERY_TASK + i], sums[task * ONE_QUERY_TASK + i]
+            kept[kept_all], sums[kept_all] = kept[task * ONE_QUERY_TASK + i], sums[task * ONE_QUERY_TASK + i]
             kept_all += 1
     return kept_all
 

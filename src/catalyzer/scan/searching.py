@@ -1,4 +1,4 @@
-"""The scan of lattice codes: the exact k nearest by asymmetric distance, in memory that does not grow with the codes.
+"""The scan of lattice codes: the k nearest by asymmetric distance, in memory that does not grow with the codes.
 
 Many queries: a block of codes is decoded once and compared with all queries, tile by tile in the processor's cache. One query:
 codes are split leaf by leaf and dropped as soon as they cannot be among the best. `docs/lattice.md` has the measurements.
@@ -22,14 +22,14 @@ BLOCK_CODES = 1 << 16  # codes decoded at a time
 DEVICE_CODES = 1 << 20  # codes that a GPU decodes at a time: some hundred launches, which take as long for fewer
 DEVICE_DISTANCES = 1 << 26  # of queries to codes, held at a time in double precision on a GPU
 FEW_CODES = 1 << 15  # that one thread scans for one query without tables of products
-FIRST_BLOCK_CODES = 1 << 8  # codes of the first round of the scan of a product for one query
-SLACK = 2.0**-16  # of the largest dot products, for the rounding of single precision between blocks
 FIRST_ROUND_CODES, LAST_ROUND_CODES = 1 << 11, 1 << 22  # codes of a round of the scan for one query, from few to many
 
 Lattice = SphericalLattice | ProductLattice | GainShapeLattice | GainShapeProduct
 
 
-def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, rotated: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The k codes nearest to each query by asymmetric distance: queries are not quantized (section 4.2).
 
     Args:
@@ -37,6 +37,9 @@ def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> 
         queries: `(nq, dim)` float32.
         codes: `(n, code_size)` uint8, in memory or memory-mapped; read once, block by block, for all queries together.
         k: neighbours per query; at most n.
+        rotated: whether vectors and queries were rotated at random. Then a single query drops codes of several blocks as soon
+            as their first coordinates say that they are not among the nearest, which is wrong for about one in 100,000 of them;
+            see `docs/lattice.md`. Otherwise the search is exact.
 
     Returns:
         `D` `(nq, k)` float32 squared L2 distances to the decoded vectors, ascending, and `I` `(nq, k)` int64 rows of
@@ -51,12 +54,12 @@ def search(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> 
     >>> D.round(3).tolist(), I.tolist()
     ([[0.0, 0.0, 1.0]], [[0, 2, 1]])
     """
-    distances, ids = search_part(lattice, queries, codes, k, "searching")
+    distances, ids = search_part(lattice, queries, codes, k, rotated, "searching")
     return distances.astype(np.float32), ids
 
 
 def search_part(
-    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, description: str | None = None
+    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int, rotated: bool = False, description: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`search` with the float64 distances of the comparison, by which results from parts of the codes are merged.
 
@@ -77,16 +80,25 @@ def search_part(
     elif len(queries) == 1 and _splits(lattice):
         distances, ids = (found[None] for found in _search_one(lattice, queries[0], codes, k, description))
     elif len(queries) == 1 and _splits_blocks(lattice):
-        distances, ids = _search_blocks(lattice, queries, codes, np.array([0]), np.array([len(codes)]), k, description)
+        from catalyzer.scan.one_query import search_blocks
+
+        whole = np.array([0]), np.array([len(codes)])
+        distances, ids = search_blocks(lattice, queries[0], codes, *whole, k, rotated, description)
     else:
         distances, ids = _search_many(lattice, queries, codes, k, description)
     return distances, ids.astype(np.int64)
 
 
 def search_lists(
-    lattice: Lattice, queries: np.ndarray, codes: np.ndarray, offsets: np.ndarray, probed: np.ndarray, k: int
+    lattice: Lattice,
+    queries: np.ndarray,
+    codes: np.ndarray,
+    offsets: np.ndarray,
+    probed: np.ndarray,
+    k: int,
+    rotated: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`search` in some lists of codes for each query: exact in these lists; other lists are not read.
+    """`search` in some lists of codes for each query; other lists are not read.
 
     It proceeds list by list, so that codes are decoded once for all queries that probe a list. It runs on the CPU.
 
@@ -97,6 +109,7 @@ def search_lists(
         offsets: `(lists + 1,)` int64: list l are rows `offsets[l]` to `offsets[l + 1]`.
         probed: `(nq, nprobe)` int64, the lists of each query, distinct.
         k: neighbours per query; at most n.
+        rotated: as for `search`.
 
     Returns:
         As `search`; if a query's lists have fewer than k codes, inf and -1 at the end.
@@ -121,7 +134,9 @@ def search_lists(
         distances, ids = _search_runs(lattice, queries, codes, offsets[probed[0]], offsets[probed[0] + 1], k)
         return distances.astype(np.float32), ids
     if len(queries) == 1 and _splits_blocks(lattice):
-        distances, ids = _search_blocks(lattice, queries, codes, offsets[probed[0]], offsets[probed[0] + 1], k)
+        from catalyzer.scan.one_query import search_blocks
+
+        distances, ids = search_blocks(lattice, queries[0], codes, offsets[probed[0]], offsets[probed[0] + 1], k, rotated)
         return distances.astype(np.float32), ids
     starts, probing = np.zeros(len(offsets), np.int64), np.empty(probed.size, np.int64)
     queries_by_list(probed, starts, probing)
@@ -133,19 +148,19 @@ def search_lists(
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
 
     (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
-    augmented, scaled, ends, radii = _augmented(lattice, queries)
+    augmented, scaled, ends, radii = augmented_queries(lattice, queries)
     block = BLOCK_CODES // SCAN_TILE
     tiles = np.zeros((min(block, len(lists)), scaled.shape[1], SCAN_TILE), np.float32)
     task_size = _task_size(len(queries))
     for part in (slice(first, first + block) for first in range(0, len(lists), block)):
         words, each = _gathered(lattice, codes, firsts[part], sizes[part]), np.append(0, np.cumsum(sizes[part]))
-        for (low, high), (sphere, row, _) in zip(words, _blocks(lattice), strict=True):
+        for (low, high), (sphere, row, _) in zip(words, blocks_of(lattice), strict=True):
             decode_tiles(low, high, each, sphere.tables, tiles, row)
-        if _has_gains(lattice):
+        if has_gains(lattice):
             own = lattice.gains(_rows(codes, firsts[part], sizes[part]))
             gains = np.ones((len(firsts[part]), SCAN_TILE, *own.shape[1:]), np.float32)
             gains[np.arange(SCAN_TILE) < sizes[part][:, None]] = own
-            _amplify(lattice, np.moveaxis(tiles[: len(gains)], 1, 0), gains)
+            amplify(lattice, np.moveaxis(tiles[: len(gains)], 1, 0), gains)
             slacks = _slacks(queries, squares, gains)
         scan_lists(
             *(tiles, firsts[part], sizes[part], lists[part], starts, probing, ends, radii),
@@ -185,100 +200,11 @@ def _search_runs(
     return distances, ids
 
 
-def _search_blocks(
-    lattice: Lattice,
-    query: np.ndarray,
-    codes: np.ndarray,
-    firsts: np.ndarray,
-    ends: np.ndarray,
-    k: int,
-    description: str | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """`_search_runs` for a product of spheres: block by block, while the blocks that follow can lift a code to the limit."""
-    from catalyzer.lattice.kernels import decode
-    from catalyzer.scan.kernels import exact_distances, prepare_query, scan_block
-
-    blocks = []
-    squares, _ = _measured(query)
-    (square,) = squares
-    (augmented,), _, all_ends, r = _augmented(lattice, query)
-    for (sphere, column, _), radius in zip(_blocks(lattice), r.tolist(), strict=False):
-        tables, own = sphere.tables, query[0, column : column + sphere.dim]
-        leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, sphere.radius_sq + 1), np.float32)
-        scale = sphere.radius_sq**0.5 / radius  # the block's norm
-        prepare_query(own, tables, np.float32(1 / radius), leaves, rest)
-        most = float(np.linalg.norm(own.astype(np.float64))) * scale
-        blocks.append((most, sphere, column, leaves, rest * np.float32(scale)))
-    # Blocks that can add the most come first.
-    order = sorted(range(len(blocks)), key=lambda block: -blocks[block][0])
-    largest = 2 * square**0.5 + 1  # beyond it a code is near or far whatever its point
-    shares = np.array([sphere.dim for sphere in lattice.spheres]) / lattice.dim
-
-    distances, ids = np.full(k, np.inf), np.full(k, -1)
-    runs = [(int(first), int(end)) for first, end in zip(firsts, ends, strict=True)]
-    total, seen = sum(end - first for first, end in runs), 0
-    with progress(description, total, "codes") as advance:
-        while seen < total:
-            at, names = _taken(runs, min(max(FIRST_BLOCK_CODES, k, 3 * seen), BLOCK_CODES))
-            some = np.asarray(codes[at])
-            words = [low for low, _ in _words(lattice, some, names)]
-            gains = lattice.gains(some) if _has_gains(lattice) else np.ones(len(some), np.float32)
-            (slack,) = _slacks(query, squares, gains)
-            least: np.ndarray = (square + 1 - distances[-1]) / 2 - slack  # that a dot product must reach
-            if isinstance(lattice, GainShapeProduct):
-                of_blocks = np.ascontiguousarray(gains.T)
-                least = least - (1 - np.square(gains, dtype=np.float64) @ shares) / 2
-            else:  # one gain of all blocks is taken from the sum at once
-                of_blocks = np.broadcast_to(np.float32(1), (len(blocks), len(some)))
-                least = (least - (1 - gains.astype(np.float64) ** 2) / 2) / gains
-            bound = largest * max(1.0, float(of_blocks.max()))
-            most = np.array([blocks[block][0] for block in order], np.float32)[:, None] * of_blocks[order]
-            rows, dots = np.arange(len(some)), most.sum(axis=0) - np.clip(least, -bound, bound).astype(np.float32)
-            limit = np.float32(-SLACK * bound)
-            for block, of_block in zip(order, most, strict=True):
-                _, sphere, _, leaves, rest = blocks[block]
-                kept, sums = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
-                points = sphere.numbering.points.reshape(-1, 4)
-                dots = dots - of_block[rows]  # what it can add at most is replaced by what it adds
-                gains_of_block = of_blocks[block][rows]
-                n = scan_block(
-                    *(words[block][rows], gains_of_block, dots, sphere.tables, points, leaves, rest, limit, kept, sums)
-                )
-                rows, dots = rows[kept[:n]], sums[:n]
-            points = np.empty((len(rows), len(augmented)), np.float32)
-            for block, (_, sphere, column, *_) in enumerate(blocks):
-                own_points = np.empty((len(rows), sphere.dim), np.float32)
-                decode(words[block][rows], np.empty(0, np.uint64), sphere.tables, np.float32(1), own_points)
-                points[:, column : column + sphere.dim] = own_points
-            if _has_gains(lattice):
-                _amplify(lattice, points.T, gains[rows])
-            distances = np.concatenate([distances, exact_distances(augmented, points, all_ends, r, square)])
-            ids = np.concatenate([ids, names[rows]])
-            best = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), distances))[:k]
-            distances, ids = distances[best], ids[best]
-            seen += len(some)
-            advance(len(some))
-    return distances[None], ids[None]
-
-
-def _taken(runs: list[tuple[int, int]], size: int) -> tuple[slice | np.ndarray, np.ndarray]:
-    """At most `size` rows off the front of runs, which get shorter: what takes them from codes, and their numbers."""
-    parts = []
-    while size and runs:
-        first, end = runs[0]
-        stop = min(end, first + size)
-        parts.append(np.arange(first, stop))
-        size -= stop - first
-        runs[:1] = [(stop, end)] if stop < end else []
-    rows = np.concatenate(parts)
-    return (slice(int(rows[0]), int(rows[-1]) + 1) if len(parts) == 1 else rows), rows
-
-
 def _words(lattice: Lattice, codes: np.ndarray, names: int | np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The words, low and high, of each block of codes; an error names the row, counted from a number or as in `(n,)` int64."""
     shapes = lattice.shapes(codes) if isinstance(lattice, GainShapeProduct) else codes
     try:
-        return [sphere.words(shapes[:, part]) for sphere, _, part in _blocks(lattice)]
+        return [sphere.words(shapes[:, part]) for sphere, _, part in blocks_of(lattice)]
     except InvalidInput:
         if isinstance(names, int):
             lattice.check_codes(codes, names)
@@ -307,7 +233,7 @@ def _rows(codes: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarra
     return np.concatenate([codes[first : first + size] for first, size in runs])
 
 
-def _blocks(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
+def blocks_of(lattice: Lattice) -> Iterator[tuple[SphericalLattice, int, slice]]:
     """The sphere of each block, its first coordinate, and the columns of its codes, without their gains."""
     row = byte = 0
     for sphere in lattice.spheres:
@@ -405,17 +331,17 @@ def _search_many(
     from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many, sort_heaps
 
     (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
-    augmented, scaled, ends, radii = _augmented(lattice, queries)
+    augmented, scaled, ends, radii = augmented_queries(lattice, queries)
     columns = np.zeros((scaled.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
     task_size = _task_size(len(queries))
     with progress(description, len(codes), "codes") as advance:
         for first in range(0, len(codes), BLOCK_CODES):
             block = np.asarray(codes[first : first + BLOCK_CODES])
-            for (low, high), (sphere, row, _) in zip(_words(lattice, block, first), _blocks(lattice), strict=True):
+            for (low, high), (sphere, row, _) in zip(_words(lattice, block, first), blocks_of(lattice), strict=True):
                 decode_columns(low, high, sphere.tables, columns, row)
-            if _has_gains(lattice):
+            if has_gains(lattice):
                 gains = lattice.gains(block)
-                _amplify(lattice, columns[:, : len(block)], gains)
+                amplify(lattice, columns[:, : len(block)], gains)
                 slacks = _slacks(queries, squares, gains)
             scan_many(
                 *(columns, len(block), first, ends, radii),
@@ -426,14 +352,14 @@ def _search_many(
     return distances, ids
 
 
-def _augmented(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def augmented_queries(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Queries for the loops, these divided by the blocks' radii and padded to an even number and 8 dimensions, ends and radii.
 
     A vector x has the squared distance |q|² + |x|² - 2 q·x. The loops compute |q|² + 1 - 2 q·x, so gains are one coordinate
-    more: 1 in queries and (1 - |x|²) / 2 in vectors; see `_amplify`.
+    more: 1 in queries and (1 - |x|²) / 2 in vectors; see `amplify`.
     """
     ends, radii = _ends(lattice), lattice.radii
-    if _has_gains(lattice):
+    if has_gains(lattice):
         queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1)
         ends, radii = np.append(ends, lattice.dim + 1), np.append(radii, 1.0)
     nq, dim = queries.shape
@@ -442,11 +368,11 @@ def _augmented(lattice: Lattice, queries: np.ndarray) -> tuple[np.ndarray, np.nd
     return queries, scaled, ends, radii
 
 
-def _has_gains(lattice: Lattice) -> TypeGuard[GainShapeLattice | GainShapeProduct]:
+def has_gains(lattice: Lattice) -> TypeGuard[GainShapeLattice | GainShapeProduct]:
     return isinstance(lattice, GainShapeLattice | GainShapeProduct)
 
 
-def _amplify(lattice: GainShapeLattice | GainShapeProduct, columns: np.ndarray, gains: np.ndarray) -> None:
+def amplify(lattice: GainShapeLattice | GainShapeProduct, columns: np.ndarray, gains: np.ndarray) -> None:
     """Multiply decoded points, in columns, by their gains or those of their blocks, and write the coordinate behind them."""
     dim = lattice.dim
     if isinstance(lattice, GainShapeLattice):
@@ -454,7 +380,7 @@ def _amplify(lattice: GainShapeLattice | GainShapeProduct, columns: np.ndarray, 
         columns[dim] = (1 - gains * gains) / 2
         return
     columns[dim] = 0.5
-    for (sphere, row, _), of_block in zip(_blocks(lattice), np.moveaxis(gains, -1, 0), strict=True):
+    for (sphere, row, _), of_block in zip(blocks_of(lattice), np.moveaxis(gains, -1, 0), strict=True):
         columns[row : row + sphere.dim] *= of_block
         columns[dim] -= sphere.dim / (2 * dim) * (of_block * of_block)
 
@@ -522,7 +448,7 @@ def _search_torch(
     import torch
 
     q, radii = torch.from_numpy(queries).to(device, torch.float64), lattice.radii.tolist()
-    shape = lattice.shape if _has_gains(lattice) else lattice
+    shape = lattice.shape if has_gains(lattice) else lattice
     shares = torch.tensor([sphere.dim / lattice.dim for sphere in lattice.spheres], dtype=torch.float64, device=device)
     squares, ends = q.square().sum(dim=1, keepdim=True), _ends(lattice)[:-1].tolist()
     distances = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
@@ -534,7 +460,7 @@ def _search_torch(
             block = torch.from_numpy(some).to(device)
             shapes = lattice.shapes(block) if isinstance(lattice, GainShapeProduct) else block[:, : shape.code_size]
             points = shape.decode(shapes).double()
-            gains = lattice.gains(block).double() if _has_gains(lattice) else points.new_ones(len(block))
+            gains = lattice.gains(block).double() if has_gains(lattice) else points.new_ones(len(block))
             gains = gains.reshape(len(block), -1).expand(-1, len(radii)).T  # one of each block
             whole = [(part * r).round().T for part, r in zip(points.tensor_split(ends, 1), radii, strict=True)]
             size = max(1, DEVICE_DISTANCES // len(block))
