@@ -161,9 +161,12 @@ def test_points_of_other_lattices_in_python_alone(lattice: SphericalLattice | Pr
     np.testing.assert_allclose(names["same"], lattice.decode(codes), atol=1e-6)
 
 
+@pytest.mark.parametrize("norms", [None, [0.8, 0.6]])
 @pytest.mark.parametrize("blocks_", [[(28, 42)] * 2, [(5, 7), (24, 79)]])
-def test_points_with_gains_of_blocks_in_python_alone(blocks_: list[tuple[int, int]], random: np.random.Generator) -> None:
-    quantizer = LatticeQuantizer(sum(dim for dim, _ in blocks_), 128, blocks=blocks_, gain="blocks")
+def test_points_with_gains_of_blocks_in_python_alone(
+    blocks_: list[tuple[int, int]], norms: list[float] | None, random: np.random.Generator
+) -> None:
+    quantizer = LatticeQuantizer(sum(dim for dim, _ in blocks_), 128, blocks=blocks_, gain="blocks", norms=norms)
     codes = quantizer.encode((random.normal(size=(100, quantizer.dim)) / quantizer.dim**0.5).astype(np.float32))
     names = {"quantizer": quantizer.arguments, "codes": codes}
     exec(blocks("docs/format.md")[-1][1], names)

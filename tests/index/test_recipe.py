@@ -86,19 +86,20 @@ def test_an_index_without_training(ivf: int, tmp_path: Path) -> None:
     assert np.abs(index.reconstruct(np.arange(200)) - BASE[:200]).mean() < np.abs(BASE[:200] - BASE.mean(0)).mean() / 2
 
 
-NESTED = ["catalyzer.nested=true", "quantizer.gain=false"]
-
-
-def test_nested_codes_are_searched_by_their_first_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gain", ["false", "blocks", "null"])
+def test_nested_codes_are_searched_by_their_first_blocks(gain: str, tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=(3000, 80)).astype(np.float32) * np.linspace(2, 0.2, 80, dtype=np.float32)
     queries, truth = x[:100], np.argsort(((x[:100, None] - x[None]) ** 2).sum(2), axis=1)[:, :10]
     indexes = []
-    for overrides in (NESTED, NESTED[1:]):
+    for which in ("true", "false"):
+        overrides = [f"catalyzer.nested={which}", f"quantizer.gain={gain if which == 'true' else 'false'}"]
         index = CatalyzerIndex(bits=192, d_out=72, method="linear", overrides=overrides).fit(x)
         index.add(x)
         index.save(tmp_path / "x.catalyzer")
         indexes.append(CatalyzerIndex.load(tmp_path / "x.catalyzer"))
     nested, rotated = indexes
+    assert nested._contents is not None
+    assert nested._contents.codec.quantizer.gain == {"false": None}.get(gain, "blocks")
 
     def found(index: CatalyzerIndex, **search: int) -> float:
         ids = index.search(queries, 10, **search)[1]
@@ -245,11 +246,11 @@ def test_blocks_have_gains_where_they_find_more(ivf: int, tmp_path: Path) -> Non
     without.add(x)
     errors = [np.square(each.reconstruct(np.arange(500)) - x[:500]).sum() for each in (index, without)]
     assert errors[0] < 0.9 * errors[1]
-    with pytest.raises(InvalidInput, match="codes whose blocks have gains of their own are scanned whole"):
+    with pytest.raises(InvalidInput, match="the first blocks of these codes are no codes themselves"):
         index.search(x[:2], blocks=1)
 
 
-def test_nested_blocks_have_no_gains_of_their_own() -> None:
-    index = CatalyzerIndex(bits=256, d_out=64, method="linear", overrides=["catalyzer.nested=true", "quantizer.gain=blocks"])
-    with pytest.raises(InvalidInput, match=r"quantizer\.gain=blocks needs blocks of about equal norms"):
+def test_nested_blocks_have_no_gain_together() -> None:
+    index = CatalyzerIndex(bits=256, d_out=64, method="linear", overrides=["catalyzer.nested=true", "quantizer.gain=true"])
+    with pytest.raises(InvalidInput, match=r"quantizer\.gain=true is one gain for all blocks"):
         index.fit(np.random.default_rng(0).normal(size=(1000, 64)))

@@ -15,6 +15,7 @@ from catalyzer.nn import Identity
 LATTICES = [GainShapeLattice(SphericalLattice(24, 79)), GainShapeLattice(ProductLattice([(5, 7), (8, 10)]))]
 # Blocks whose gain fits into the last byte of their point's number, and blocks whose gain has a byte of its own.
 PRODUCTS = [GainShapeProduct(ProductLattice(each)) for each in ([(28, 42)] * 3, [(24, 79)], [(5, 7), (24, 79), (28, 42)])]
+NESTED = GainShapeProduct(ProductLattice([(40, 25), (40, 21), (24, 79)]), norms=[0.8, 0.5, 0.33])
 
 
 @settings(deadline=None, max_examples=30)
@@ -42,7 +43,7 @@ def test_torch_agrees(lattice: GainShapeLattice, random: np.random.Generator) ->
 
 
 @settings(deadline=None, max_examples=30)
-@given(spread=st.floats(0, 3), seed=st.integers(0, 100), lattice=st.sampled_from(PRODUCTS))
+@given(spread=st.floats(0, 3), seed=st.integers(0, 100), lattice=st.sampled_from([*PRODUCTS, NESTED]))
 def test_the_gain_of_a_block_is_the_nearest_of_eight(spread: float, seed: int, lattice: GainShapeProduct) -> None:
     random = np.random.default_rng(seed)
     dims = [sphere.dim for sphere in lattice.spheres]
@@ -59,13 +60,19 @@ def test_the_gain_of_a_block_is_the_nearest_of_eight(spread: float, seed: int, l
         at += dim
         np.testing.assert_allclose(decoded[:, own], z[:, own] * gains[:, block, None], rtol=1e-6)
         length = (y[:, own] * z[:, own]).sum(1) / (z[:, own] ** 2).sum(1)
+        of_shape = (dim / lattice.dim) ** 0.5
         levels = np.exp((np.arange(8) - 4) / (2 * dim**0.5))
+        if lattice is NESTED:
+            levels *= lattice.norms[block] / of_shape
+            if block == 0:
+                np.testing.assert_allclose(np.linalg.norm(decoded[:, own], axis=1), 0.8, rtol=1e-5)
+                continue
         # Between two levels it may be either.
         away = np.abs(np.log(np.maximum(length, 1e-9) / gains[:, block]))
         assert (away <= np.abs(np.log(np.maximum(length, 1e-9)[:, None] / levels)).min(axis=1) + 1e-5).all()
 
 
-@pytest.mark.parametrize("lattice", PRODUCTS, ids=repr)
+@pytest.mark.parametrize("lattice", [*PRODUCTS, NESTED], ids=repr)
 def test_torch_agrees_on_blocks(lattice: GainShapeProduct, random: np.random.Generator) -> None:
     y = (random.normal(size=(500, lattice.dim)) / lattice.dim**0.5).astype(np.float32)
     codes, by_torch = lattice.encode(y), lattice.encode(torch.from_numpy(y)).numpy()
@@ -114,10 +121,37 @@ def test_refusals() -> None:
         (lambda: PRODUCTS[0].decode(np.zeros((1, 23), np.uint8)), r"codes must be \(n, 24\) uint8, got \(1, 23\)"),
         (lambda: PRODUCTS[0].check_codes(np.full((2, 24), 255, np.uint8), 5), "row 5 holds the code"),
         (lambda: PRODUCTS[1].check_codes(np.ones((2, 9), np.uint8), 5), "row 5 holds no code: bits are set that no code uses"),
-        (lambda: PRODUCTS[0].first(2), "are scanned whole; fit with quantizer.gain=false"),
+        (lambda: PRODUCTS[0].first(2), "are no codes themselves; fit with catalyzer.nested=true"),
+        (lambda: GainShapeProduct(NESTED.shape, [1, 2]), r"norms must be a positive number for each of 3 blocks, got \[1, 2\]"),
+        (lambda: GainShapeProduct(NESTED.shape, [1, 2, np.nan]), "norms must be a positive number for each of 3 blocks"),
+        (lambda: LatticeQuantizer(80, 128, norms=[1, 1]), 'norms are for gain="blocks", and gain is None'),
     ]:
         with pytest.raises(InvalidInput, match=message):
             call()
+
+
+def test_the_first_of_nested_blocks_are_codes() -> None:
+    y = np.random.default_rng(0).normal(size=(30, NESTED.dim)).astype(np.float32) / 10
+    codes = NESTED.encode(y)
+    for blocks, dim in ((1, 40), (2, 80), (3, 104)):
+        first = NESTED.first(blocks)
+        own = np.ascontiguousarray(y[:, :dim])
+        np.testing.assert_array_equal(first.encode(own), codes[:, : first.code_size])
+        if blocks > 1:
+            np.testing.assert_allclose(first.decode(first.encode(own)), NESTED.decode(codes)[:, :dim], rtol=1e-5)
+
+
+def test_a_nested_quantizer_has_no_gain_in_its_first_block() -> None:
+    quantizer = LatticeQuantizer(160, bits=256, gain="blocks", norms=[0.8, 0.4, 0.3, 0.2])
+    assert quantizer.blocks == [[40, 24], [40, 21], [40, 21], [40, 21]]
+    again = LatticeQuantizer(**quantizer.arguments)
+    y = (np.repeat(quantizer.arguments["norms"], 40) / 40**0.5 * np.random.default_rng(0).normal(size=(20, 160))).astype(
+        np.float32
+    )
+    np.testing.assert_array_equal(again.encode(y), quantizer.encode(y))
+    near = quantizer.nearest(y, 3)
+    np.testing.assert_allclose(near[:, 0, :40], quantizer.decode(quantizer.encode(y))[:, :40], rtol=1e-5)
+    np.testing.assert_allclose(near[:, 0], quantizer.decode(quantizer.encode(y)), rtol=0.06, atol=1e-6)
 
 
 def test_the_first_blocks_are_a_lattice() -> None:

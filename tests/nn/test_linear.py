@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from catalyzer import Catalyzer, Codec, InvalidInput, LatticeQuantizer, open_vectors
 from catalyzer.nn import PCA, Axes, Linear, LinearDecoder, row_wise
+from catalyzer.nn.linear import block_norms
 from catalyzer.nn.statistics import mean_and_covariance, mean_and_deviation
 
 
@@ -69,6 +70,10 @@ def test_nested_blocks_have_axes_of_their_own() -> None:
         ours, theirs = of(f, x)[:, block], (x - axes.mean.numpy()) @ axes.directions.numpy()[:, columns]
         ratio = np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    squares = (of(f, x) ** 2).mean(0)
+    np.testing.assert_allclose(
+        [squares[:4].sum(), squares[4:].sum()], np.square(block_norms(axes.variances, 0, [4, 8])), rtol=0.02
+    )
     # Points whose blocks have the norms of the lattice's are decoded with the norms that blocks have in the data.
     z = np.eye(12, dtype=np.float32)[[0, 4]]
     norms = np.linalg.norm(of(g, z) - axes.mean.numpy(), axis=1) * np.sqrt([4 / 12, 8 / 12])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalyzer import Codec, LatticeQuantizer, TrainedRun, knn, recall_at
+from catalyzer import Codec, InvalidInput, LatticeQuantizer, TrainedRun, knn, recall_at
 from catalyzer.nn import Linear
 from tests.helpers import FAST, Command, clustered, rows, settings_of
 
@@ -42,3 +42,14 @@ def test_other_settings_keep_what_a_run_has_chosen(tmp_path: Path) -> None:
     smaller = run.with_settings(settings_of(*linear, "bits=64"), BASE).codec.quantizer
     assert (smaller.gain, smaller.code_size) == (True, 8)
     assert run.with_settings(settings_of(*linear, "bits=64", "quantizer.gain=false"), BASE).codec.quantizer.gain is None
+
+
+def test_nested_blocks_are_those_of_the_run(tmp_path: Path) -> None:
+    linear = ["catalyzer=linear", "decoder=linear", "rerank=0", "d_out=32", "catalyzer.nested=true"]
+    settings = settings_of(*linear, "bits=128")
+    codec = Codec(Linear(32, 32, nested=True, spheres=[16, 16]).adapt(BASE), LatticeQuantizer(32, 128))
+    run = TrainedRun(tmp_path, settings, codec, 0.0)
+    assert run.with_settings(settings.model_copy(update={"rerank": 50}), BASE).codec.quantizer is codec.quantizer
+    with pytest.raises(InvalidInput, match="the blocks of a nested linear map are those of its own lattice"):
+        run.with_settings(settings_of(*linear, "bits=64"), BASE)
+    assert run.with_settings(settings_of(*linear, "quantizer=sign", "bits=32"), BASE).codec.quantizer.bits == 32

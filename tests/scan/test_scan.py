@@ -21,6 +21,7 @@ PRODUCTS = [[(32, 36)] * 4, [(5, 7), (8, 10)], [(24, 79), (3, 6), (24, 200)], [(
 LATTICES += [ProductLattice(each) for each in PRODUCTS]
 GAINS = [GainShapeLattice(SphericalLattice(24, 79)), GainShapeLattice(ProductLattice([(5, 7), (8, 10)]))]
 GAINS += [GainShapeProduct(ProductLattice(each)) for each in ([(5, 7), (8, 10)], [(28, 42)] * 3, [(24, 79)])]
+GAINS += [GainShapeProduct(ProductLattice([(40, 25), (40, 21)]), norms=[0.8, 0.6])]
 
 
 def brute_force(lattice: Lattice, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -101,17 +102,28 @@ class GainShapeProduct:
     1 / √(2d) of it. So the gain of a block is e^((b - 4) / (2√d)), with b from 0 to 7 in the three highest bits of the block's
     code. It is that of the projection of the block onto its point, rounded.
 
+    Nested blocks have `norms` of their own, which are multiplied by the gains. The first of them has no gain, so that it is an
+    ordinary code by itself.
+
     Args:
         shape: lattice that codes the blocks' directions.
+        norms: norm of each nested block for a gain of 1; None for blocks that are not nested, with √(d / dim).
 
     Attributes:
         dim: dimension of the vectors.
-        bits: bits of a code, 3 more than those of the shape for each block.
+        bits: bits of a code, 3 more than those of the shape for each block with a gain.
         code_size: bytes of a code.
         num_points: number of vectors that have a code.
         spheres: spheres of the shape.
         radii: radii of the shape.
         format: version of the shape's numbering.
+        norms: the blocks' norms for a gain of 1, `(blocks,)` float64.
+        nested: whether the first block has no gain.
+        gain_bits: `(blocks,)` int64, bits of the gains.
+        levels: `(blocks, 8)` float32, by which a gain of 0 to 7 multiplies the block of the shape's point.
+
+    Raises:
+        InvalidInput: norms that are not a positive number for each block.
 
     >>> lattice = GainShapeProduct(ProductLattice([(28, 42)] * 2))
     >>> y = np.random.default_rng(0).normal(size=(1000, 56)).astype(np.float32) / 56**0.5
@@ -120,33 +132,51 @@ class GainShapeProduct:
     (16, 16, True)
     """
 
-    def __init__(self, shape: ProductLattice) -> None:
-        self.shape, blocks = shape, len(shape.spheres)
-        self.dim, self.bits = shape.dim, shape.bits + BLOCK_GAIN_BITS * blocks
-        self.num_points = shape.num_points << BLOCK_GAIN_BITS * blocks
+    def __init__(self, shape: ProductLattice, norms: Sequence[float] | None = None) -> None:
+        self.shape, self.nested, blocks = shape, norms is not None, len(shape.spheres)
+        of_shape = np.sqrt([sphere.dim / shape.dim for sphere in shape.spheres])
+        self.norms = of_shape if norms is None else np.array(norms, np.float64)
+        if self.norms.shape != (blocks,) or not (np.isfinite(self.norms) & (self.norms > 0)).all():
+            raise InvalidInput(f"norms must be a positive number for each of {blocks} blocks, got {norms}")
+        self.gain_bits = np.full(blocks, BLOCK_GAIN_BITS)
+        self.gain_bits[: self.nested] = 0
+        gain_bits = int(self.gain_bits.sum())
+        self.dim, self.bits, self.num_points = shape.dim, shape.bits + gain_bits, shape.num_points << gain_bits
         self.spheres, self.radii, self.format = shape.spheres, shape.radii, shape.format
-        sizes = [-(-(sphere.bits + BLOCK_GAIN_BITS) // 8) for sphere in shape.spheres]
-        self.code_size = sum(sizes)
+        sizes = -(-(np.array([sphere.bits for sphere in shape.spheres]) + self.gain_bits) // 8)
+        self.code_size = int(sizes.sum())
         # Which bytes of a code are those of the shape, and which have the gains.
-        self.firsts = np.cumsum([0, *sizes[:-1]])
+        self.firsts = np.cumsum(sizes) - sizes
         self.ends = self.firsts + sizes - 1
-        of_shape = [first + np.arange(sphere.code_size) for first, sphere in zip(self.firsts, shape.spheres, strict=True)]
-        self._of_shape = np.concatenate(of_shape)
+        self._masks = ((1 << 8 - self.gain_bits) - 1).astype(np.uint8)  # of the shape's bits in the bytes with gains
+        kept = [first + np.arange(sphere.code_size) for first, sphere in zip(self.firsts, shape.spheres, strict=True)]
+        self._of_shape = np.concatenate(kept)
         self._dims = [sphere.dim for sphere in shape.spheres]
         dims = np.array(self._dims)[:, None]
         steps = np.arange(1 << BLOCK_GAIN_BITS) - (1 << BLOCK_GAIN_BITS - 1)
-        self.levels = np.exp(steps / (2 * dims**0.5)).astype(np.float32)
-        # Of the dot product with a point of the shape, whose block has the squared norm d / dim.
-        self._limits = (np.exp((steps[:-1] + 0.5) / (2 * dims**0.5)) * dims / self.dim).astype(np.float32)
+        norm, of_point = self.norms[:, None], of_shape[:, None]
+        self.levels = (np.exp(steps / (2 * dims**0.5)) * norm / of_point).astype(np.float32)
+        # Between one gain and the next: dot products with points of the shape.
+        self._limits = (np.exp((steps[:-1] + 0.5) / (2 * dims**0.5)) * norm * of_point).astype(np.float32)
+        self.levels[: self.nested] = norm[0] / of_point[0]
+        self._limits[: self.nested] = np.inf
 
     def __repr__(self) -> str:
         return f"GainShapeProduct({self.shape!r})"
 
-    def first(self, blocks: int) -> GainShapeProduct:
-        """The lattice itself, for all of its blocks; fewer have gains in the unit of all."""
-        if integer("blocks", blocks, 1, len(self.spheres), "the number of blocks of a code") < len(self.spheres):
-            raise InvalidInput("codes whose blocks have gains of their own are scanned whole; fit with quantizer.gain=false")
-        return self
+    def first(self, blocks: int) -> SphericalLattice | GainShapeProduct:
+        """The lattice of the first blocks; see `ProductLattice.first`.
+
+        Raises:
+            InvalidInput: another number of blocks, or blocks that are not nested.
+        """
+        if integer("blocks", blocks, 1, len(self.spheres), "the number of blocks of a code") == len(self.spheres):
+            return self
+        if not self.nested:
+            raise InvalidInput("the first blocks of these codes are no codes themselves; fit with catalyzer.nested=true")
+        if blocks == 1:
+            return self.spheres[0]
+        return GainShapeProduct(ProductLattice(self.shape.blocks[:blocks]), self.norms[:blocks].tolist())
 
     def encode(self, y: Array) -> Array:
         """The codes `(n, code_size)` uint8 of `(n, dim)` floating point vectors; errors as in `ProductLattice.encode`."""
@@ -183,12 +213,18 @@ class GainShapeProduct:
         """
         if codes.ndim != 2 or codes.shape[1] != self.code_size:
             raise InvalidInput(f"codes must be (n, {self.code_size}) uint8, got {tuple(codes.shape)} {codes.dtype}")
-        shapes = codes.copy() if isinstance(codes, np.ndarray) else codes.clone()
-        shapes[:, self.ends] &= (1 << 8 - BLOCK_GAIN_BITS) - 1
+        if isinstance(codes, np.ndarray):
+            shapes = codes.copy()
+            shapes[:, self.ends] &= self._masks
+            return shapes[:, self._of_shape]
+        import torch
+
+        shapes = codes.clone()
+        shapes[:, self.ends] &= torch.from_numpy(self._masks).to(codes.device)
         return shapes[:, self._of_shape]
 
     def gains(self, codes: Array) -> Array:
-        """The gains of the blocks, `(n, blocks)` float32."""
+        """What multiplies the blocks of the shape's points, `(n, blocks)` float32."""
         blocks = np.arange(len(self._dims))
         if isinstance(codes, np.ndarray):
             return self.levels[blocks, codes[:, self.ends] >> 8 - BLOCK_GAIN_BITS]

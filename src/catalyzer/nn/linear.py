@@ -5,9 +5,9 @@ error in each coordinate of Λ^-p Vᵀ x, and Λ^p times that in x; the sum of t
 compares y, whose distances equal those of x only for p = 0.
 
 R rotates all axes together, so that all blocks have equal shares of the norm. Nested, it rotates the axes of each block alone:
-the first block has the axes of the largest variance and is a code by itself. The lattice gives a block of d_b of d_out
-dimensions the norm c_b = √(d_b / d_out), but there it has s_b on average; y is multiplied by s_b / c_b block by block, and
-q · z is then what it is for points with the norms s_b.
+the first block has the axes of the largest variance and is a code by itself. It has the norm s_b on average. A quantizer with
+a gain for each block is given s_b. Without gains, the lattice gives a block of d_b of d_out dimensions the norm
+c_b = √(d_b / d_out); then y is multiplied by s_b / c_b block by block, and q · z is what it is for points with the norms s_b.
 """
 
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ class Linear(Transform):
 
     def take(self, axes: Axes) -> Self:
         """`adapt` with d_out known principal axes."""
-        rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
+        rotation, norm = _rotation(axes, self.damping, self.spheres, self.gain, self.seed)
         matrix = rotation @ (axes.directions * axes.variances**-self.damping).T / norm
         self.matrix.copy_(matrix)
         self.bias.copy_(-matrix @ axes.mean)
@@ -148,6 +148,7 @@ class LinearDecoder(Transform):
         seed: seed of the rotation.
         nested: whether each block has its own axes.
         spheres: dimensions of the blocks.
+        gain: whether the quantizer codes norms.
 
     Raises:
         InvalidInput: d_in above d_out, another damping, or blocks that do not add up to d_in.
@@ -171,10 +172,11 @@ class LinearDecoder(Transform):
         seed: int = 0,
         nested: bool = False,
         spheres: Sequence[int] | None = None,
+        gain: bool = False,
     ) -> None:
         super().__init__(d_in, d_out)
         self.damping, self.seed = _checked_damping(d_out, d_in, damping), integer("seed", seed, 0)
-        self.nested, self.spheres = nested, _blocks(nested, spheres, d_in)
+        self.nested, self.spheres, self.gain = nested, _blocks(nested, spheres, d_in), gain
         self.register_buffer("matrix", torch.zeros(d_out, d_in))
         self.register_buffer("mean", torch.zeros(d_out))
 
@@ -184,7 +186,7 @@ class LinearDecoder(Transform):
 
     def take(self, axes: Axes) -> Self:
         """`adapt` with d_in known principal axes."""
-        rotation, norm = _rotation(axes, self.damping, self.spheres, self.seed)
+        rotation, norm = _rotation(axes, self.damping, self.spheres, self.gain, self.seed)
         self.mean.copy_(axes.mean)
         self.matrix.copy_(norm * (axes.directions * axes.variances**self.damping) @ rotation.T)
         return self
@@ -224,14 +226,29 @@ def _blocks(nested: bool, spheres: Sequence[int] | None, dim: int) -> list[int] 
     return [integer("dimensions of a sphere", each, 1) for each in spheres]
 
 
-def _rotation(axes: Axes, damping: float, spheres: list[int] | None, seed: int) -> tuple[Tensor, Tensor]:
+def block_norms(variances: Tensor, damping: float, spheres: Sequence[int]) -> list[float]:
+    """The norms of nested blocks of a `Linear` that keeps norms, as root mean squares.
+
+    Args:
+        variances: `(dim,)` variances of the principal axes.
+        damping: damping of the map.
+        spheres: dimensions of the blocks.
+
+    >>> block_norms(torch.tensor([9.0, 7.0, 5.0, 4.0]), 0.0, [2, 2])
+    [0.8, 0.6]
+    """
+    squares = variances ** (1 - 2 * damping)
+    return [float(part.sum().sqrt() / squares.sum().sqrt()) for part in squares.split([*spheres])]
+
+
+def _rotation(axes: Axes, damping: float, spheres: list[int] | None, gain: bool, seed: int) -> tuple[Tensor, Tensor]:
     """The rotation of damped coordinates, `(dim, dim)`, and their norm, as root mean square."""
     squares = axes.variances ** (1 - 2 * damping)
     dim, norm = len(squares), squares.sum().sqrt()
     random = torch.Generator().manual_seed(seed)
     blocks = [
         torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=random))[0]
-        * (part.sum().sqrt() / norm / (width / dim) ** 0.5)
+        * (1.0 if gain else part.sum().sqrt() / norm / (width / dim) ** 0.5)
         for width, part in ((len(part), part) for part in squares.split(spheres or [dim]))
     ]
     return torch.block_diag(*blocks), norm

@@ -9,7 +9,7 @@ import numpy as np
 from catalyzer import scan
 from catalyzer.errors import InvalidInput, integer
 from catalyzer.lattice import GainShapeLattice, GainShapeProduct, ProductLattice, SphericalLattice
-from catalyzer.lattice.counting import MAX_DIM
+from catalyzer.lattice.counting import MAX_DIM, best_radius_sq
 from catalyzer.lattice.gain_shape import BLOCK_GAIN_BITS
 from catalyzer.lattice.product import BLOCK_BITS
 from catalyzer.nn import StraightThrough
@@ -30,6 +30,7 @@ class LatticeQuantizer(Quantizer):
             or if `radius_sq` is given, and otherwise the number of `ProductLattice.for_bits`.
         gain: True codes the norm of a vector in 8 of the bits, see `GainShapeLattice`. "blocks" codes the norms of its blocks
             in 3 bits each, see `GainShapeProduct`. None is False.
+        norms: norms of nested blocks, for gain="blocks"; None is for blocks that are not nested.
 
     Raises:
         InvalidInput: no point has this norm, codes take more than `bits` bits, blocks that do not fit, or another gain.
@@ -55,6 +56,7 @@ class LatticeQuantizer(Quantizer):
         radius_sq: int | None = None,
         blocks: int | Sequence[Sequence[int]] | None = None,
         gain: bool | Literal["blocks"] | None = None,
+        norms: Sequence[float] | None = None,
     ) -> None:
         integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
@@ -63,8 +65,10 @@ class LatticeQuantizer(Quantizer):
             )
         if gain not in (None, False, True, "blocks"):
             raise InvalidInput(f'gain must be True, False or "blocks", got {gain!r}')
+        if norms is not None and gain != "blocks":
+            raise InvalidInput(f'norms are for gain="blocks", and gain is {gain}; leave norms out')
         if gain == "blocks":
-            self._take(GainShapeProduct(_product(dim, bits, radius_sq, blocks)))
+            self._take(GainShapeProduct(_product(dim, bits, radius_sq, blocks, norms is not None), norms))
         else:
             shape = _shape(dim, bits - 8 if gain else bits, radius_sq, blocks)
             self._take(GainShapeLattice(shape) if gain else shape)
@@ -85,6 +89,7 @@ class LatticeQuantizer(Quantizer):
             self.gain = True
         self.dim, self.bits = lattice.dim, lattice.bits
         # What is kept in files says which lattice it is, also where a later version would choose another.
+        self.norms = lattice.norms.tolist() if isinstance(lattice, GainShapeProduct) and lattice.nested else None
         single = len(lattice.spheres) == 1 and not by_blocks
         self.radius_sq = lattice.spheres[0].radius_sq if single else None
         self.blocks = None if single else [[sphere.dim, sphere.radius_sq] for sphere in lattice.spheres]
@@ -131,6 +136,8 @@ class LatticeQuantizer(Quantizer):
         widths = self.spheres if self.gain == "blocks" else (self.dim,)
         starts, shares = np.cumsum([0, *widths[:-1]]), np.array(widths) / self.dim
         gains = np.add.reduceat(x[:, None] * points, starts, axis=2) / shares
+        if isinstance(self.lattice, GainShapeProduct) and self.lattice.nested:
+            gains[:, :, 0] = self.lattice.levels[0, 0]
         return points * np.repeat(gains, widths, axis=2).astype(np.float32)
 
     def encode(self, x: np.ndarray) -> np.ndarray:
@@ -166,10 +173,16 @@ def _shape(
     return lattice if len(lattice.spheres) > 1 else lattice.spheres[0]
 
 
-def _product(dim: int, bits: int, radius_sq: int | None, blocks: int | Sequence[Sequence[int]] | None) -> ProductLattice:
-    """The shape of codes whose blocks have gains."""
+def _product(
+    dim: int, bits: int, radius_sq: int | None, blocks: int | Sequence[Sequence[int]] | None, nested: bool
+) -> ProductLattice:
+    """The shape of codes whose blocks have gains, all of them or, nested, all but the first."""
     if radius_sq is not None:
         return ProductLattice([(dim, radius_sq)])
-    return (
-        ProductLattice(blocks) if isinstance(blocks, Iterable) else ProductLattice.for_bits(dim, bits, blocks, BLOCK_GAIN_BITS)
-    )
+    if isinstance(blocks, Iterable):
+        return ProductLattice(blocks)
+    lattice = ProductLattice.for_bits(dim, bits, blocks, BLOCK_GAIN_BITS)
+    if not nested:
+        return lattice
+    (first, _), *others = lattice.blocks
+    return ProductLattice([(first, best_radius_sq(first, 8 * lattice.spheres[0].code_size)), *others])

@@ -250,9 +250,9 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
         quantizer = build_quantizer(settings.quantizer, d_out)
         given["spheres"] = [*quantizer.spheres] if len(quantizer.spheres) > 1 else None
         given["gain"] = bool(quantizer.gain)
-        if quantizer.gain == "blocks" and settings.catalyzer.get("nested"):
+        if quantizer.gain is True and settings.catalyzer.get("nested"):
             raise InvalidInput(
-                "quantizer.gain=blocks needs blocks of about equal norms, and nested ones differ; use quantizer.gain=false"
+                "quantizer.gain=true is one gain for all blocks, and the norms of nested ones differ; use quantizer.gain=blocks"
             )
     transform = _built("catalyzer", settings.catalyzer, **given)
     quantizer = build_quantizer(settings.quantizer, transform.d_out)

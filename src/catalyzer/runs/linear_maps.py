@@ -11,12 +11,14 @@ from catalyzer.datasets import Benchmark, Split
 from catalyzer.errors import InvalidInput
 from catalyzer.evaluation import neighbours_found
 from catalyzer.nn import Axes, Linear, LinearDecoder
-from catalyzer.runs.build import build_codec
+from catalyzer.nn.linear import block_norms
+from catalyzer.runs.build import build_codec, build_quantizer
 from catalyzer.runs.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DAMPINGS = (0.1, 0.0)  # in the order of preference among equals
+NESTED_DAMPINGS = (0.25, 0.1, 0.0)  # more for nested blocks, whose variances differ
 BASE, QUERIES = 20_000, 1_000  # validation vectors that linear maps are compared by
 COMPARED = 10  # nearest neighbours
 GAINS = {False: "no gain", True: "a gain", "blocks": "a gain for each block"}  # in the order of preference among equals
@@ -26,7 +28,7 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     """The parts of a run with `catalyzer=linear`, with the damping and the gain that find most of the validation vectors.
 
     `catalyzer.damping` and `quantizer.gain` are tried where they are null. A quantizer that learns would have to be fitted for
-    each choice, so it gets the defaults.
+    each choice, so it gets the defaults. Nested blocks with gains are given their norms.
 
     Args:
         settings: settings of the run.
@@ -39,10 +41,14 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     Raises:
         InvalidInput: as for `build_codec`.
     """
-    codec = build_codec(settings, benchmark.dim, d_out)
-    dampings = DAMPINGS if settings.catalyzer.get("damping", 0) is None else (settings.catalyzer.get("damping"),)
-    gains = [*GAINS] if settings.quantizer.get("gain", False) is None else [settings.quantizer.get("gain")]
-    if codec.quantizer.is_learned or len(dampings) * len(gains) == 1:
+    codec, nested = build_codec(settings, benchmark.dim, d_out), bool(settings.catalyzer.get("nested"))
+    dampings, gains = [settings.catalyzer.get("damping", 0)], [settings.quantizer.get("gain", False)]
+    if dampings == [None]:
+        dampings = [*(NESTED_DAMPINGS if nested else DAMPINGS)]
+    if gains == [None]:
+        gains = [gain for gain in GAINS if not (nested and gain is True)]
+    alone = len(dampings) * len(gains) == 1
+    if codec.quantizer.is_learned or (alone and not (nested and gains == ["blocks"])):
         return codec
     axes = Axes.of(benchmark.train, d_out)
     held_out = np.concatenate([benchmark.validation.queries, benchmark.validation.base[:BASE]])
@@ -50,15 +56,20 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     k = min(COMPARED, len(held_out))
     tried: list[tuple[float, Settings]] = []
     for damping, gain in product(dampings, gains):
-        parts = {"catalyzer": {"damping": damping}, "decoder": {"damping": damping}, "quantizer": {"gain": gain}}
-        changed = {group: _changed(getattr(settings, group), arguments) for group, arguments in parts.items()}
-        chosen = settings.model_copy(update=changed)
         try:
+            norms = None
+            if nested and gain == "blocks":
+                spheres = build_quantizer(_changed(settings.quantizer, {"gain": gain}), d_out).spheres
+                norms = block_norms(axes.variances, damping, spheres)
+            of_map, of_codes = {"damping": damping}, {"gain": gain, "norms": norms}
+            parts = {"catalyzer": of_map, "decoder": of_map, "quantizer": of_codes}
+            changed = {group: _changed(getattr(settings, group), arguments) for group, arguments in parts.items()}
+            chosen = settings.model_copy(update=changed)
             codec = build_codec(chosen, benchmark.dim, d_out)
         except InvalidInput:
             if not tried:
                 raise
-            continue  # so few bits that a gain leaves none for the direction, or gains of nested blocks
+            continue  # so few bits that a gain leaves none for the direction
         assert isinstance(codec.transform, Linear)
         codec.transform.take(axes)
         if isinstance(codec.decoder, LinearDecoder):  # by which steps and refine choose codes

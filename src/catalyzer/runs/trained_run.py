@@ -29,8 +29,8 @@ from catalyzer.metric import L2, Metric
 from catalyzer.neighbors import engine
 from catalyzer.nn import Identity, Linear, Transform, load_part
 from catalyzer.parts import Trust, describe
-from catalyzer.quantizers import Quantizer
-from catalyzer.runs.build import build_baselines, build_quantizer, check_trust, load_dataset
+from catalyzer.quantizers import LatticeQuantizer, Quantizer
+from catalyzer.runs.build import build_baselines, build_quantizer, check_trust, class_of, load_dataset
 from catalyzer.runs.checks import rehearse
 from catalyzer.runs.figures import draw_recall
 from catalyzer.runs.results import print_table
@@ -106,6 +106,11 @@ class TrainedRun:
         part, transform = settings.quantizer, self.codec.transform
         if part == self.settings.quantizer:
             return self.codec.quantizer
+        if isinstance(transform, Linear) and transform.nested and issubclass(class_of("quantizer", part), LatticeQuantizer):
+            raise InvalidInput(
+                "the blocks of a nested linear map are those of its own lattice; leave the quantizer's settings out, or train "
+                "with catalyzer.nested=false"
+            )
         if isinstance(transform, Linear) and transform.gain and part.get("gain", False) is None:
             part = part | {"gain": self.codec.quantizer.gain}
         return build_quantizer(part, transform.d_out)

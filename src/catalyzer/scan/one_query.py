@@ -203,7 +203,7 @@ def _layout(lattice: Lattice) -> _Layout:
     at, shift, levels = sizes * 0, 8, np.ones((len(spheres), 1), np.float32)  # no bits of a byte
     if isinstance(lattice, GainShapeProduct):
         firsts, at, shift, levels = lattice.firsts, lattice.ends, 8 - BLOCK_GAIN_BITS, lattice.levels
-        bits = bits - BLOCK_GAIN_BITS * (at < firsts + sizes)
+        bits = bits - lattice.gain_bits * (at < firsts + sizes)
     elif isinstance(lattice, GainShapeLattice):
         at, shift, levels = sizes * 0 + lattice.code_size - 1, 0, np.tile(GAINS, (len(spheres), 1))
     return _Layout(
