@@ -1,6 +1,7 @@
 """The choice of a linear map if the settings leave it open: its damping, and whether codes have a gain."""
 
 import logging
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -28,7 +29,8 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     """The parts of a run with `catalyzer=linear`, with the damping and the gain that find most of the validation vectors.
 
     `catalyzer.damping` and `quantizer.gain` are tried where they are null. A quantizer that learns would have to be fitted for
-    each choice, so it gets the defaults. Nested blocks with gains are given their norms.
+    each choice, so it gets the defaults. Nested codes are compared by the mean of all their first blocks, and their blocks are
+    given their norms if they have gains.
 
     Args:
         settings: settings of the run.
@@ -74,7 +76,10 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
         codec.transform.take(axes)
         if isinstance(codec.decoder, LinearDecoder):  # by which steps and refine choose codes
             codec.decoder.take(axes)
-        share = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, k).mean())
+        # Of nested codes, the first blocks count as well.
+        compared = [replace(codec, blocks=blocks + 1) for blocks in range(len(codec.quantizer.spheres))] if nested else [codec]
+        found = [neighbours_found(each, split.base, split.queries, split.ground_truth, k) for each in compared]
+        share = float(np.mean(found))
         log.info("damping %s, %s: %.1f%% of the %d nearest", damping, GAINS[gain], 100 * share, k)
         tried.append((share, chosen))
     return build_codec(max(tried, key=lambda each: each[0])[1], benchmark.dim, d_out)
