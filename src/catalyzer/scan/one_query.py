@@ -10,6 +10,7 @@ nearest neighbor search" (SIGMOD 2023), do so for vectors without codes.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from catalyzer.progress import progress
 from catalyzer.scan.searching import BLOCK_CODES, Lattice, amplify, augmented_queries, blocks_of, has_gains
 
 DEVIATIONS = 4.5  # standard ones; beyond it are 3 in a million of a normal distribution
-PROMISING = 1 << 8  # codes with large sums in the first block, whose distances give a limit for the others
+PROMISING = 1 << 6  # codes with large sums in the first block, whose distances give a limit for the others
 
 
 def search_blocks(
@@ -116,28 +117,25 @@ class _Plan:
         measure_queries(query[None], squares, np.empty(1))
         self.square = float(squares[0])
         (self.augmented,), _, self.ends, self.radii = augmented_queries(lattice, query[None])
-        parts = []
-        for (sphere, column, _), radius in zip(blocks_of(lattice), self.radii.tolist(), strict=False):
+        blocks, shares = [*blocks_of(lattice)], [sphere.dim / lattice.dim for sphere in lattice.spheres]
+        halves = np.add.reduceat(query.astype(np.float64) ** 2, _halves(lattice)).reshape(-1, 2).tolist()
+        energies = [first + second for first, second in halves]
+        order = sorted(range(len(blocks)), key=lambda block: -energies[block] * shares[block])
+        self.stages, before, whole = [], 0.0, sum(energies) or 1.0
+        for place, block in enumerate(order):
+            (sphere, column, _), radius = blocks[block], float(self.radii[block])
             leaves = np.empty((sphere.tables.leaves, 4), np.float32)
             rest = np.empty((sphere.tables.leaves, sphere.radius_sq + 1), np.float32)
             prepare_query(query[column : column + sphere.dim], sphere.tables, np.float32(1 / radius), leaves, rest)
-            middle = (sphere.tables.leaves + 1) // 2
-            squared = np.einsum("ti,ti->t", leaves, leaves, dtype=np.float64) * radius**2
             # Of a point with the block's norm.
-            rest = rest[middle - 1] * np.float32(0 if rotated else sphere.radius_sq**0.5 / radius)
-            parts.append((sphere, leaves, rest, squared[:middle].sum(), squared.sum()))
-        energies, shares = np.array([part[-1] for part in parts]), np.array([part[0].dim for part in parts]) / lattice.dim
-        order = np.argsort(-energies * shares, kind="stable")
-        self.stages, before, whole = [], 0.0, energies.sum() or 1.0
-        for place, block in enumerate(order.tolist()):
-            sphere, leaves, rest, half, own = parts[block]
+            behind_middle = rest[_middle(sphere) - 1] * np.float32(0 if rotated else sphere.radius_sq**0.5 / radius)
             later = order[place + 1 :]
             # Where blocks have gains of their own, the later ones may have all of the norm.
-            share = 1.0 if isinstance(lattice, GainShapeProduct) else shares[later].sum()
-            behind = (energies[later].sum() * share) ** 0.5
-            at_end = 1.0 if place + 1 == len(order) else min(1.0, (before + own) / whole)
-            self.stages.append(_Stage(block, sphere, leaves, rest, min(1.0, (before + half) / whole), at_end, behind))
-            before += own
+            share = 1.0 if isinstance(lattice, GainShapeProduct) else sum(shares[each] for each in later)
+            behind = (sum(energies[each] for each in later) * share) ** 0.5
+            in_middle, at_end = min(1.0, (before + halves[block][0]) / whole), min(1.0, (before + energies[block]) / whole)
+            self.stages.append(_Stage(block, sphere, leaves, behind_middle, in_middle, at_end if later else 1.0, behind))
+            before += energies[block]
 
     def limits(self, stage: _Stage, norms: np.ndarray, farthest: float) -> tuple[np.ndarray, np.ndarray]:
         """What the sums of codes must reach in the middle of a stage's block and at its end, `(n,)` float32 each.
@@ -178,6 +176,19 @@ class _Plan:
         return exact_distances(self.augmented, points, self.ends, self.radii, self.square)
 
 
+def _middle(sphere: SphericalLattice) -> int:
+    """How many leaves are in the first half of a block."""
+    return (sphere.tables.leaves + 1) // 2
+
+
+@lru_cache(maxsize=16)
+def _halves(lattice: Lattice) -> np.ndarray:
+    """The first coordinate of each half of each block."""
+    return np.array(
+        [[column, column + _middle(sphere) * sphere.tables.width] for sphere, column, _ in blocks_of(lattice)]
+    ).ravel()
+
+
 class _Layout(NamedTuple):
     """Where the parts of a product's codes are, for each block; see `catalyzer.scan.kernels.measure_codes`.
 
@@ -196,6 +207,7 @@ class _Layout(NamedTuple):
     shares: np.ndarray
 
 
+@lru_cache(maxsize=16)  # a query in few codes would spend some of its time here
 def _layout(lattice: Lattice) -> _Layout:
     spheres = lattice.spheres
     sizes = np.array([sphere.code_size for sphere in spheres])
