@@ -122,8 +122,13 @@ def test_refusals() -> None:
         (lambda: PRODUCTS[0].check_codes(np.full((2, 24), 255, np.uint8), 5), "row 5 holds the code"),
         (lambda: PRODUCTS[1].check_codes(np.ones((2, 9), np.uint8), 5), "row 5 holds no code: bits are set that no code uses"),
         (lambda: PRODUCTS[0].first(2), "are no codes themselves; fit with catalyzer.nested=true"),
-        (lambda: GainShapeProduct(NESTED.shape, [1, 2]), r"norms must be a positive number for each of 3 blocks, got \[1, 2\]"),
-        (lambda: GainShapeProduct(NESTED.shape, [1, 2, np.nan]), "norms must be a positive number for each of 3 blocks"),
+        (
+            lambda: GainShapeProduct(NESTED.shape, [1, 2]),
+            r"norms must be a number from 1e-06 to 1000000 for each of 3 blocks, got \[1, 2\]",
+        ),
+        (lambda: GainShapeProduct(NESTED.shape, [1, 2, np.nan]), "norms must be a number from"),
+        (lambda: GainShapeProduct(NESTED.shape, [1, 2, "a"]), "norms must be a number from"),  # type: ignore[list-item]
+        (lambda: GainShapeProduct(NESTED.shape, [1e300] * 3), "norms must be a number from"),
         (lambda: LatticeQuantizer(80, 128, norms=[1, 1]), 'norms are for gain="blocks", and gain is None'),
     ]:
         with pytest.raises(InvalidInput, match=message):

@@ -41,9 +41,41 @@ def test_finds_what_the_exact_search_finds(lattice: Lattice, random: np.random.G
     assert missing <= 1  # of 1,000
 
 
+@pytest.mark.parametrize(
+    "lattice", [ProductLattice([(16, 139)] * 4), GainShapeProduct(ProductLattice([(16, 97)] * 4))], ids=repr
+)
+def test_norms_of_blocks_that_differ_much_lose_nothing(lattice: Lattice, random: np.random.Generator) -> None:
+    # Few dimensions, rotated: the norms of a query's blocks are far from those that the lattice gives to points.
+    turned = np.linalg.qr(random.normal(size=(64, 64)))[0][:4]
+    x = (random.normal(size=(100_000, 4)) @ turned / 2).astype(np.float32)
+    codes, queries = lattice.encode(x), x[-30:]
+    _, ids = scan.search(lattice, queries, codes, k=10)
+    for query, expected in zip(queries, ids, strict=True):
+        np.testing.assert_array_equal(scan.search(lattice, query[None], codes, k=10, rotated=True)[1][0], expected)
+
+
+UNEVEN: list[Lattice] = [
+    GainShapeLattice(ProductLattice([(20, 86), (24, 79)])),  # 7, 8 and 1 bytes
+    GainShapeProduct(ProductLattice([(24, 79), (20, 68)])),  # 9 and 7 bytes
+    GainShapeProduct(ProductLattice([(20, 68), (24, 79)]), norms=[0.8, 0.6]),
+]
+
+
+@pytest.mark.parametrize("rotated_", [False, True])
+@pytest.mark.parametrize("lattice", UNEVEN, ids=repr)
+def test_blocks_of_unequal_bytes(lattice: Lattice, rotated_: bool, random: np.random.Generator) -> None:
+    x = (random.normal(size=(1000, lattice.dim)) / lattice.dim**0.5).astype(np.float32)
+    codes = lattice.encode(x)
+    assert codes.shape[1] % 8 == 0
+    _, expected = scan.search(lattice, x[:20], codes, k=5)
+    for query, ids in zip(x[:20], expected, strict=True):
+        np.testing.assert_array_equal(scan.search(lattice, query[None], codes, k=5, rotated=rotated_)[1][0], ids)
+
+
 def test_limits_are_what_random_directions_reach(random: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one_query, "DEVIATIONS", 1.0)
     query = random.normal(size=120).astype(np.float32) * np.arange(1, 121, dtype=np.float32) ** -0.3
+    query = (query.reshape(3, 40) / np.linalg.norm(query.reshape(3, 40), axis=1, keepdims=True)).ravel()  # equal blocks
     plan = one_query._Plan(PRODUCT, query, rotated=True)
     stage = plan.stages[0]
     # Directions of norm 1 with the same dot product, and so the same distance.

@@ -20,6 +20,7 @@ STEPS = 8  # of an octave; half of one moves a gain by 4.4%, which is small comp
 GAINS = (2.0 ** ((np.arange(256) - 128) / STEPS)).astype(np.float32)
 LIMITS = (2.0 ** ((np.arange(255) - 127.5) / STEPS)).astype(np.float32)  # between one gain and the next
 BLOCK_GAIN_BITS = 3
+MIN_NORM = 1e-6  # of a nested block; in single precision its square is far from zero
 
 
 class GainShapeLattice:
@@ -123,7 +124,7 @@ class GainShapeProduct:
         levels: `(blocks, 8)` float32, by which a gain of 0 to 7 multiplies the block of the shape's point.
 
     Raises:
-        InvalidInput: norms that are not a positive number for each block.
+        InvalidInput: norms that are not a number from 10⁻⁶ to 10⁶ for each block.
 
     >>> lattice = GainShapeProduct(ProductLattice([(28, 42)] * 2))
     >>> y = np.random.default_rng(0).normal(size=(1000, 56)).astype(np.float32) / 56**0.5
@@ -135,9 +136,14 @@ class GainShapeProduct:
     def __init__(self, shape: ProductLattice, norms: Sequence[float] | None = None) -> None:
         self.shape, self.nested, blocks = shape, norms is not None, len(shape.spheres)
         of_shape = np.sqrt([sphere.dim / shape.dim for sphere in shape.spheres])
-        self.norms = of_shape if norms is None else np.array(norms, np.float64)
-        if self.norms.shape != (blocks,) or not (np.isfinite(self.norms) & (self.norms > 0)).all():
-            raise InvalidInput(f"norms must be a positive number for each of {blocks} blocks, got {norms}")
+        try:
+            self.norms = of_shape if norms is None else np.array([*norms], np.float64)
+        except (TypeError, ValueError):
+            self.norms = np.empty(0)
+        if self.norms.shape != (blocks,) or not ((self.norms > MIN_NORM) & (self.norms < 1 / MIN_NORM)).all():
+            raise InvalidInput(
+                f"norms must be a number from {MIN_NORM} to {1 / MIN_NORM:.0f} for each of {blocks} blocks, got {norms}"
+            )
         self.gain_bits = np.full(blocks, BLOCK_GAIN_BITS)
         self.gain_bits[: self.nested] = 0
         gain_bits = int(self.gain_bits.sum())

@@ -185,4 +185,5 @@ def _product(
     if not nested:
         return lattice
     (first, _), *others = lattice.blocks
-    return ProductLattice([(first, best_radius_sq(first, 8 * lattice.spheres[0].code_size)), *others])
+    left = bits - sum(sphere.bits + BLOCK_GAIN_BITS for sphere in lattice.spheres[1:])
+    return ProductLattice([(first, best_radius_sq(first, min(left, 8 * lattice.spheres[0].code_size))), *others])

@@ -250,6 +250,8 @@ def build_codec(settings: Settings, d_in: int, d_out: int) -> Codec:
         quantizer = build_quantizer(settings.quantizer, d_out)
         given["spheres"] = [*quantizer.spheres] if len(quantizer.spheres) > 1 else None
         given["gain"] = bool(quantizer.gain)
+        if settings.quantizer.get("norms") is not None and not settings.catalyzer.get("nested"):
+            raise InvalidInput("quantizer.norms are those of nested blocks; leave them out, or use catalyzer.nested=true")
         if quantizer.gain is True and settings.catalyzer.get("nested"):
             raise InvalidInput(
                 "quantizer.gain=true is one gain for all blocks, and the norms of nested ones differ; use quantizer.gain=blocks"

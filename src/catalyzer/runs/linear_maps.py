@@ -19,7 +19,7 @@ from catalyzer.runs.settings import Settings
 log = logging.getLogger(__name__)
 
 DAMPINGS = (0.1, 0.0)  # in the order of preference among equals
-NESTED_DAMPINGS = (0.25, 0.1, 0.0)  # more for nested blocks, whose variances differ
+NESTED_DAMPINGS = (0.25, 0.0)  # more for nested blocks, whose variances differ
 BASE, QUERIES = 20_000, 1_000  # validation vectors that linear maps are compared by
 COMPARED = 10  # nearest neighbours
 GAINS = {False: "no gain", True: "a gain", "blocks": "a gain for each block"}  # in the order of preference among equals
@@ -59,8 +59,8 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
     tried: list[tuple[float, Settings]] = []
     for damping, gain in product(dampings, gains):
         try:
-            norms = None
-            if nested and gain == "blocks":
+            norms = settings.quantizer.get("norms")
+            if norms is None and nested and gain == "blocks":
                 spheres = build_quantizer(_changed(settings.quantizer, {"gain": gain}), d_out).spheres
                 norms = block_norms(axes.variances, damping, spheres)
             of_map, of_codes = {"damping": damping}, {"gain": gain, "norms": norms}

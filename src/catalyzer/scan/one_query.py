@@ -120,8 +120,12 @@ class _Plan:
         blocks, shares = [*blocks_of(lattice)], [sphere.dim / lattice.dim for sphere in lattice.spheres]
         halves = np.add.reduceat(query.astype(np.float64) ** 2, _halves(lattice)).reshape(-1, 2).tolist()
         energies = [first + second for first, second in halves]
-        order = sorted(range(len(blocks)), key=lambda block: -energies[block] * shares[block])
+        most = [(energy * share) ** 0.5 for energy, share in zip(energies, shares, strict=True)]
+        order = sorted(range(len(blocks)), key=lambda block: -most[block])
         self.stages, before, whole = [], 0.0, sum(energies) or 1.0
+        # A block of a point has the norm of the lattice, or one near it, and not that of the query. A point in the query's
+        # direction then has the share most[b] / sum(most) of the dot product in block b; the smaller share is the limit.
+        fixed_before, fixed = 0.0, sum(most) or 1.0
         for place, block in enumerate(order):
             (sphere, column, _), radius = blocks[block], float(self.radii[block])
             leaves = np.empty((sphere.tables.leaves, 4), np.float32)
@@ -133,7 +137,10 @@ class _Plan:
             # Where blocks have gains of their own, the later ones may have all of the norm.
             share = 1.0 if isinstance(lattice, GainShapeProduct) else sum(shares[each] for each in later)
             behind = (sum(energies[each] for each in later) * share) ** 0.5
-            in_middle, at_end = min(1.0, (before + halves[block][0]) / whole), min(1.0, (before + energies[block]) / whole)
+            half = halves[block][0] / (energies[block] or 1.0) * most[block]
+            in_middle = min(1.0, (before + halves[block][0]) / whole, (fixed_before + half) / fixed)
+            fixed_before += most[block]
+            at_end = min(1.0, (before + energies[block]) / whole, fixed_before / fixed)
             self.stages.append(_Stage(block, sphere, leaves, behind_middle, in_middle, at_end if later else 1.0, behind))
             before += energies[block]
 
@@ -153,7 +160,9 @@ class _Plan:
         if not self.rotated:
             limit = least - np.float32(stage.behind) * np.sqrt(norms)
             return limit, limit
-        spread = np.sqrt(np.maximum(np.float32(self.square) * norms - least * least, 0) / np.float32(dim - 1))
+        # Larger dot products than the least have a larger mean, and a smaller variance unless they are negative.
+        spread = np.maximum(np.float32(self.square) * norms - np.maximum(least, 0) ** 2, 0)
+        spread = np.sqrt(spread / np.float32(dim - 1))
         in_middle, at_end = (
             np.float32(share) * least - np.float32(DEVIATIONS * (share * (1 - share)) ** 0.5) * spread
             for share in (stage.in_middle, stage.at_end)
@@ -235,7 +244,7 @@ class _Part:
 
     def __init__(self, layout: _Layout, codes: np.ndarray) -> None:
         self.layout, self.codes, self.norms = layout, codes, np.empty(len(codes), np.float32)
-        if codes.shape[1] == 8 * len(layout.sizes) and codes.flags.c_contiguous:
+        if (layout.sizes == 8).all() and codes.shape[1] == 8 * len(layout.sizes) and codes.flags.c_contiguous:
             self.words = codes.view("<u8")
             if self.words.flags.aligned:
                 return
