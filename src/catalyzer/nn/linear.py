@@ -230,11 +230,11 @@ def block_norms(variances: Tensor, damping: float, spheres: Sequence[int]) -> li
     """The norms of nested blocks of a `Linear` that keeps norms, as root mean squares.
 
     Args:
-        variances: `(dim,)` variances of the principal axes.
+        variances: `(dim,)` float64 variances of the principal axes.
         damping: damping of the map.
         spheres: dimensions of the blocks.
 
-    >>> block_norms(torch.tensor([9.0, 7.0, 5.0, 4.0]), 0.0, [2, 2])
+    >>> block_norms(torch.tensor([9.0, 7.0, 5.0, 4.0], dtype=torch.float64), 0.0, [2, 2])
     [0.8, 0.6]
     """
     squares = variances ** (1 - 2 * damping)
