@@ -18,7 +18,7 @@ import numpy as np
 from catalyzer.lattice import GainShapeLattice, GainShapeProduct, SphericalLattice
 from catalyzer.lattice.gain_shape import BLOCK_GAIN_BITS, GAINS
 from catalyzer.progress import progress
-from catalyzer.scan.searching import BLOCK_CODES, Lattice, amplify, augmented_queries, blocks_of, has_gains
+from catalyzer.scan.searching import BLOCK_CODES, Lattice, amplify, augmented_queries, blocks_of, has_gains, measured
 
 DEVIATIONS = 4.5  # standard ones; beyond it are 3 in a million of a normal distribution
 PROMISING = 1 << 6  # codes with large sums in the first block, whose distances give a limit for the others
@@ -111,11 +111,9 @@ class _Plan:
     """What a query asks of codes: the blocks, those first that can add the most, and the limits of their sums."""
 
     def __init__(self, lattice: Lattice, query: np.ndarray, rotated: bool) -> None:
-        from catalyzer.scan.kernels import measure_queries, prepare_query
+        from catalyzer.scan.kernels import prepare_query
 
-        self.lattice, self.rotated, squares = lattice, rotated, np.empty(1)
-        measure_queries(query[None], squares, np.empty(1))
-        self.square = float(squares[0])
+        self.lattice, self.rotated, self.square = lattice, rotated, float(measured(query[None])[0][0])
         (self.augmented,), _, self.ends, self.radii = augmented_queries(lattice, query[None])
         blocks, shares = [*blocks_of(lattice)], [sphere.dim / lattice.dim for sphere in lattice.spheres]
         halves = np.add.reduceat(query.astype(np.float64) ** 2, _halves(lattice)).reshape(-1, 2).tolist()

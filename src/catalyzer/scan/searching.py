@@ -147,7 +147,7 @@ def search_lists(
     firsts = offsets[lists] + SCAN_TILE * (np.arange(len(lists)) - np.repeat(np.cumsum(tiles_of) - tiles_of, tiles_of))
     sizes = np.minimum(SCAN_TILE, offsets[lists + 1] - firsts)
 
-    (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
+    (distances, ids), (squares, slacks) = _heaps(queries, k), measured(queries)
     augmented, scaled, ends, radii = augmented_queries(lattice, queries)
     block = BLOCK_CODES // SCAN_TILE
     tiles = np.zeros((min(block, len(lists)), scaled.shape[1], SCAN_TILE), np.float32)
@@ -187,7 +187,7 @@ def _search_runs(
     tables, r = lattice.tables, lattice.radius_sq**0.5
     leaves, rest = np.empty((tables.leaves, 4), np.float32), np.empty((tables.leaves, lattice.radius_sq + 1), np.float32)
     prepare_query(query[0], tables, np.float32(1 / r), leaves, rest)
-    (square,), (slack,) = _measured(query)
+    (square,), (slack,) = measured(query)
     distances, ids = np.full((1, k), np.inf), np.full((1, k), -1)
     points = lattice.numbering.points.reshape(-1, 4)
     refused = scan_runs(
@@ -310,7 +310,7 @@ def _splits_blocks(lattice: Lattice) -> bool:
     return all(_splits(sphere) for sphere in lattice.spheres)
 
 
-def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Squared norms of the queries, and what single precision may be off by in their dot products with points; float64."""
     from catalyzer.scan.kernels import measure_queries
 
@@ -320,7 +320,7 @@ def _measured(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _slacks(queries: np.ndarray, squares: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """`_measured`'s second for points times gains."""
+    """`measured`'s second for points times gains."""
     largest = float(gains.max(initial=1))
     return (queries.shape[1] + 17) * 2.0**-23 * (np.sqrt(squares) * largest + largest**2 + 1)
 
@@ -330,7 +330,7 @@ def _search_many(
 ) -> tuple[np.ndarray, np.ndarray]:
     from catalyzer.scan.kernels import SCAN_TILE, decode_columns, scan_many, sort_heaps
 
-    (distances, ids), (squares, slacks) = _heaps(queries, k), _measured(queries)
+    (distances, ids), (squares, slacks) = _heaps(queries, k), measured(queries)
     augmented, scaled, ends, radii = augmented_queries(lattice, queries)
     columns = np.zeros((scaled.shape[1], -(-min(BLOCK_CODES, len(codes)) // SCAN_TILE) * SCAN_TILE), np.float32)
     task_size = _task_size(len(queries))
@@ -415,7 +415,7 @@ def _search_one(
     products = np.empty((len(leaves), len(points)), np.float32)
     leaf_products(leaves * scale, points, products)
     rest = (left[:, None] * np.sqrt(np.arange(lattice.radius_sq + 1) / lattice.radius_sq)).astype(np.float32)
-    (square,), (slack,) = _measured(query[None])
+    (square,), (slack,) = measured(query[None])
 
     distances, ids, ends = np.full(k, np.inf), np.full(k, -1), _ends(lattice)
     first, size = 0, max(FIRST_ROUND_CODES, k)
