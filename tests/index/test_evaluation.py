@@ -53,8 +53,8 @@ def test_truth_is_that_of_the_metric(metric: MetricName) -> None:
 
 
 def test_the_cheapest_is_above_the_wanted_recall_by_two_errors() -> None:
-    rows = [Measured(0, 4, 0.3, 0.89, 0.5, 100.0, 9.0), Measured(0, 8, 0.3, 0.93, 0.5, 300.0, 10.0)]
-    rows += [Measured(50, 4, 0.4, 0.94, 0.5, 250.0, 30.0), Measured(50, 8, 0.4, 0.905, 0.5, 50.0, 5.0)]
+    rows = [Measured(0, 4, 0, 0.3, 0.89, 0.5, 100.0, 9.0), Measured(0, 8, 0, 0.3, 0.93, 0.5, 300.0, 10.0)]
+    rows += [Measured(50, 4, 0, 0.4, 0.94, 0.5, 250.0, 30.0), Measured(50, 8, 0, 0.4, 0.905, 0.5, 50.0, 5.0)]
     found = Evaluation(10, 1000, 5000, 8, rows)
     assert found.cheapest(0.9) == rows[2]
     assert found.cheapest(0.9, "together") == rows[1]
@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> 
         ({"base": BASE, "rerank": [-1]}, "rerank must be an integer"),
         ({"base": BASE, "k": 901}, "k must be an integer between 1 and 900"),
         ({"base": BASE, "rerank": []}, r"rerank must be a list of at least one number, got \[\]"),
+        ({"base": BASE, "blocks": []}, r"blocks must be a list of at least one number, got \[\]"),
         ({"base": BASE, "nprobe": 4}, "nprobe must be a list of at least one number, got 4"),
         (
             {"truth": np.full((60, 10), 10**9)},

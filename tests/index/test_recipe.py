@@ -2,6 +2,7 @@
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,19 @@ def test_nested_codes_are_searched_by_their_first_blocks(gain: str, tmp_path: Pa
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # reranked by whole codes, in the same order
     for ours, theirs in zip(nested.search(queries[0], blocks=1), nested.search(queries, blocks=1), strict=True):
         np.testing.assert_array_equal(ours, theirs[0])  # alone as among others
-    with pytest.raises(InvalidInput, match="blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"):
-        nested.search(queries, blocks=4)
+    measured = nested.evaluate(queries, x, blocks=[1, 3])
+    assert [(row.rerank, row.blocks) for row in measured.rows] == [
+        (n, blocks) for n in (0, 20, 50, 100, 500) for blocks in (1, 3)
+    ]
+    for row in measured.rows:
+        assert row.overlap == pytest.approx(found(nested, blocks=row.blocks, rerank=row.rerank) / 10)
+    assert str(measured.rows[2]) == "rerank=20, blocks=1"
+    measured.draw(tmp_path / "blocks.png")
+    for search in (nested.search, partial(nested.evaluate, base=x)):
+        with pytest.raises(
+            InvalidInput, match="blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"
+        ):
+            search(queries, blocks=4 if search == nested.search else [4])
 
 
 @pytest.mark.parametrize("ivf", [0, 8])

@@ -226,7 +226,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("queries", metavar="QUERIES", help="file of vectors")
     search.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     how = search.add_argument_group("accuracy and speed")
-    how.add_argument("--rerank", type=int, help="candidates to decode and rerank (default: ten times k, from 50 to 500)")
+    how.add_argument(
+        "--rerank",
+        type=int,
+        help="candidates to rerank (default: ten times k, from 50 to 500; 0 for a linear map that scans all blocks)",
+    )
     how.add_argument("--nprobe", type=int, help="inverted lists to scan per query (default: 16)")
     how.add_argument("--blocks", type=int, help="scan only the first blocks of codes, and rerank by full codes (default: all)")
     how.add_argument("--threads", type=int, help="largest number of threads (default: all)")
@@ -250,9 +254,10 @@ def _parser() -> argparse.ArgumentParser:
         "--rerank",
         type=int,
         nargs="+",
-        help="numbers of candidates to try (default: 0 20 50 100 500, or 0 without a trained decoder)",
+        help="numbers of candidates to try (default: 0 20 50 100 500, or 0 for a linear map that scans all blocks)",
     )
     grid.add_argument("--nprobe", type=int, nargs="+", help="numbers of lists to try (default: 2 4 8 ... 128)")
+    grid.add_argument("--blocks", type=int, nargs="+", help="numbers of first blocks to scan (default: all blocks)")
     grid.add_argument("--threads", type=int, help="largest number of threads (default: all)")
     shown = evaluate.add_argument_group("output")
     shown.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
@@ -440,7 +445,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.figure is not None:
         figure_format(options.figure)
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
-    grid = {"rerank": options.rerank, "nprobe": options.nprobe}
+    grid = {"rerank": options.rerank, "nprobe": options.nprobe, "blocks": options.blocks}
     found = index.evaluate(
         options.queries, options.base, truth=options.truth, ids=options.ids, k=options.k, threads=options.threads, **grid
     )

@@ -18,7 +18,7 @@ from catalyzer.files.paths import expanded
 from catalyzer.files.vectors import BLOCK, Vectors
 from catalyzer.index import file as index_file
 from catalyzer.index.contents import Contents, Validation
-from catalyzer.index.evaluation import Evaluation, evaluate
+from catalyzer.index.evaluation import Evaluation, Setting, evaluate
 from catalyzer.index.ids import IdSource, as_ids, check_new, distinct_ids, ids_for, rows_of
 from catalyzer.index.lists import InvertedLists, check_learn, check_quantizer
 from catalyzer.index.pretrained import path_of
@@ -454,7 +454,8 @@ class CatalyzerIndex:
             `D` `(nq, k)` float32 and `I` `(nq, k)` int64 ids, best first. If the index, its lists or the allowed ids have fewer
             than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf. For "l2", `D` are squared distances
             as `Codec.search` defines them. For "cosine" and "ip" they are similarities to the decoded vectors. With rerank=0,
-            or with blocks and a linear map, they compare points on the sphere, for "ip" by their cosine. Codes with a gain have
+            or with blocks and a linear map, they compare points on the sphere, for "ip" by their cosine. With rerank=0 and
+            blocks, `D` compares the first blocks alone. Codes with a gain have
             points of any norm: there the score is 1 - d / 2 of the squared distance d, in units of the mean square norm. It
             orders results, but is not a cosine.
 
@@ -529,6 +530,7 @@ class CatalyzerIndex:
         k: int = 10,
         rerank: Sequence[int] | None = None,
         nprobe: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
         threads: int | None = None,
     ) -> Evaluation:
         """Measure recall against exact search, and time, over a grid of settings.
@@ -539,8 +541,9 @@ class CatalyzerIndex:
             truth: instead of a base, the `(nq, at least k)` ids of the true neighbours, nearest first.
             ids: ids of the rows of `base`; by default 0 to n - 1, as in `add`.
             k: neighbours per query.
-            rerank: numbers of candidates to try; by default 0, and with a trained decoder 20 to 500.
+            rerank: numbers of candidates to try; by default 0 and, with a trained decoder or with blocks, 20 to 500.
             nprobe: numbers of lists to try; by default the powers of two from 2 to 128.
+            blocks: numbers of first blocks to scan; by default all blocks are scanned.
             threads: as for `search`.
 
         Returns:
@@ -552,11 +555,13 @@ class CatalyzerIndex:
         """
         contents = self._trained()
 
-        def search(x: np.ndarray, rerank: int, nprobe: int | None) -> np.ndarray:
+        def search(x: np.ndarray, setting: Setting) -> np.ndarray:
+            rerank, nprobe, blocks = setting
             with limited(threads):
-                return Search.of(contents, k, rerank, nprobe, None, None, _COMPUTING).nearest(x, k)[1]
+                return Search.of(contents, k, rerank, nprobe, None, None, _COMPUTING, blocks).nearest(x, k)[1]
 
-        return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, rerank=rerank, nprobe=nprobe)
+        grid = {"rerank": rerank, "nprobe": nprobe, "blocks": blocks}
+        return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, **grid)
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
         """Decode the codes of `(n,)` ids to `(n, d)` float32 vectors; for "cosine" of norm 1.

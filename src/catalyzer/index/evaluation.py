@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,6 +40,7 @@ class Measured:
     Attributes:
         rerank: number of candidates that were reranked.
         nprobe: number of lists that were scanned; 0 for an index without lists.
+        blocks: number of blocks of each code that were scanned, from the first; 0 for all.
         recall_at_1: share of queries whose true nearest neighbour came first.
         recall_at_k: share of queries whose true nearest neighbour was among the first k.
         overlap: share of the k true nearest neighbours that were among the k found ("k-recall@k").
@@ -48,6 +50,7 @@ class Measured:
 
     rerank: int
     nprobe: int
+    blocks: int
     recall_at_1: float
     recall_at_k: float
     overlap: float
@@ -55,7 +58,8 @@ class Measured:
     together: float
 
     def __str__(self) -> str:
-        return f"rerank={self.rerank}" + (f", nprobe={self.nprobe}" if self.nprobe else "")
+        others = {"nprobe": self.nprobe, "blocks": self.blocks}
+        return f"rerank={self.rerank}" + "".join(f", {name}={value}" for name, value in others.items() if value)
 
 
 @dataclass(frozen=True)
@@ -116,30 +120,29 @@ class Evaluation:
 
         title = f"{self.vectors:,} vectors in {self.code_size} bytes each and 8 for an id, {self.queries:,} queries"
         table = Table(title=title, title_justify="left")
-        lists = any(row.nprobe for row in self.rows)
-        settings = ["rerank", *(["nprobe"] if lists else [])]
+        settings = ["rerank", *(name for name in ("nprobe", "blocks") if any(getattr(row, name) for row in self.rows))]
         found = ["R@1", *([f"R@{self.k}", f"{self.k} of {self.k}"] if self.k > 1 else [])]
         for name in (*settings, *found, "alone, µs", "at once, µs"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
             shares = [f"{100 * share:.1f}" for share in (row.recall_at_1, row.recall_at_k, row.overlap)]
             times = (f"{row.alone:,.0f}", f"{row.together:,.0f}")
-            table.add_row(str(row.rerank), *([str(row.nprobe)] if lists else []), *shares[: len(found)], *times)
+            table.add_row(*(str(getattr(row, name)) for name in settings), *shares[: len(found)], *times)
         return table
 
     @styled()
     def figure(self) -> "Figure":
-        """Recall@k against time, one line for each number of candidates."""
+        """Recall@k against time, one line for each number of candidates and blocks."""
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         figure = Figure(figsize=(6.6, 3.6))
         sides = figure.subplots(1, 2, sharey=True)
         for side, what, title in zip(sides, ("alone", "together"), ("one query at a time", "all queries at once"), strict=True):
-            for rerank in dict.fromkeys(row.rerank for row in self.rows):
-                rows = [row for row in self.rows if row.rerank == rerank]
+            for line in dict.fromkeys((row.rerank, row.blocks) for row in self.rows):
+                rows = [row for row in self.rows if (row.rerank, row.blocks) == line]
                 points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
-                side.plot(*zip(*points, strict=True), marker="o", label=f"rerank={rerank}")
+                side.plot(*zip(*points, strict=True), marker="o", label=str(replace(rows[0], nprobe=0)))
             side.set(xscale="log", xlabel="µs per query", title=title)
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -168,8 +171,11 @@ def figure_format(path: Path) -> str:
     return kind
 
 
-Search = Callable[[np.ndarray, int, int | None], np.ndarray]
-"""`(nq, d)` queries, candidates to rerank and lists to probe, None without lists, to `(nq, k)` ids."""
+Setting = tuple[int, int | None, int | None]
+"""Candidates to rerank, lists to probe, None without lists, and blocks to scan, None for all."""
+
+Search = Callable[[np.ndarray, Setting], np.ndarray]
+"""`(nq, d)` queries and a setting to `(nq, k)` ids."""
 
 
 def evaluate(
@@ -183,6 +189,7 @@ def evaluate(
     k: int,
     rerank: Sequence[int] | None,
     nprobe: Sequence[int] | None,
+    blocks: Sequence[int] | None,
 ) -> Evaluation:
     """See `CatalyzerIndex.evaluate`.
 
@@ -199,24 +206,24 @@ def evaluate(
     if not len(contents.ids):
         raise InvalidInput("the index is empty; add vectors first")
     k = integer("k", k, 1, len(contents.ids), "the number of vectors")
-    for name, grid in (("rerank", rerank), ("nprobe", nprobe)):
+    for name, grid in (("rerank", rerank), ("nprobe", nprobe), ("blocks", blocks)):
         if grid is not None and (not isinstance(grid, Sequence | np.ndarray) or not len(grid)):
             raise InvalidInput(f"{name} must be a list of at least one number, got {grid!r}")
     x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
     if not len(x):
         raise InvalidInput("expected at least one query, got none")
     if rerank is None:
-        rerank = sorted({min(n, len(contents.ids)) for n in (RERANKS if contents.codec.reranking_pays else RERANKS[:1])})
-    settings: list[tuple[int, int | None]]
-    if contents.lists is None and nprobe is None:
-        settings = [(candidates, None) for candidates in rerank]
-    else:
-        most = 0 if contents.lists is None else len(contents.lists)
-        settings = [(candidates, n) for candidates in rerank for n in nprobe or [n for n in NPROBES if n <= most]]
+        reranks = RERANKS if contents.codec.reranking_pays or blocks is not None else RERANKS[:1]
+        rerank = sorted({min(n, len(contents.ids)) for n in reranks})
+    if nprobe is None and contents.lists is not None:
+        nprobe = [n for n in NPROBES if n <= len(contents.lists)]
+    probes: Sequence[int | None] = [None] if nprobe is None else nprobe
+    scanned: Sequence[int | None] = [None] if blocks is None else blocks
+    settings = list(product(rerank, probes, scanned))
     for setting in settings:  # what cannot be searched is refused before the exact search
-        search(x[:1], *setting)
+        search(x[:1], setting)
     for setting in {settings[0], settings[-1]}:  # compiled loops are loaded
-        search(x, *setting)
+        search(x, setting)
     return Evaluation(
         k,
         len(x),
@@ -265,21 +272,22 @@ def _told(ids: np.ndarray) -> str:
     return f"{len(ids):,} with ids from {ids.min():,} to {ids.max():,}" if len(ids) else "none"
 
 
-def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequence[tuple[int, int | None]]) -> list[Measured]:
+def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequence[Setting]) -> list[Measured]:
     rows = []
     with progress("measuring", len(settings), "settings") as advance:
-        for rerank, nprobe in settings:
+        for setting in settings:
             start = time.perf_counter()
-            ids = search(x, rerank, nprobe)
+            ids = search(x, setting)
             together = (time.perf_counter() - start) / len(x)
             alone = []
             for row in range(min(ALONE, len(x))):
                 start = time.perf_counter()
-                search(x[row : row + 1], rerank, nprobe)
+                search(x[row : row + 1], setting)
                 alone.append(time.perf_counter() - start)
             nearest = ids == truth[:, :1]
             overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
-            rows.append(Measured(rerank, nprobe or 0, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
+            rerank, nprobe, blocks = setting
+            rows.append(Measured(rerank, nprobe or 0, blocks or 0, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
             advance(1)
     return rows
