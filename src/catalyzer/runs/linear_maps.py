@@ -80,7 +80,8 @@ def best_linear(settings: Settings, benchmark: Benchmark, d_out: int) -> Codec:
         compared = [replace(codec, blocks=blocks + 1) for blocks in range(len(codec.quantizer.spheres))] if nested else [codec]
         found = [neighbours_found(each, split.base, split.queries, split.ground_truth, k) for each in compared]
         share = float(np.mean(found))
-        log.info("damping %s, %s: %.1f%% of the %d nearest", damping, GAINS[gain], 100 * share, k)
+        which = f", in the mean of searches of 1 to {len(found)} blocks" if nested else ""
+        log.info("damping %s, %s: %.1f%% of the %d nearest%s", damping, GAINS[gain], 100 * share, k, which)
         tried.append((share, chosen))
     return build_codec(max(tried, key=lambda each: each[0])[1], benchmark.dim, d_out)
 
