@@ -1,5 +1,6 @@
 """What an index learns from few vectors, or from vectors among which some are mistakes."""
 
+import json
 import logging
 import re
 from functools import partial
@@ -115,7 +116,8 @@ def test_nested_codes_are_searched_by_their_first_blocks(gain: str, tmp_path: Pa
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)  # reranked by whole codes, in the same order
     for ours, theirs in zip(nested.search(queries[0], blocks=1), nested.search(queries, blocks=1), strict=True):
         np.testing.assert_array_equal(ours, theirs[0])  # alone as among others
-    measured = nested.evaluate(queries, x, blocks=[1, 3])
+    measured = nested.evaluate(queries, x, blocks=np.array([1, 3]))
+    assert json.loads(json.dumps(measured.as_json()))["rows"][1]["blocks"] == 3
     assert [(row.rerank, row.blocks) for row in measured.rows] == [
         (n, blocks) for n in (0, 20, 50, 100, 500) for blocks in (1, 3)
     ]

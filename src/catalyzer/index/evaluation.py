@@ -288,6 +288,10 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
             overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
             rerank, nprobe, blocks = setting
-            rows.append(Measured(rerank, nprobe or 0, blocks or 0, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
+            rows.append(
+                Measured(
+                    int(rerank), int(nprobe or 0), int(blocks or 0), *recalls, 1e6 * float(np.median(alone)), 1e6 * together
+                )
+            )
             advance(1)
     return rows
