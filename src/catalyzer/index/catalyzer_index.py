@@ -455,9 +455,8 @@ class CatalyzerIndex:
             than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf. For "l2", `D` are squared distances
             as `Codec.search` defines them. For "cosine" and "ip" they are similarities to the decoded vectors. With rerank=0,
             or with blocks and a linear map, they compare points on the sphere, for "ip" by their cosine. With rerank=0 and
-            blocks, `D` compares the first blocks alone. Codes with a gain have
-            points of any norm: there the score is 1 - d / 2 of the squared distance d, in units of the mean square norm. It
-            orders results, but is not a cosine.
+            blocks, they compare the first blocks alone. Codes with a gain have points of any norm: there the score is
+            1 - d / 2 of the squared distance d, in units of the mean square norm. It orders results, but is not a cosine.
 
         Raises:
             InvalidInput: an untrained index, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
@@ -556,9 +555,9 @@ class CatalyzerIndex:
         contents = self._trained()
 
         def search(x: np.ndarray, setting: Setting) -> np.ndarray:
-            rerank, nprobe, blocks = setting
             with limited(threads):
-                return Search.of(contents, k, rerank, nprobe, None, None, _COMPUTING, blocks).nearest(x, k)[1]
+                found = Search.of(contents, k, setting.rerank, setting.nprobe, None, None, _COMPUTING, setting.blocks)
+                return found.nearest(x, k)[1]
 
         grid = {"rerank": rerank, "nprobe": nprobe, "blocks": blocks}
         return evaluate(contents, search, queries, base, truth=truth, ids=ids, k=k, **grid)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -171,8 +171,13 @@ def figure_format(path: Path) -> str:
     return kind
 
 
-Setting = tuple[int, int | None, int | None]
-"""Candidates to rerank, lists to probe, None without lists, and blocks to scan, None for all."""
+class Setting(NamedTuple):
+    """Candidates to rerank, lists to probe, None without lists, and first blocks to scan, None for all."""
+
+    rerank: int
+    nprobe: int | None
+    blocks: int | None
+
 
 Search = Callable[[np.ndarray, Setting], np.ndarray]
 """`(nq, d)` queries and a setting to `(nq, k)` ids."""
@@ -219,7 +224,7 @@ def evaluate(
         nprobe = [n for n in NPROBES if n <= len(contents.lists)]
     probes: Sequence[int | None] = [None] if nprobe is None else nprobe
     scanned: Sequence[int | None] = [None] if blocks is None else blocks
-    settings = list(product(rerank, probes, scanned))
+    settings = [Setting(*each) for each in product(rerank, probes, scanned)]
     for setting in settings:  # what cannot be searched is refused before the exact search
         search(x[:1], setting)
     for setting in {settings[0], settings[-1]}:  # compiled loops are loaded
@@ -287,11 +292,7 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
             nearest = ids == truth[:, :1]
             overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
-            rerank, nprobe, blocks = setting
-            rows.append(
-                Measured(
-                    int(rerank), int(nprobe or 0), int(blocks or 0), *recalls, 1e6 * float(np.median(alone)), 1e6 * together
-                )
-            )
+            rerank, nprobe, blocks = (int(number or 0) for number in setting)
+            rows.append(Measured(rerank, nprobe, blocks, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
             advance(1)
     return rows
