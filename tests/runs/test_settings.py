@@ -183,6 +183,10 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["catalyzer=pca", "trainer=cpu", "trainer.max_epochs=3"], "PCA is not trained, which leaves trainer.max_epochs=3"),
         (["catalyzer=identity", "~loss.terms.koleo"], "Identity is not trained, which leaves ~loss.terms.koleo without effect"),
         (["decoder=linear", "d_out=auto"], "decoder=linear decodes what catalyzer=linear maps; got Catalyzer"),
+        (
+            ["catalyzer=identity", "quantizer=rabitq", "bits=256"],
+            "bits = 256, but RaBitQuantizer makes codes of 192 bits from 128 dimensions; leave out bits, and set d_out",
+        ),
         (["dataset.train_size=1e4"], "dataset.train_size=10000.0: input should be a whole number"),
     ],
 )

@@ -92,6 +92,15 @@ def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequ
         raise InvalidInput(
             f"quantizer=sign makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; set only one of them"
         )
+    sized = "bits" in settings.quantizer or isinstance(quantizer, SignQuantizer)
+    if not sized and d_in is not None and quantizer.bits != settings.bits and any(text.startswith("bits=") for text in typed):
+        what = (
+            f"bits = {settings.bits}, but {type(quantizer).__name__} makes codes of {quantizer.bits} bits "
+            f"from {quantizer.dim} dimensions"
+        )
+        if not sweeping:
+            raise InvalidInput(f"{what}; leave out bits, and set d_out or the arguments of the quantizer")
+        log.warning("%s", what)
     through = transform.is_trained and quantizer.can("straight_through")
     for asked, what in (
         (settings.end_to_end, "end_to_end=true needs a network and a fixed quantizer"),
