@@ -76,6 +76,7 @@ def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> 
         ({"base": BASE, "k": 901}, "k must be an integer between 1 and 900"),
         ({"base": BASE, "rerank": []}, r"rerank must be a list of at least one number, got \[\]"),
         ({"base": BASE, "blocks": []}, r"blocks must be a list of at least one number, got \[\]"),
+        ({"base": BASE, "blocks": np.array(2)}, r"blocks must be a list of at least one number, got array\(2\)"),
         ({"base": BASE, "nprobe": 4}, "nprobe must be a list of at least one number, got 4"),
         (
             {"truth": np.full((60, 10), 10**9)},

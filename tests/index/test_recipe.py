@@ -124,7 +124,9 @@ def test_nested_codes_are_searched_by_their_first_blocks(gain: str, tmp_path: Pa
     for row in measured.rows:
         assert row.overlap == pytest.approx(found(nested, blocks=row.blocks, rerank=row.rerank) / 10)
     assert str(measured.rows[2]) == "rerank=20, blocks=1"
-    measured.draw(tmp_path / "blocks.png")
+    figure = measured.figure()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1  # with its long labels
     for search in (nested.search, partial(nested.evaluate, base=x)):
         with pytest.raises(
             InvalidInput, match="blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"
@@ -268,3 +270,7 @@ def test_nested_blocks_have_no_gain_together() -> None:
     index = CatalyzerIndex(bits=256, d_out=64, method="linear", overrides=["catalyzer.nested=true", "quantizer.gain=true"])
     with pytest.raises(InvalidInput, match=r"quantizer\.gain=true is one gain for all blocks"):
         index.fit(np.random.default_rng(0).normal(size=(1000, 64)))
+    with pytest.raises(
+        InvalidInput, match=r'catalyzer\.nested=true is for linear maps; add method="linear", or --method linear'
+    ):
+        CatalyzerIndex(bits=256, overrides=["catalyzer.nested=true"]).fit(np.random.default_rng(0).normal(size=(1000, 64)))

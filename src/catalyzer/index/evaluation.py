@@ -136,13 +136,16 @@ class Evaluation:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-        figure = Figure(figsize=(6.6, 3.6))
+        reranks, scans = ([*dict.fromkeys(getattr(row, name) for row in self.rows)] for name in ("rerank", "blocks"))
+        columns = 5 if scans == [0] else 3  # labels that name blocks are longer
+        figure = Figure(figsize=(6.6, 3.4 + 0.2 * -(-len(reranks) * len(scans) // columns)))
         sides = figure.subplots(1, 2, sharey=True)
         for side, what, title in zip(sides, ("alone", "together"), ("one query at a time", "all queries at once"), strict=True):
-            for line in dict.fromkeys((row.rerank, row.blocks) for row in self.rows):
-                rows = [row for row in self.rows if (row.rerank, row.blocks) == line]
+            for (i, rerank), (j, blocks) in product(enumerate(reranks), enumerate(scans)):
+                rows = [row for row in self.rows if (row.rerank, row.blocks) == (rerank, blocks)]
                 points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
-                side.plot(*zip(*points, strict=True), marker="o", label=str(replace(rows[0], nprobe=0)))
+                look = {"color": f"C{i}", "marker": "os^vD"[j % 5], "label": str(replace(rows[0], nprobe=0))}
+                side.plot(*zip(*points, strict=True), **look)
             side.set(xscale="log", xlabel="µs per query", title=title)
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -150,7 +153,7 @@ class Evaluation:
             side.set_ylim(top=min(side.get_ylim()[1], 100.5))
         sides[0].set_ylabel(f"R@{self.k}, %")
         handles, labels = sides[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
         figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries")
         figure.draw_without_rendering()  # which makes the ticks, in this style
         return figure
@@ -212,7 +215,8 @@ def evaluate(
         raise InvalidInput("the index is empty; add vectors first")
     k = integer("k", k, 1, len(contents.ids), "the number of vectors")
     for name, grid in (("rerank", rerank), ("nprobe", nprobe), ("blocks", blocks)):
-        if grid is not None and (not isinstance(grid, Sequence | np.ndarray) or not len(grid)):
+        listed = grid.ndim == 1 if isinstance(grid, np.ndarray) else isinstance(grid, Sequence)
+        if grid is not None and not (listed and len(grid)):
             raise InvalidInput(f"{name} must be a list of at least one number, got {grid!r}")
     x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
     if not len(x):

@@ -124,6 +124,8 @@ def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
         raise InvalidInput(f'method="linear" trains no network, which leaves {" ".join(idle)} without effect; leave that out')
     for text in overrides:
         key, _, value = text.lstrip("+~").partition("=")
+        if key in ("catalyzer.nested", "catalyzer.damping") and not linear and "catalyzer=linear" not in overrides:
+            raise InvalidInput(f'{text} is for linear maps; add method="linear", or --method linear')
         if key == "trainer.max_epochs":
             raise InvalidInput(f"{text} cannot be an override of an index; give epochs={value} to fit, or --epochs {value}")
         if key == "trainer.check_val_every_n_epoch":
