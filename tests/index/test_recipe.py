@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +126,11 @@ def test_nested_codes_are_searched_by_their_first_blocks(gain: str, tmp_path: Pa
     figure = measured.figure()
     legend = figure.legends[0].get_window_extent()
     assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1  # with its long labels
-    for search in (nested.search, partial(nested.evaluate, base=x)):
-        with pytest.raises(
-            InvalidInput, match="blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"
-        ):
-            search(queries, blocks=4 if search == nested.search else [4])
+    refused = "blocks must be an integer between 1 and 3, the number of blocks of a code; got 4"
+    with pytest.raises(InvalidInput, match=refused):
+        nested.search(queries, blocks=4)
+    with pytest.raises(InvalidInput, match=refused):
+        nested.evaluate(queries, x, blocks=[4])
 
 
 @pytest.mark.parametrize("ivf", [0, 8])

@@ -79,10 +79,18 @@ def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequ
         raise
     transform, quantizer = codec.transform, codec.quantizer
     chosen = f"{type(transform).__name__} and {type(quantizer).__name__}"
-    if not transform.is_trained and (idle := of_training(typed)):
-        what = f"{type(transform).__name__} is not trained, which leaves {' '.join(idle)} without effect"
+    idle: list[tuple[str, str]] = []
+    if not transform.is_trained and (given := of_training(typed)):
+        what = f"{type(transform).__name__} is not trained, which leaves {' '.join(given)} without effect"
+        idle.append((what, "leave that out, or choose a network, such as catalyzer=mlp"))
+    sized = "bits" in settings.quantizer or isinstance(quantizer, SignQuantizer)
+    if not sized and d_in is not None and quantizer.bits != settings.bits and any(text.startswith("bits=") for text in typed):
+        made = f"codes of {quantizer.bits} bits from {quantizer.dim} dimensions"
+        what = f"bits = {settings.bits}, but {type(quantizer).__name__} makes {made}"
+        idle.append((what, "leave out bits, and set d_out or the arguments of the quantizer"))
+    for what, instead in idle:
         if not sweeping:
-            raise InvalidInput(f"{what}; leave that out, or choose a network, such as catalyzer=mlp")
+            raise InvalidInput(f"{what}; {instead}")
         log.warning("%s", what)
     if (
         isinstance(quantizer, SignQuantizer)
@@ -92,15 +100,6 @@ def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequ
         raise InvalidInput(
             f"quantizer=sign makes codes of d_out = {settings.d_out} bits, but bits = {settings.bits}; set only one of them"
         )
-    sized = "bits" in settings.quantizer or isinstance(quantizer, SignQuantizer)
-    if not sized and d_in is not None and quantizer.bits != settings.bits and any(text.startswith("bits=") for text in typed):
-        what = (
-            f"bits = {settings.bits}, but {type(quantizer).__name__} makes codes of {quantizer.bits} bits "
-            f"from {quantizer.dim} dimensions"
-        )
-        if not sweeping:
-            raise InvalidInput(f"{what}; leave out bits, and set d_out or the arguments of the quantizer")
-        log.warning("%s", what)
     through = transform.is_trained and quantizer.can("straight_through")
     for asked, what in (
         (settings.end_to_end, "end_to_end=true needs a network and a fixed quantizer"),
