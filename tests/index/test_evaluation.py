@@ -31,7 +31,7 @@ def test_recalls_are_those_of_the_searches(index: CatalyzerIndex) -> None:
     truth = knn(QUERIES, BASE, 5)[1]
     assert [(row.rerank, row.nprobe) for row in found.rows] == [(0, 1), (0, 16), (50, 1), (50, 16)]
     for row in found.rows:
-        ids = index.search(QUERIES, 5, row.rerank, row.nprobe)[1]
+        ids = index.search(QUERIES, 5, row.rerank, row.nprobe, blocks=row.blocks)[1]
         assert row.recall_at_1 == (ids[:, 0] == truth[:, 0]).mean()
         assert row.recall_at_k == (ids == truth[:, :1]).any(axis=1).mean()
         assert row.overlap == pytest.approx(np.mean([len({*a} & {*b}) / 5 for a, b in zip(ids, truth, strict=True)]))
@@ -49,12 +49,12 @@ def test_truth_is_that_of_the_metric(metric: MetricName) -> None:
     by_base = index.evaluate(QUERIES, BASE, rerank=[0])
     by_truth = index.evaluate(QUERIES, truth=truth, rerank=[0])
     assert by_base.rows[0].overlap == pytest.approx(by_truth.rows[0].overlap, abs=0.01)
-    assert {row.nprobe for row in by_base.rows} == {0}
+    assert {(row.nprobe, row.blocks) for row in by_base.rows} == {(None, None)}
 
 
 def test_the_cheapest_is_above_the_wanted_recall_by_two_errors() -> None:
-    rows = [Measured(0, 4, 0, 0.3, 0.89, 0.5, 100.0, 9.0), Measured(0, 8, 0, 0.3, 0.93, 0.5, 300.0, 10.0)]
-    rows += [Measured(50, 4, 0, 0.4, 0.94, 0.5, 250.0, 30.0), Measured(50, 8, 0, 0.4, 0.905, 0.5, 50.0, 5.0)]
+    rows = [Measured(0, 4, None, 0.3, 0.89, 0.5, 100.0, 9.0), Measured(0, 8, None, 0.3, 0.93, 0.5, 300.0, 10.0)]
+    rows += [Measured(50, 4, None, 0.4, 0.94, 0.5, 250.0, 30.0), Measured(50, 8, None, 0.4, 0.905, 0.5, 50.0, 5.0)]
     found = Evaluation(10, 1000, 5000, 8, rows)
     assert found.cheapest(0.9) == rows[2]
     assert found.cheapest(0.9, "together") == rows[1]

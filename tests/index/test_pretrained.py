@@ -47,6 +47,13 @@ def test_an_unknown_map_is_refused_with_those_that_there_are() -> None:
             CatalyzerIndex.pretrained(name, bits)
 
 
+def test_bits_may_be_left_out() -> None:
+    for name, bits in MAPS:
+        assert CatalyzerIndex.pretrained(name).origin == f"{name}-{bits}"
+    with pytest.raises(InvalidInput, match="there is no pretrained map word2vec; choose among"):
+        CatalyzerIndex.pretrained("word2vec")
+
+
 def test_vectors_of_another_dimension_are_refused() -> None:
     with pytest.raises(InvalidInput, match="384"):
         CatalyzerIndex.pretrained("all-MiniLM-L6-v2", 256).add(np.ones((10, 300), np.float32))

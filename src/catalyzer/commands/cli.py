@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pretrained = command("pretrained", _pretrained, trusts=False)
     pretrained.add_argument("name", metavar="NAME", help="what the vectors are; a wrong name lists all that there are")
-    pretrained.add_argument("--bits", type=int, default=64, help="bits of a code (default: 64)")
+    pretrained.add_argument("--bits", type=int, help="bits of a code (default: the only size that ships)")
 
     add = command("add", _add)
     add.add_argument("base", metavar="BASE", help="file of vectors")

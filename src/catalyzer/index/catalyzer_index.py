@@ -147,12 +147,12 @@ class CatalyzerIndex:
         return cls._holding(_empty(codec, Metric(metric)))
 
     @classmethod
-    def pretrained(cls, name: str, bits: int) -> Self:
+    def pretrained(cls, name: str, bits: int | None = None) -> Self:
         """An empty index whose map ships with this package, so that nothing is trained; see docs/pretrained.md.
 
         Args:
             name: what the vectors are, such as "all-MiniLM-L6-v2" for the embeddings of that model.
-            bits: bits of a code.
+            bits: bits of a code; None for the only size that ships.
 
         Raises:
             InvalidInput: no such map; the message has those that there are.

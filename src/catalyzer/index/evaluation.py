@@ -39,8 +39,8 @@ class Measured:
 
     Attributes:
         rerank: number of candidates that were reranked.
-        nprobe: number of lists that were scanned; 0 for an index without lists.
-        blocks: number of blocks of each code that were scanned, from the first; 0 for all.
+        nprobe: number of lists that were scanned; None for an index without lists.
+        blocks: number of blocks of each code that were scanned, from the first; None for all.
         recall_at_1: share of queries whose true nearest neighbour came first.
         recall_at_k: share of queries whose true nearest neighbour was among the first k.
         overlap: share of the k true nearest neighbours that were among the k found ("k-recall@k").
@@ -49,8 +49,8 @@ class Measured:
     """
 
     rerank: int
-    nprobe: int
-    blocks: int
+    nprobe: int | None
+    blocks: int | None
     recall_at_1: float
     recall_at_k: float
     overlap: float
@@ -59,7 +59,7 @@ class Measured:
 
     def __str__(self) -> str:
         others = {"nprobe": self.nprobe, "blocks": self.blocks}
-        return f"rerank={self.rerank}" + "".join(f", {name}={value}" for name, value in others.items() if value)
+        return f"rerank={self.rerank}" + "".join(f", {name}={value}" for name, value in others.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Evaluation:
 
         title = f"{self.vectors:,} vectors in {self.code_size} bytes each and 8 for an id, {self.queries:,} queries"
         table = Table(title=title, title_justify="left")
-        settings = ["rerank", *(name for name in ("nprobe", "blocks") if any(getattr(row, name) for row in self.rows))]
+        settings = ["rerank", *(name for name in ("nprobe", "blocks") if any(getattr(row, name) is not None for row in self.rows))]
         found = ["R@1", *([f"R@{self.k}", f"{self.k} of {self.k}"] if self.k > 1 else [])]
         for name in (*settings, *found, "alone, µs", "at once, µs"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -137,14 +137,14 @@ class Evaluation:
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
         reranks, scans = ([*dict.fromkeys(getattr(row, name) for row in self.rows)] for name in ("rerank", "blocks"))
-        columns = 5 if scans == [0] else 3  # labels that name blocks are longer
+        columns = 5 if scans == [None] else 3  # labels that name blocks are longer
         figure = Figure(figsize=(6.6, 3.4 + 0.2 * -(-len(reranks) * len(scans) // columns)))
         sides = figure.subplots(1, 2, sharey=True)
         for side, what, title in zip(sides, ("alone", "together"), ("one query at a time", "all queries at once"), strict=True):
             for (i, rerank), (j, blocks) in product(enumerate(reranks), enumerate(scans)):
                 rows = [row for row in self.rows if (row.rerank, row.blocks) == (rerank, blocks)]
                 points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
-                look = {"color": f"C{i}", "marker": "os^vD"[j % 5], "label": str(replace(rows[0], nprobe=0))}
+                look = {"color": f"C{i}", "marker": "os^vD"[j % 5], "label": str(replace(rows[0], nprobe=None))}
                 side.plot(*zip(*points, strict=True), **look)
             side.set(xscale="log", xlabel="µs per query", title=title)
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -296,7 +296,7 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
             nearest = ids == truth[:, :1]
             overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
-            rerank, nprobe, blocks = (int(number or 0) for number in setting)
-            rows.append(Measured(rerank, nprobe, blocks, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
+            nprobe, blocks = (None if number is None else int(number) for number in setting[1:])
+            rows.append(Measured(int(setting.rerank), nprobe, blocks, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
             advance(1)
     return rows

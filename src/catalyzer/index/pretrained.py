@@ -12,9 +12,12 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.catalyzer"))
 
 
-def path_of(name: str, bits: int) -> Path:
-    """The file of a map; `InvalidInput` says which ones there are."""
-    if f"{name}-{bits}" not in names():
-        there = ", ".join("{} with {} bits".format(*each.rsplit("-", 1)) for each in names())
-        raise InvalidInput(f"there is no pretrained map {name} with {bits} bits; choose among {there}, or train one by fit")
-    return FOLDER / f"{name}-{bits}.catalyzer"
+def path_of(name: str, bits: int | None) -> Path:
+    """The file of a map, of its only size where `bits` is None; `InvalidInput` says which ones there are."""
+    sizes = [each.rsplit("-", 1) for each in names()]
+    wanted = [size for each, size in sizes if each == name and bits in (None, int(size))]
+    if len(wanted) != 1:
+        there = ", ".join(f"{each} with {size} bits" for each, size in sizes)
+        size = "" if bits is None else f" with {bits} bits"
+        raise InvalidInput(f"there is no pretrained map {name}{size}; choose among {there}, or train one by fit")
+    return FOLDER / f"{name}-{wanted[0]}.catalyzer"
