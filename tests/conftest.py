@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # imported where it is used: the tests of commands wait for n
 
 # Tests run side by side; threads of one would only wait for those of the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray starts its workers with the least priority, so they would wait for all other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture
