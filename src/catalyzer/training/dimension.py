@@ -17,10 +17,10 @@ from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
 
 log = logging.getLogger(__name__)
 
-DIMENSIONS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # of a block
+DIMENSIONS = (8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 128)  # of a block
 LEAST_OF_64_BITS = 20  # of a block of 64 bits, where there are several: fewer dimensions have thousands of atoms
 NEIGHBOURS = 10
-TOLERANCE = 0.015  # for a network
+TOLERANCE = 0.05  # for a network
 ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
 QUERIES = 2_000
 
@@ -32,7 +32,7 @@ def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
         InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`.
 
     >>> dimensions(64, 20), dimensions(256, 100), dimensions(256, 50)
-    ((8, 12, 16, 20), (80, 96), (50,))
+    ((8, 10, 12, 14, 16, 20), (80, 96), (50,))
     """
     if d_in < DIMENSIONS[0]:
         raise InvalidInput(
@@ -48,7 +48,8 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
 
     With more dimensions less is projected away, but each coordinate has fewer bits. So the share of the 10 nearest neighbours
     that are found rises and then falls. A network needs fewer dimensions than a linear map for the same information, hence the
-    smallest dimension within a tolerance of the best. The search ends when the share falls; its result is stored in `cache`.
+    smallest dimension that finds nearly as much as the best. The search ends when the share falls; its result is stored in
+    `cache`.
     Lattices of more than `MOST_ATOMS` atoms, whose encoding takes longer than everything else, are left out if there are
     others.
 
@@ -57,7 +58,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         validation: split on which the share is measured, with training vectors if it is small; the test split is not used.
         bits: upper limit for the bits of a code.
         cache: stores the choice.
-        tolerance: largest share of neighbours that a smaller dimension may lose.
+        tolerance: largest share of what the best dimension finds that a smaller one may lose.
 
     Returns:
         One of `dimensions(bits, d)`.
@@ -82,7 +83,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
             found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
             if found[dim] < max(found.values()):
                 break
-        chosen = next(dim for dim, value in found.items() if value >= max(found.values()) - tolerance)
+        chosen = next(dim for dim, value in found.items() if value >= (1 - tolerance) * max(found.values()))
         seen = ", ".join(f"{100 * value:.1f}% in {dim} dimensions ({atoms[dim]:,} atoms)" for dim, value in found.items())
         dear = [str(dim) for dim in atoms if dim not in cheap]
         left_out = (
