@@ -120,7 +120,8 @@ class Evaluation:
 
         title = f"{self.vectors:,} vectors in {self.code_size} bytes each and 8 for an id, {self.queries:,} queries"
         table = Table(title=title, title_justify="left")
-        settings = ["rerank", *(name for name in ("nprobe", "blocks") if any(getattr(row, name) is not None for row in self.rows))]
+        given = [name for name in ("nprobe", "blocks") if any(getattr(row, name) is not None for row in self.rows)]
+        settings = ["rerank", *given]
         found = ["R@1", *([f"R@{self.k}", f"{self.k} of {self.k}"] if self.k > 1 else [])]
         for name in (*settings, *found, "alone, µs", "at once, µs"):
             table.add_column(name, justify="right", no_wrap=True)
