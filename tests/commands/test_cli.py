@@ -283,11 +283,18 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer has no method search_lists"),
         ("info a.catalyzer x=1", "unrecognized arguments: x=1"),
         ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
+        ("search a.catalyzer queries.fvecs -k ten", "-k: expected a whole number, got 'ten'; catalyzer search --help"),
+        (
+            "evaluate a.catalyzer --queries queries.fvecs --base base.fvecs --recall most",
+            "--recall: expected a number, got 'most'",
+        ),
+        ("fit b.catalyzer learn.fvecs --d-out few", "--d-out: expected a whole number or auto, got 'few'"),
         ("fit b.catalyzer learn.fvecs --method linear --hidden 512", "hidden = 512 is the width of networks"),
         ("fit b.catalyzer learn.fvecs --epochs 2 trainer.max_epochs=3", "give epochs=3 to fit, or --epochs 3"),
     ):
         error = run(line, expect=2)
         assert sentence in error
+        assert error.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in error
     assert {path.name: path.stat().st_size for path in folder.iterdir()} == before
 
@@ -472,7 +479,8 @@ def test_help_lists_every_command_in_a_group_and_the_examples_of_each_are_valid(
 
 
 def test_what_is_missing_is_named(run: Run) -> None:
-    assert "the following arguments are required: INDEX, LEARN\n" in run("fit", expect=2)
+    sentence = "error: the following arguments are required: INDEX, LEARN; catalyzer fit --help shows what can be given\n"
+    assert run("fit", expect=2) == sentence
 
 
 @pytest.mark.parametrize(

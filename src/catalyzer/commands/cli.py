@@ -6,11 +6,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import catalyzer
 from catalyzer.errors import InvalidInput
@@ -151,6 +151,28 @@ def _has_begun(options: argparse.Namespace) -> bool:
     return any(_training(options).glob("checkpoints/*"))
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one sentence, as all others are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for kind, name in ((int, "a whole number"), (float, "a number")):
+            self.register("type", kind, _number(kind, name))
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message.removeprefix('argument ')}; {self.prog} --help shows what can be given\n")
+
+
+def _number(kind: type[int] | type[float], name: str) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name}, got {text!r}") from None
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Any, trusts: bool = True) -> argparse.ArgumentParser:
         about = abouts[name]
@@ -170,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     abouts = {name: about for group in COMMANDS.values() for name, about in group.items()}
     groups = ("\n".join([f"{title}:", *(f"  {name:<12}{group[name]}" for name in group)]) for title, group in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "catalyzer",
         usage="catalyzer [-h] [--version] COMMAND INDEX ...",
         description="\n\n".join(["Similarity search with 1 to 512 bytes per vector.", *groups]),
@@ -281,7 +303,10 @@ def dimension(text: str) -> int | str:
     >>> dimension("24"), dimension("auto")
     (24, 'auto')
     """
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number or auto, got {text!r}") from None
 
 
 def _fit(options: argparse.Namespace) -> None:
