@@ -8,6 +8,7 @@ import pytest
 from catalyzer import InvalidInput, LatticeQuantizer, recall_at
 from catalyzer.datasets import Split
 from catalyzer.files.array_cache import ArrayCache
+from catalyzer.lattice import num_atoms
 from catalyzer.nn import Linear, embed
 from catalyzer.quantizers import MOST_ATOMS
 from catalyzer.training import choose_dimension
@@ -48,21 +49,29 @@ def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCapt
         assert "d_out" not in caplog.text
 
 
-def test_dimensions_without_a_lattice_of_that_size_are_left_out(split: Split, tmp_path: Path) -> None:
-    assert choose_dimension(in_a_subspace(3000, 0), split, 64, ArrayCache(tmp_path)) >= 16  # 8 and 12 have none of 64 bits
+def test_dimensions_that_leave_bits_unused_are_left_out(split: Split, tmp_path: Path) -> None:
+    assert choose_dimension(in_a_subspace(3000, 0), split, 64, ArrayCache(tmp_path)) >= 16  # 14 have 53 bits in 10,000 atoms
 
 
-def test_lattices_that_are_slow_to_code_with_are_left_out(
-    split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
-    with caplog.at_level("INFO"):
-        chosen = choose_dimension(train, split, 64, cache)
-    assert chosen >= 20  # of 16 dimensions, 64 bits have r² = 515 and 62,175 atoms
-    assert "left out for more than 50,000 atoms, which are slow to code with: 16" in caplog.text
-    for bits in range(8, 600):
-        lattice = LatticeQuantizer(LatticeQuantizer.default_dim(bits), bits).lattice
-        assert sum(len(sphere.atoms) for sphere in lattice.spheres) <= MOST_ATOMS
+def test_lattices_chosen_by_their_bits_have_few_atoms() -> None:
+    for bits in (8, 33, 56, 64, 72, 100, 256):
+        for dim in (LatticeQuantizer.default_dim(bits), *dimensions(bits, 130)[:6]):
+            spheres = LatticeQuantizer(dim, bits).lattice.spheres
+            assert max(num_atoms(sphere.dim, sphere.radius_sq) for sphere in spheres) <= MOST_ATOMS
+
+
+@pytest.mark.parametrize("d_in", [8, 9, 11, 13, 15])
+def test_vectors_of_few_dimensions_leave_bits_unused(d_in: int, tmp_path: Path) -> None:
+    x, cache = in_a_subspace(1000, 0, d_in, d_in), ArrayCache(tmp_path)
+    chosen = choose_dimension(x, Split(x[:500], x[:50], cache=cache), 64, cache, tolerance=0)
+    assert chosen in dimensions(64, d_in)[-2:]
+    quantizer = LatticeQuantizer(chosen, 64)
+    assert quantizer.code_size == -(-quantizer.bits // 8) <= 8
+
+
+def test_a_little_more_than_a_block_is_tried_in_as_many_dimensions() -> None:
+    assert dimensions(72, 200)[0] == 24  # two blocks of 36 bits
+    assert dimensions(128, 200)[0] == 40
 
 
 def test_products_of_spheres_are_tried_in_more_dimensions(tmp_path: Path) -> None:
@@ -71,10 +80,10 @@ def test_products_of_spheres_are_tried_in_more_dimensions(tmp_path: Path) -> Non
     assert choose_dimension(x, Split(x[:2000], x[:200], cache=cache), 128, cache) in dimensions(128, 96)
 
 
-def test_no_lattice_of_so_many_bits_in_so_few_dimensions(tmp_path: Path) -> None:
+def test_no_lattice_of_so_few_bits(tmp_path: Path) -> None:
     cache, x = ArrayCache(tmp_path), in_a_subspace(500, 0, 4, 12)
-    with pytest.raises(InvalidInput, match=r"no lattice of 64 bits in 8 to 12 dimensions; use fewer bits"):
-        choose_dimension(x, Split(x, x[:10], cache=cache), 64, cache)
+    with pytest.raises(InvalidInput, match=r"no lattice of 3 bits in 8 to 12 dimensions; use more bits"):
+        choose_dimension(x, Split(x, x[:10], cache=cache), 3, cache)
 
 
 def test_vectors_of_few_dimensions(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How many integer points a sphere has, and the atoms they are permutations and sign flips of (Appendix B)."""
 
 from collections.abc import Iterator
+from functools import cache
 from math import isqrt
 
 import numpy as np
@@ -10,6 +11,7 @@ from catalyzer.errors import InvalidInput, integer
 MAX_DIM = 128
 MAX_RADIUS_SQ = 127**2  # coordinates fit int8; beyond, any dimension worth coding has far more atoms than memory
 MAX_ATOMS = 1 << 20
+FEW_ATOMS_RADIUS_SQ = 1 << 12  # spheres beyond have more atoms than anybody takes who wants few
 
 
 def check_sphere(dim: int, radius_sq: int) -> tuple[int, int]:
@@ -54,20 +56,34 @@ def num_points(dim: int, radius_sq: int) -> int:
     return series >> width * radius_sq
 
 
-def best_radius_sq(dim: int, bits: int) -> int:
+def best_radius_sq(dim: int, bits: int, most_atoms: int | None = None) -> int:
     """The largest r² whose sphere's points have codes of at most `bits` bits.
 
     In fewer than 5 dimensions the number of points does not grow steadily with r²; there it is the r² with the most points.
 
+    Args:
+        dim: dimension of the lattice.
+        bits: largest number of bits of a code.
+        most_atoms: largest number of atoms; None for any. In few dimensions it leaves bits unused.
+
     Raises:
-        InvalidInput: bits that no radius within `MAX_RADIUS_SQ` fills, or too few bits for even r² = 1.
+        InvalidInput: bits that no radius within `MAX_RADIUS_SQ` fills, if the atoms may be any number; too few bits for even
+            r² = 1.
 
     >>> best_radius_sq(24, 64), best_radius_sq(32, 64), best_radius_sq(24, 32), best_radius_sq(2, 4)
     (79, 36, 10, 65)
+    >>> best_radius_sq(16, 64), best_radius_sq(16, 64, most_atoms=10_000)
+    (515, 316)
     """
     check_sphere(dim, 1)
     if 2 * dim > 1 << bits:
         raise InvalidInput(f"{bits} bits are too few for {dim} dimensions: even r² = 1 has {2 * dim} points; use more bits")
+    if most_atoms is not None:
+        try:
+            radius_sq = best_radius_sq(dim, bits)
+        except InvalidInput:
+            return _of_few_atoms(dim, bits, most_atoms)
+        return radius_sq if num_atoms(dim, radius_sq) <= most_atoms else _of_few_atoms(dim, bits, most_atoms)
     if dim < 5:
         counts = [0, *(count if count <= 1 << bits else 0 for count in _counts(dim, MAX_RADIUS_SQ))]
         return max(range(len(counts)), key=counts.__getitem__)
@@ -83,6 +99,26 @@ def best_radius_sq(dim: int, bits: int) -> int:
     )
 
 
+@cache
+def _of_few_atoms(dim: int, bits: int, most_atoms: int) -> int:
+    """The r² of the most points among those of at most `bits` bits and `most_atoms` atoms."""
+    limit = FEW_ATOMS_RADIUS_SQ
+    atoms = _atom_counts(dim, limit, float)  # exact as far as they matter
+    points = dict(enumerate(_counts(dim, limit), 1))
+    fits = [radius_sq for radius_sq, count in points.items() if 0 < count <= 1 << bits and atoms[radius_sq] <= most_atoms]
+    return max(fits, key=lambda radius_sq: points[radius_sq])
+
+
+def _atom_counts(dim: int, limit: int, dtype: type) -> np.ndarray:
+    """The numbers of atoms for r² from 0 to `limit`, `(limit + 1,)`."""
+    ways: np.ndarray = np.zeros((dim + 1, limit + 1), dtype)  # [parts, sum]
+    ways[0, 0] = 1
+    for value in range(1, isqrt(limit) + 1):
+        for parts in range(1, dim + 1):
+            ways[parts, value * value :] += ways[parts - 1, : -value * value]
+    return ways.sum(axis=0)
+
+
 def num_atoms(dim: int, radius_sq: int) -> int:
     """The number of atoms: ways to write radius_sq as a sum of at most `dim` squares of positive integers.
 
@@ -90,12 +126,7 @@ def num_atoms(dim: int, radius_sq: int) -> int:
     (256, 3)
     """
     dim, radius_sq = check_sphere(dim, radius_sq)
-    ways = np.zeros((dim + 1, radius_sq + 1), object)  # [parts, sum], of Python's integers: there may be more than 2^64
-    ways[0, 0] = 1
-    for value in range(1, isqrt(radius_sq) + 1):
-        for parts in range(1, dim + 1):
-            ways[parts, value * value :] += ways[parts - 1, : -value * value]
-    return sum(ways[:, radius_sq].tolist())
+    return int(_atom_counts(dim, radius_sq, object)[radius_sq])  # of Python's integers: there may be more than 2^64
 
 
 def enumerate_atoms(dim: int, radius_sq: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from catalyzer.lattice.product import BLOCK_BITS
 from catalyzer.nn import StraightThrough
 from catalyzer.quantizers.base import Quantizer
 
-MOST_ATOMS = 50_000
-"""Of a lattice that is chosen for somebody: to compare a vector with so many takes a core some 20 µs."""
+MOST_ATOMS = 10_000
+"""Of a lattice that is chosen for somebody: to compare a vector with so many takes a core some 5 µs."""
 
 
 class LatticeQuantizer(Quantizer):
@@ -25,7 +25,8 @@ class LatticeQuantizer(Quantizer):
     Args:
         dim: dimension of the vectors.
         bits: upper limit for the bits of a code.
-        radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits`.
+        radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits` and that has at most
+            10,000 atoms, which matters in fewer than 17 dimensions.
         blocks: number of spheres, or the dimension and squared radius of each; None takes one up to 64 bits and 128 dimensions,
             or if `radius_sq` is given, and otherwise the number of `ProductLattice.for_bits`.
         gain: True codes the norm of a vector in 8 of the bits, see `GainShapeLattice`. "blocks" codes the norms of its blocks
@@ -167,8 +168,9 @@ def _shape(
     if radius_sq is not None:
         return SphericalLattice(dim, radius_sq)
     if blocks is None:
-        product = bits > BLOCK_BITS or dim > MAX_DIM
-        return ProductLattice.for_bits(dim, bits) if product else SphericalLattice.for_bits(dim, bits)
+        if bits > BLOCK_BITS or dim > MAX_DIM:
+            return ProductLattice.for_bits(dim, bits)
+        return SphericalLattice(dim, best_radius_sq(dim, bits, MOST_ATOMS))
     lattice = ProductLattice(blocks) if isinstance(blocks, Iterable) else ProductLattice.for_bits(dim, bits, blocks)
     return lattice if len(lattice.spheres) > 1 else lattice.spheres[0]
 

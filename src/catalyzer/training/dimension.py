@@ -1,6 +1,7 @@
 """The dimension of the sphere (`d_out=auto`), chosen without training anything."""
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import Vectors, fingerprint
 from catalyzer.lattice.product import BLOCK_BITS, FILLED
 from catalyzer.nn import Axes, Linear
-from catalyzer.quantizers import MOST_ATOMS, LatticeQuantizer
+from catalyzer.quantizers import LatticeQuantizer
+from catalyzer.scan import Lattice
 
 log = logging.getLogger(__name__)
 
 DIMENSIONS = (8, 10, 12, 14, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 128)  # of a block
-LEAST_OF_64_BITS = 20  # of a block of 64 bits, where there are several: fewer dimensions have thousands of atoms
+LEAST_OF_64_BITS = 20  # of blocks, in proportion to their bits, where there are several: fewer have thousands of atoms
 NEIGHBOURS = 10
 TOLERANCE = 0.05  # for a network
 ENOUGH = 16_000  # vectors to search in; with fewer all dimensions seem good
@@ -28,19 +30,23 @@ QUERIES = 2_000
 def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
     """The dimensions to try for a number of bits and vectors of d_in dimensions: `DIMENSIONS` in each block of at most 64 bits.
 
+    Vectors of few dimensions are also tried as they are.
+
     Raises:
         InvalidInput: vectors of fewer dimensions than the smallest of `DIMENSIONS`.
 
-    >>> dimensions(64, 20), dimensions(256, 100), dimensions(256, 50)
-    ((8, 10, 12, 14, 16, 20), (80, 96), (50,))
+    >>> dimensions(64, 20), dimensions(64, 13), dimensions(96, 40), dimensions(256, 100), dimensions(256, 50)
+    ((8, 10, 12, 14, 16, 20), (8, 10, 12, 13), (32, 40), (80, 96), (50,))
     """
     if d_in < DIMENSIONS[0]:
         raise InvalidInput(
             f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {d_in}; set d_out to a number"
         )
     blocks = -(-bits // BLOCK_BITS)
-    each = (blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= LEAST_OF_64_BITS)
-    return tuple(dim for dim in each if dim <= d_in) or (d_in,)
+    least = LEAST_OF_64_BITS * bits / (blocks * BLOCK_BITS)
+    each = {blocks * dim for dim in DIMENSIONS if blocks == 1 or dim >= least}
+    few = {d_in} if d_in < LEAST_OF_64_BITS * blocks else set()
+    return tuple(sorted({dim for dim in each if dim <= d_in} | few))
 
 
 def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayCache, tolerance: float = TOLERANCE) -> int:
@@ -50,8 +56,6 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
     that are found rises and then falls. A network needs fewer dimensions than a linear map for the same information, hence the
     smallest dimension that finds nearly as much as the best. The search ends when the share falls; its result is stored in
     `cache`.
-    Lattices of more than `MOST_ATOMS` atoms, whose encoding takes longer than everything else, are left out if there are
-    others.
 
     Args:
         train: `(n, d)` training vectors of the linear map.
@@ -71,44 +75,38 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
     def compute() -> np.ndarray:
         log.info("d_out=auto: trying a linear map + lattice in %d dimensions and more", smallest)
         atoms = _atoms(train.shape[1], bits)
-        cheap = {dim: n for dim, n in atoms.items() if n <= MOST_ATOMS} or dict([min(atoms.items(), key=lambda item: item[1])])
         split = validation
         if len(split.base) < ENOUGH:  # a linear map has too few parameters to remember vectors by
             everything = np.concatenate([split.queries, split.base[:], train[:ENOUGH]])[:ENOUGH]
             split = Split(everything, everything[:QUERIES])
-        axes = Axes.of(train, max(cheap))
+        axes = Axes.of(train, max(atoms))
         found: dict[int, float] = {}
-        for dim in cheap:
+        for dim in atoms:
             codec = Codec(Linear(train.shape[1], dim).take(axes.first(dim)), LatticeQuantizer(dim, bits))
             found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
             if found[dim] < max(found.values()):
                 break
         chosen = next(dim for dim, value in found.items() if value >= (1 - tolerance) * max(found.values()))
         seen = ", ".join(f"{100 * value:.1f}% in {dim} dimensions ({atoms[dim]:,} atoms)" for dim, value in found.items())
-        dear = [str(dim) for dim in atoms if dim not in cheap]
-        left_out = (
-            f"; left out for more than {MOST_ATOMS:,} atoms, which are slow to code with: {', '.join(dear)}" if dear else ""
-        )
-        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s%s", chosen, NEIGHBOURS, seen, left_out)
+        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s", chosen, NEIGHBOURS, seen)
         return np.array([chosen])
 
-    key = (fingerprint(train, "checking training vectors"), *validation.key, bits, tolerance, catalyzer.__version__)
+    tried = (DIMENSIONS, bits, tolerance, catalyzer.__version__)
+    key = (fingerprint(train, "checking training vectors"), *validation.key, *tried)
     return int(cache.get("dimension", key, compute)[0])
 
 
 def _atoms(d_in: int, bits: int) -> dict[int, int]:
-    """How many atoms the lattices of so many bits have, by dimension: of those that exist, and that fill their bits."""
-    atoms: dict[int, int] = {}
+    """How many atoms the lattices of so many bits have, by dimension: of those that exist, and that use the bits."""
+    lattices: dict[int, Lattice] = {}
     for dim in dimensions(bits, d_in):
-        try:
-            lattice = LatticeQuantizer(dim, bits).lattice
-        except InvalidInput:  # more dimensions than so few bits have points for, or fewer than so many have atoms for
-            continue
-        if lattice.bits >= FILLED * bits or not atoms:
-            atoms[dim] = sum(len(sphere.atoms) for sphere in lattice.spheres)
-    if not atoms:
+        with suppress(InvalidInput):  # more dimensions than so few bits have points for
+            lattices[dim] = LatticeQuantizer(dim, bits).lattice
+    if not lattices:
         raise InvalidInput(
             f"d_out=auto found no lattice of {bits} bits in {dimensions(bits, d_in)[0]} to {d_in} dimensions; "
-            "use fewer bits, or set d_out to a number"
+            "use more bits, or set d_out to a number"
         )
-    return atoms
+    least = FILLED * min(bits, max(lattice.bits for lattice in lattices.values()))
+    used = {dim: lattice for dim, lattice in lattices.items() if lattice.bits >= least}
+    return {dim: sum(len(sphere.atoms) for sphere in lattice.spheres) for dim, lattice in used.items()}
