@@ -77,6 +77,8 @@ def test_what_does_not_fit_is_refused_before_the_work(index: CatalyzerIndex) -> 
         ({"base": BASE, "rerank": []}, r"rerank must be a list of at least one number, got \[\]"),
         ({"base": BASE, "blocks": []}, r"blocks must be a list of at least one number, got \[\]"),
         ({"base": BASE, "blocks": np.array(2)}, r"blocks must be a list of at least one number, got array\(2\)"),
+        ({"base": BASE, "rerank": [None]}, r"rerank must be a list of at least one number, got \[None\]"),
+        ({"base": BASE, "nprobe": [None, 2]}, r"nprobe must be a list of at least one number, got \[None, 2\]"),
         ({"base": BASE, "nprobe": 4}, "nprobe must be a list of at least one number, got 4"),
         (
             {"truth": np.full((60, 10), 10**9)},

@@ -12,6 +12,7 @@ import pytest
 from catalyzer import CatalyzerIndex, InvalidInput, knn, recall_at
 from catalyzer.nn import Linear, LinearDecoder
 from catalyzer.outliers import outliers
+from catalyzer.parts import describe
 from tests.helpers import clustered
 
 BASE, QUERIES = clustered(2000, 32, 1), clustered(200, 32, 2)
@@ -61,6 +62,11 @@ def test_an_index_takes_a_linear_map_where_that_finds_as_much(caplog: pytest.Log
     codec = index._contents.codec
     assert isinstance(codec.transform, Linear)
     assert isinstance(codec.decoder, LinearDecoder)
+    same = CatalyzerIndex(d_out=24, method="linear").fit(x)._contents
+    assert same is not None
+    assert [describe(part) for part in (same.codec.transform, same.codec.quantizer)] == [
+        describe(part) for part in (codec.transform, codec.quantizer)
+    ]
     found = recall(index)
     assert found > 0.9
     assert index.reconstruct([0]).shape == (1, 32)

@@ -217,7 +217,7 @@ def evaluate(
     k = integer("k", k, 1, len(contents.ids), "the number of vectors")
     for name, grid in (("rerank", rerank), ("nprobe", nprobe), ("blocks", blocks)):
         listed = grid.ndim == 1 if isinstance(grid, np.ndarray) else isinstance(grid, Sequence)
-        if grid is not None and not (listed and len(grid)):
+        if grid is not None and not (listed and len(grid) and all(number is not None for number in grid)):
             raise InvalidInput(f"{name} must be a list of at least one number, got {grid!r}")
     x, _ = valid_rows(source, 0, len(source), Metric(contents.metric.name), None)
     if not len(x):

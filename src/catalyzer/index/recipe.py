@@ -16,10 +16,10 @@ from catalyzer.evaluation import measure, neighbours_found
 from catalyzer.files.array_cache import ArrayCache
 from catalyzer.files.vectors import fingerprint
 from catalyzer.index.contents import Validation, check_sizes
-from catalyzer.nn import Axes, Catalyzer, Linear, LinearDecoder
+from catalyzer.nn import Catalyzer
 from catalyzer.parts import find_class
 from catalyzer.quantizers import LatticeQuantizer, Quantizer
-from catalyzer.runs.build import build_query_training, build_training, fit_to_classes, trainer_options
+from catalyzer.runs.build import build_query_training, build_training, class_of, fit_to_classes, trainer_options
 from catalyzer.runs.checks import check, of_training
 from catalyzer.runs.compose import compose_config, resolved
 from catalyzer.runs.experiment import data_options, new_codec, train
@@ -53,7 +53,8 @@ def learn_codec(
 ) -> tuple[Codec, Validation]:
     """Train a transform, a decoder and a query network for a quantizer, or resume the training in `folder`.
 
-    If a linear map and the same lattice find as many of the held-out vectors, as with few training vectors, it returns these.
+    If a linear map and a lattice find as many of the held-out vectors, as with few training vectors, it returns these: the ones
+    that `linear` takes.
 
     Args:
         learn: `(n, d)` training vectors in random order: the last ones are held out for validation.
@@ -90,6 +91,7 @@ def learn_codec(
         )
     check(settings, folder, learn.shape[1], overrides)
     benchmark = _benchmark(learn, folder)
+    instead = None if linear else _linear(settings, decoder, benchmark)  # first, so that a budget has its time behind it
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
     if epochs is None:
         # An interrupted run keeps its number of epochs, or its learning rate would decay twice.
@@ -106,7 +108,6 @@ def learn_codec(
     trained = train(settings, benchmark, codec, folder)
     assert trained is not None  # it is, in the first process of several, and there is one
     codec, split = trained.codec, benchmark.validation
-    instead = _linear(codec, benchmark.train)
     if instead is not None and _finds_more(codec, instead, benchmark, settings.rerank):
         instead = None
     rerank = settings.rerank if instead is None else 0
@@ -114,7 +115,7 @@ def learn_codec(
     found = {k: share for k, share in found.items() if k in TOLD}
     log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
     if instead is not None:
-        codec = _linear(codec, learn) or codec  # of all vectors, since they are few
+        codec = _adapted(instead, learn)  # to all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), rerank)
 
 
@@ -132,14 +133,24 @@ def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
             raise InvalidInput(f"{text} cannot be an override of an index, whose epochs say when it validates; leave it out")
 
 
-def _linear(codec: Codec, x: np.ndarray) -> Codec | None:
-    """A linear map of `(n, d)` vectors before the lattice of a codec; None where that has no network and lattice."""
-    d_in, d_out = codec.transform.d_in, codec.transform.d_out
-    if not isinstance(codec.transform, Catalyzer) or not isinstance(codec.quantizer, LatticeQuantizer) or d_out > d_in:
+def _linear(settings: Settings, decoder: bool, benchmark: Benchmark) -> Codec | None:
+    """The best linear map, for a network and a lattice to be compared with; None if these settings have none of these."""
+    network, quantizer = class_of("catalyzer", settings.catalyzer), class_of("quantizer", settings.quantizer)
+    reduces = settings.d_out == "auto" or settings.d_out <= benchmark.dim
+    if not (issubclass(network, Catalyzer) and issubclass(quantizer, LatticeQuantizer) and reduces):
         return None
-    axes = Axes.of(x, d_out)
-    decoder = None if codec.decoder is None else LinearDecoder(d_out, d_in).take(axes)
-    return Codec(Linear(d_in, d_out).take(axes), codec.quantizer, decoder, latent_share=codec.latent_share)
+    log.info("a linear map, to compare the network with")
+    own = [f"{key}={getattr(settings, key)}" for key in ("bits", "d_out", "seed", "cache")]
+    own.append(f"dataset.learn={settings.dataset['learn']}")
+    linear = make_settings(decoder, True, own).model_copy(update={"quantizer": settings.quantizer})
+    return _adapted(new_codec(linear, benchmark), benchmark.train)
+
+
+def _adapted(codec: Codec, x: np.ndarray) -> Codec:
+    for part in (codec.transform, codec.decoder):
+        if part is not None:
+            part.adapt(x)
+    return codec
 
 
 def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) -> bool:
