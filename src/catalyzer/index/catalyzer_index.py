@@ -31,6 +31,7 @@ from catalyzer.nn.storage import digest
 from catalyzer.outliers import without_outliers
 from catalyzer.parts import Trust
 from catalyzer.progress import progress
+from catalyzer.quantizers import Quantizer
 from catalyzer.threads import limited
 
 # One large computation at a time in a process. Searches for few queries run in parallel to it.
@@ -247,6 +248,11 @@ class CatalyzerIndex:
     def origin(self) -> str | None:
         """Name of the pretrained map that the index began with; None for others."""
         return self._trained().origin
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer, which turns mapped vectors into codes and back."""
+        return self._trained().codec.quantizer
 
     @property
     def codes(self) -> np.ndarray:
