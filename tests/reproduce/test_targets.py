@@ -172,7 +172,7 @@ def test_figure5_sweeps_the_radius_and_goes_on_with_products(lab: Lab, tmp_path:
 
 @pytest.mark.parametrize(
     ("dim", "trained", "linear", "divided"),  # bytes of each line
-    [(6, [], [], [3]), (8, [16], [4, 16], [4]), (40, [16], [4, 8, 16], [4, 8, 14])],
+    [(6, [], [], [3]), (8, [16], [4, 8, 16], [4]), (40, [16], [4, 8, 16], [4, 8, 14])],
 )
 def test_figure5_leaves_out_sizes_that_the_vectors_have_no_dimensions_for(
     dim: int,
