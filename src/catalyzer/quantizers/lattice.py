@@ -26,7 +26,7 @@ class LatticeQuantizer(Quantizer):
         dim: dimension of the vectors.
         bits: upper limit for the bits of a code.
         radius_sq: squared radius r² of one sphere; None takes the largest whose codes fit in `bits` and that has at most
-            10,000 atoms, which matters in fewer than 17 dimensions.
+            10,000 atoms, which matters in fewer than 18 dimensions.
         blocks: number of spheres, or the dimension and squared radius of each; None takes one up to 64 bits and 128 dimensions,
             or if `radius_sq` is given, and otherwise the number of `ProductLattice.for_bits`.
         gain: True codes the norm of a vector in 8 of the bits, see `GainShapeLattice`. "blocks" codes the norms of its blocks
