@@ -6,7 +6,7 @@ to the query there, or by a mean of both distances. The paper has the first stag
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -143,6 +143,13 @@ class Codec:
     def decodes(self) -> bool:
         """Whether codes can be decoded to the original space."""
         return self.decoder is not None or (isinstance(self.transform, Identity) and not self.quantizer.symmetric)
+
+    def adapt(self, train: np.ndarray) -> Self:
+        """Adapt transform and decoder to `(n, d_in)` training vectors; see `Transform.adapt`."""
+        for part in (self.transform, self.decoder):
+            if part is not None:
+                part.adapt(train)
+        return self
 
     def fit(self, train: np.ndarray) -> None:
         """Fit to training vectors what needs no gradient: a quantizer that learns, and a decoder's estimate of errors.

@@ -115,7 +115,7 @@ def learn_codec(
     found = {k: share for k, share in found.items() if k in TOLD}
     log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
     if instead is not None:
-        codec = _adapted(instead, learn)  # to all vectors, since they are few
+        codec = instead.adapt(learn)  # to all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), rerank)
 
 
@@ -143,14 +143,7 @@ def _linear(settings: Settings, decoder: bool, benchmark: Benchmark) -> Codec | 
     own = [f"{key}={getattr(settings, key)}" for key in ("bits", "d_out", "seed", "cache")]
     own.append(f"dataset.learn={settings.dataset['learn']}")
     linear = make_settings(decoder, True, own).model_copy(update={"quantizer": settings.quantizer})
-    return _adapted(new_codec(linear, benchmark), benchmark.train)
-
-
-def _adapted(codec: Codec, x: np.ndarray) -> Codec:
-    for part in (codec.transform, codec.decoder):
-        if part is not None:
-            part.adapt(x)
-    return codec
+    return new_codec(linear, benchmark).adapt(benchmark.train)
 
 
 def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) -> bool:

@@ -143,9 +143,7 @@ def train(
         draw_training(folder / "metrics.csv", folder / "figures" / "training.png")
         draw_sphere(embed(codec.transform, benchmark.validation.queries), folder / "figures" / "sphere.png")
     else:
-        for part in (codec.transform, codec.decoder):
-            if part is not None:
-                part.adapt(benchmark.train)
+        codec.adapt(benchmark.train)
         seconds = time.perf_counter() - start
     start = time.perf_counter()
     codec.fit(benchmark.train)

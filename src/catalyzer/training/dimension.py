@@ -61,7 +61,7 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         train: `(n, d)` training vectors of the linear map.
         validation: split on which the share is measured, with training vectors if it is small; the test split is not used.
         bits: upper limit for the bits of a code.
-        cache: stores the choice.
+        cache: stores the shares and the choice.
         tolerance: largest share of what the best dimension finds that a smaller one may lose.
 
     Returns:
@@ -72,7 +72,8 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
     """
     smallest = dimensions(bits, train.shape[1])[0]
 
-    def compute() -> np.ndarray:
+    def tried() -> np.ndarray:
+        """Dimension, number of atoms and share, `(m, 3)` float64."""
         log.info("d_out=auto: trying a linear map + lattice in %d dimensions and more", smallest)
         atoms = _atoms(train.shape[1], bits)
         split = validation
@@ -86,14 +87,17 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
             found[dim] = float(neighbours_found(codec, split.base, split.queries, split.ground_truth, NEIGHBOURS).mean())
             if found[dim] < max(found.values()):
                 break
-        chosen = next(dim for dim, value in found.items() if value >= (1 - tolerance) * max(found.values()))
-        seen = ", ".join(f"{100 * value:.1f}% in {dim} dimensions ({atoms[dim]:,} atoms)" for dim, value in found.items())
-        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s", chosen, NEIGHBOURS, seen)
-        return np.array([chosen])
+        return np.array([(dim, atoms[dim], share) for dim, share in found.items()])
 
-    tried = (DIMENSIONS, bits, tolerance, catalyzer.__version__)
-    key = (fingerprint(train, "checking training vectors"), *validation.key, *tried)
-    return int(cache.get("dimension", key, compute)[0])
+    def chosen() -> np.ndarray:
+        found = cache.get("dimensions", key, tried)  # for a network and the linear map that it is compared with
+        best = found[found[:, 2] >= (1 - tolerance) * found[:, 2].max()][0, :1].astype(int)
+        seen = ", ".join(f"{100 * share:.1f}% in {dim:.0f} dimensions ({atoms:,.0f} atoms)" for dim, atoms, share in found)
+        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s", best[0], NEIGHBOURS, seen)
+        return best
+
+    key = (fingerprint(train, "checking training vectors"), *validation.key, DIMENSIONS, bits, catalyzer.__version__)
+    return int(cache.get("dimension", (*key, tolerance), chosen)[0])
 
 
 def _atoms(d_in: int, bits: int) -> dict[int, int]:
