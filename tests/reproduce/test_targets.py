@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,15 @@ def test_two_stages(lab: Lab, tmp_path: Path) -> None:
     for row in outcome.tables[0].rows:
         assert row.command.startswith("python src/")
         assert "decoder=" not in row.command or "src/train.py" in row.command
+
+
+def test_two_stages_has_the_decoder_of_the_user_or_of_the_recipe(lab: Lab) -> None:
+    recipe = ["experiment=decoder", "trainer.check_val_every_n_epoch=1"]
+    for given, expected in (([], "ResidualDecoder"), (recipe, "ResidualDecoder"), ([*recipe, "decoder=mlp"], "Decoder")):
+        own = replace(lab, overrides=[*lab.overrides, *given])
+        plain, decoding = (own.settings(overrides).decoder["_target_"] for overrides in jobs("two_stages", own))
+        assert plain is None
+        assert decoding == f"catalyzer.nn.{expected}"
 
 
 def test_figures_3_and_7_and_large_scale_use_the_network_of_table_1(lab: Lab, tmp_path: Path) -> None:

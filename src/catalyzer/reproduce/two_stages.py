@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINES = {"PQ": "pq", "OPQ": "opq", "RQ": "rq", "LSQ": "lsq", "ITQ": "itq"}
-DECODER = [*LATTICE, "decoder=mlp"]
 RERANKED = (0, 100, 500, 1000)
 # How codes are chosen by what they decode to, the overrides for it, and what joins the points of the figures.
 CHOSEN = {
@@ -33,17 +32,22 @@ COLUMNS = [
 ]
 
 
+def with_decoder(lab: Lab) -> list[str]:
+    """The overrides of the training with a decoder: the user's, or else that of experiment=decoder."""
+    return [*LATTICE, next((text for text in lab.overrides if text.startswith("decoder=")), "decoder=residual")]
+
+
 def two_stages(lab: Lab) -> Made:
     """Recall and time of search in one stage and in two, and of codes chosen by their decoded vectors."""
-    base = lab.base_shape[0]
+    base, decoder = lab.base_shape[0], with_decoder(lab)
     rows = []
     reranked = f"catalyzer + lattice (rerank {RERANKED[0]} to {RERANKED[-1]})"
     methods: list[tuple[str, list[str], list[str] | None, str]] = [
         *((label, [RAW, f"quantizer={name}"], None, "") for label, name in BASELINES.items()),
         ("catalyzer + lattice", LATTICE, None, ""),
-        *((f"catalyzer + lattice (rerank {n})", [*DECODER, "steps=0", f"rerank={n}"], DECODER, reranked) for n in RERANKED),
+        *((f"catalyzer + lattice (rerank {n})", [*decoder, "steps=0", f"rerank={n}"], decoder, reranked) for n in RERANKED),
         *(
-            (f"catalyzer + lattice (rerank 500, {how})", [*DECODER, *keys], DECODER, f"catalyzer + lattice ({series})")
+            (f"catalyzer + lattice (rerank 500, {how})", [*decoder, *keys], decoder, f"catalyzer + lattice ({series})")
             for how, (keys, series) in CHOSEN.items()
         ),
     ]
@@ -80,4 +84,4 @@ def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
     return figures, captions
 
 
-TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda _: [LATTICE, DECODER])
+TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda lab: [LATTICE, with_decoder(lab)])
