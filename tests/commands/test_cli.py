@@ -281,7 +281,7 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit b.catalyzer learn.fvecs nonsense", "nonsense"),
         ("fit b.catalyzer learn.fvecs --bits 32 nonsense", "unrecognized arguments: nonsense"),
         ("fit b.catalyzer learn.fvecs --ivf 8 quantizer=opq", "ProductQuantizer has no method search_lists"),
-        ("info a.catalyzer x=1", "unrecognized arguments: x=1"),
+        ("info a.catalyzer x=1", "unrecognized arguments: x=1; catalyzer info --help shows"),
         ("fit b.catalyzer learn.fvecs --epochs 3 --budget 1h", "not allowed with argument"),
         ("search a.catalyzer queries.fvecs -k ten", "-k: expected a whole number, got 'ten'; catalyzer search --help"),
         (

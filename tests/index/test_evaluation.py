@@ -37,6 +37,9 @@ def test_recalls_are_those_of_the_searches(index: CatalyzerIndex) -> None:
         assert row.overlap == pytest.approx(np.mean([len({*a} & {*b}) / 5 for a, b in zip(ids, truth, strict=True)]))
         assert row.alone > 0
         assert row.together > 0
+    for side in found.figure().axes:  # each point of the line of rerank=50 names its nprobe
+        assert [text.get_text() for text in side.texts] == ["1", "16"]
+        assert [text.xy[0] for text in side.texts] == [*side.lines[1].get_xdata()]
     assert index.evaluate(QUERIES, truth=truth, k=5, rerank=[50], nprobe=[16]).rows[0].overlap == found.rows[3].overlap
     assert (found.vectors, found.queries, found.code_size) == (900, 60, 8)
 

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         argcomplete.autocomplete(parser)
     options, others = parser.parse_known_args(arguments)
     if others and not (options.run is _fit and all("=" in text and text[0] != "-" for text in others)):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(others)}")
     if others:  # settings behind an option, which argparse leaves over
         options.overrides += others
     from catalyzer.commands.console import ConsoleHandler, one_sentence_errors
@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         if trusts:
             about_trust = "allow classes of this module, whose code then runs; may be repeated"
             sub.add_argument("--trust", action="append", default=[], metavar="MODULE", help=about_trust)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     abouts = {name: about for group in COMMANDS.values() for name, about in group.items()}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 RERANKS = (0, 20, 50, 100, 500)  # candidates
 NPROBES = (2, 4, 8, 16, 32, 64, 128)  # lists
 ALONE = 100  # queries that are searched one by one
+ROUNDS, SECONDS = 3, 1.0  # all queries are searched again, up to so often, while that has taken less time
 ERRORS = 2  # standard errors by which a recall must be above what is wanted, so that it holds for other queries
 
 Time = Literal["alone", "together"]
@@ -45,7 +46,7 @@ class Measured:
         recall_at_k: share of queries whose true nearest neighbour was among the first k.
         overlap: share of the k true nearest neighbours that were among the k found ("k-recall@k").
         alone: median time of a query, with one query per call.
-        together: time per query, with all queries in one call.
+        together: time per query, with all queries in one call; the median of three calls if they take less than a second.
     """
 
     rerank: int
@@ -147,6 +148,9 @@ class Evaluation:
                 points = [(getattr(row, what), 100 * row.recall_at_k) for row in rows]
                 look = {"color": f"C{i}", "marker": "os^vD"[j % 5], "label": str(replace(rows[0], nprobe=None))}
                 side.plot(*zip(*points, strict=True), **look)
+            for row, point in zip(rows, points, strict=True):  # those of the last line, which the others follow
+                if row.nprobe is not None:
+                    side.annotate(f"{row.nprobe}", point, (5, -4), textcoords="offset points", va="top", fontsize=8)
             side.set(xscale="log", xlabel="µs per query", title=title)
             side.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -155,7 +159,8 @@ class Evaluation:
         sides[0].set_ylabel(f"R@{self.k}, %")
         handles, labels = sides[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
-        figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries")
+        numbered = "; numbers: nprobe" if any(row.nprobe is not None for row in self.rows) else ""
+        figure.suptitle(f"{self.vectors:,} vectors in {self.code_size} bytes each, {self.queries:,} queries{numbered}")
         figure.draw_without_rendering()  # which makes the ticks, in this style
         return figure
 
@@ -286,10 +291,12 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
     rows = []
     with progress("measuring", len(settings), "settings") as advance:
         for setting in settings:
-            start = time.perf_counter()
-            ids = search(x, setting)
-            together = (time.perf_counter() - start) / len(x)
-            alone = []
+            alone: list[float] = []
+            together: list[float] = []
+            while not together or (len(together) < ROUNDS and sum(together) < SECONDS):
+                start = time.perf_counter()
+                ids = search(x, setting)
+                together.append(time.perf_counter() - start)
             for row in range(min(ALONE, len(x))):
                 start = time.perf_counter()
                 search(x[row : row + 1], setting)
@@ -298,6 +305,7 @@ def _measured(search: Search, x: np.ndarray, truth: np.ndarray, settings: Sequen
             overlap = np.mean([np.isin(found, true).mean() for found, true in zip(ids, truth, strict=True)])
             recalls = (float(nearest[:, 0].mean()), float(nearest.any(axis=1).mean()), float(overlap))
             nprobe, blocks = (None if number is None else int(number) for number in setting[1:])
-            rows.append(Measured(int(setting.rerank), nprobe, blocks, *recalls, 1e6 * float(np.median(alone)), 1e6 * together))
+            times = (1e6 * float(np.median(alone)), 1e6 * float(np.median(together)) / len(x))
+            rows.append(Measured(int(setting.rerank), nprobe, blocks, *recalls, *times))
             advance(1)
     return rows

@@ -84,4 +84,6 @@ def draw(table: Table) -> tuple[dict[str, "Figure"], dict[str, str]]:
     return figures, captions
 
 
-TWO_STAGES = Target("Beyond the paper: a decoder and search in two stages", two_stages, lambda lab: [LATTICE, with_decoder(lab)])
+TWO_STAGES = Target(
+    "Beyond the paper: a decoder and search in two stages", two_stages, lambda lab: [LATTICE, with_decoder(lab)]
+)
