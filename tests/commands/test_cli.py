@@ -193,8 +193,8 @@ def test_invalid_rows(run: Run, folder: Path) -> None:
     write_vecs(Path("nan.fvecs"), [x])
     before = files(folder)
     for line, way in (
-        ("add a", "; or leave them out with skip_invalid"),
-        ("fit b", "; or leave them out with skip_invalid"),
+        ("add a", "; or leave them out with skip_invalid=True, or --skip-invalid"),
+        ("fit b", "; or leave them out with skip_invalid=True, or --skip-invalid"),
         ("search a", ""),
     ):
         said = run(f"{line}.catalyzer nan.fvecs", expect=2)
@@ -291,6 +291,12 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("fit b.catalyzer learn.fvecs --d-out few", "--d-out: expected a whole number or auto, got 'few'"),
         ("fit b.catalyzer learn.fvecs --method linear --hidden 512", "hidden = 512 is the width of networks"),
         ("fit b.catalyzer learn.fvecs --epochs 2 trainer.max_epochs=3", "give epochs=3 to fit, or --epochs 3"),
+        (
+            "fit b.catalyzer learn.fvecs bits=32",
+            "bits=32 cannot be an override of an index; give CatalyzerIndex(bits=32), or --bits 32",
+        ),
+        ("fit b.catalyzer learn.fvecs d_out=16 --bits 32", "or --d-out 16"),
+        ("search a.catalyzer queries.fvecs -k 3 --output none/found", "there is no folder none; create it first"),
     ):
         error = run(line, expect=2)
         assert sentence in error
@@ -419,6 +425,9 @@ def test_an_interrupted_fit_resumes(folder: Path) -> None:
     assert "error: b.catalyzer cannot be written" in second.stderr
     assert "the training is kept in b.catalyzer.training; the same command resumes it" in second.stderr
     shutil.rmtree(folder / "b.catalyzer")
+    others = process(line.replace("64", "96"), folder)
+    assert "b.catalyzer.training holds a training that differs in catalyzer.hidden, decoder.hidden; repeat" in others.stderr
+    assert "the same command resumes it" not in others.stderr
     third = process(line, folder)
     assert third.returncode == 0, third.stderr
     assert "resuming from step-" in third.stderr

@@ -221,7 +221,7 @@ def test_the_triangle_loss_trains_another_network(train: Command, own_files: lis
 
 def test_a_dimension_that_suits_the_data(train: Command, evaluate: Command, own_files: list[str], tmp_path: Path) -> None:
     process = train(*own_files, *FAST, "baselines=[]", "bits=32", "d_out=auto", "hydra.run.dir=auto")
-    chosen = re.search(r"d_out = (\d+): of the 10 nearest, a linear map \+ lattice finds .* dimensions", process.stderr)
+    chosen = re.search(r"d_out = (\d+), the smallest with 95% of the best share: of the 10 nearest, a linear", process.stderr)
     assert chosen
     assert json.loads((tmp_path / "auto" / "catalyzer.json").read_text())["arguments"]["d_out"] == int(chosen[1])
     assert "catalyzer + PQ" in evaluate("run=auto", "quantizer=pq").stdout

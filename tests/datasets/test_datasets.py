@@ -123,7 +123,7 @@ def test_every_learn_set_can_be_split(available: int, train: int, base: int, que
 def test_a_split_that_shrinks_says_so(tmp_path: Path, cache: ArrayCache, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="catalyzer"):
         files(tmp_path, cache, learn=clustered(1200, 16, 0))
-    assert "the learn set has 1,200 vectors, too few for the requested split, 1,000 + 400 + 50" in caplog.text
+    assert "the learn set has 1,200 vectors, fewer than the settings' 1,000 + 400 + 50" in caplog.text
     assert "960 training vectors of 16 dimensions; validation 192 base, 48 queries" in caplog.text
 
 

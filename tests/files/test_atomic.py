@@ -218,6 +218,10 @@ def test_a_lock_needs_a_folder_to_write_to(tmp_path: Path) -> None:
     with someone_else(), pytest.raises(Unavailable, match=denied), locked(folder / "a.bin"):
         pass
     folder.rmdir()
+    if sys.platform == "linux":  # whose /proc takes no file, for anybody
+        denied = r"/proc/a\.bin cannot be written: /proc/a\.bin\.lock cannot be created"
+        with pytest.raises(Unavailable, match=denied), locked(Path("/proc/a.bin")):
+            pass
 
 
 def test_a_symbolic_link_stays_and_shares_the_lock_of_its_target(tmp_path: Path) -> None:

@@ -495,7 +495,9 @@ def test_a_killed_fit_goes_on(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert not (tmp_path / "a.catalyzer").exists()
-    with pytest.raises(InvalidInput, match="holds a training with other settings or vectors"):
+    with pytest.raises(
+        InvalidInput, match="holds a training that differs in the vectors; repeat its settings, or remove the folder"
+    ):
         CatalyzerIndex(d_out=24, hidden=64).fit(x[:900], epochs=40, folder=tmp_path / "run")
     resumed = CatalyzerIndex(d_out=24, hidden=64).fit(x, epochs=40, folder=tmp_path / "run")
     whole = CatalyzerIndex(d_out=24, hidden=64).fit(x, epochs=40)

@@ -50,6 +50,8 @@ def test_an_unknown_map_is_refused_with_those_that_there_are() -> None:
 def test_bits_may_be_left_out() -> None:
     for name, bits in MAPS:
         assert CatalyzerIndex.pretrained(name).origin == f"{name}-{bits}"
+    with pytest.raises(InvalidInput, match="bits must be an integer of at least 1; got '64'"):
+        CatalyzerIndex.pretrained("sift", "64")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="there is no pretrained map word2vec; choose among"):
         CatalyzerIndex.pretrained("word2vec")
 

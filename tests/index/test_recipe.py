@@ -57,7 +57,7 @@ def test_an_index_takes_a_linear_map_where_that_finds_as_much(caplog: pytest.Log
     x = clustered(600, 32, 0)
     with caplog.at_level(logging.WARNING):
         index = CatalyzerIndex(d_out=24, hidden=16).fit(x, epochs=1)
-    assert "the index takes the linear map, since 480 vectors or so few epochs are too few for a network" in caplog.text
+    assert "the index takes the linear map: for a network, 480 vectors or these epochs are too few" in caplog.text
     assert index._contents is not None
     codec = index._contents.codec
     assert isinstance(codec.transform, Linear)

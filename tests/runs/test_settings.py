@@ -108,6 +108,7 @@ def test_lambda_never_grows_with_the_dimension(d_out: int) -> None:
 def test_bits_and_dimension_follow_each_other() -> None:
     assert settings_of("quantizer=sign").d_out == 64
     assert settings_of("quantizer=sign", "bits=32").d_out == 32
+    assert settings_of("quantizer=sign", 'bits="32"').d_out == 32
     assert settings_of("bits=32", "quantizer=opq").quantizer["bits"] == 32
 
 
@@ -122,6 +123,8 @@ def test_bits_and_dimension_follow_each_other() -> None:
         (["quantizer.radius_sq=200"], "needs 79 bits, which do not fit in bits = 64"),
         (["bits=32", "quantizer.radius_sq=79"], "needs 64 bits, which do not fit in bits = 32"),
         (["bits=0"], "bits=0: input should be greater than 0"),
+        (["bits=abc"], "bits=abc: input should be a valid integer"),
+        (["bits=[64]"], "bits=[64]: input should be a valid integer"),
         (["quantizer=pq", "bits=12"], "bits must be a multiple of 8, got 12"),
         (["quantizer=sign", "d_out=24"], "codes of d_out = 24 bits, but bits = 64"),
         (["d_out=1"], "d_out=1: input should be a whole number of at least 2, or auto"),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from catalyzer.commands.console import errors_kept_in
-from catalyzer.runs.sweeps import Sweep, validation_recall
+from catalyzer.runs.sweeps import Job, Sweep, validation_recall
 from tests.helpers import FAST, ROOT, Command, command, only_run, refused, signal_at, wandb_records
 
 TINY = [*FAST, "trainer.max_epochs=1", "baselines=[]"]
@@ -252,6 +252,12 @@ def test_what_varies_is_a_column_and_numbers_are_in_order(tmp_path: Path) -> Non
     assert sweep.keys == ["seed", "extra"]
     assert [sweep.name(job) for job in sweep.failed] == ["0 (seed=0)", "2 (seed=2 extra=1)", "10 (seed=10 extra=1)"]
     sweep.print()  # also where there is nothing in it yet
+
+
+def test_of_equal_recalls_at_10_the_best_recall_at_1_is_first(tmp_path: Path) -> None:
+    recalls = [{1: 0.4, 10: 0.9}, {1: 0.5, 10: 0.9}, {1: 0.6, 10: 0.8}]
+    jobs = [Job(tmp_path / str(i), {}, "test", {"validation": {}, "test": each}, 1.0, "") for i, each in enumerate(recalls)]
+    assert [job.folder.name for job in Sweep(tmp_path, jobs).ended] == ["1", "0", "2"]
 
 
 def test_the_same_folder_again_has_the_results_of_now(

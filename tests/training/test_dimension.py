@@ -43,7 +43,7 @@ def test_the_choice_is_kept(split: Split, tmp_path: Path, caplog: pytest.LogCapt
     cache, train = ArrayCache(tmp_path), in_a_subspace(3000, 0)
     with caplog.at_level("INFO"):
         first = choose_dimension(train, split, 32, cache)
-        assert f"d_out = {first}: of the 10 nearest, a linear map + lattice finds" in caplog.text
+        assert f"d_out = {first}, the smallest with 95% of the best share: of the 10 nearest" in caplog.text
         caplog.clear()
         assert choose_dimension(train, split, 32, cache) == first
         assert "d_out" not in caplog.text

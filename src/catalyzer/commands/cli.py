@@ -127,7 +127,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
         if _identity(options.index) != options.before:
             return f"{options.index} has already been written"
         return f"{options.index} is unchanged; run the same command again"
-    return KEPT.format(_training(options)) if _has_begun(options) else "nothing was trained yet; run the same command again"
+    return KEPT.format(_training(options)) if _checkpoints(options) else "nothing was trained yet; run the same command again"
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
@@ -147,8 +147,8 @@ def _training(options: argparse.Namespace) -> Path:
     return options.folder or options.index.with_name(f"{options.index.name}.training")
 
 
-def _has_begun(options: argparse.Namespace) -> bool:
-    return any(_training(options).glob("checkpoints/*"))
+def _checkpoints(options: argparse.Namespace) -> set[Path]:
+    return {*_training(options).glob("checkpoints/*")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -332,6 +332,7 @@ def _fit(options: argparse.Namespace) -> None:
             raise InvalidInput(
                 f"{folder} is needed for the training but contains other files; move them away, or give --folder"
             )
+        before = _checkpoints(options)
         try:
             index.fit(
                 options.learn,
@@ -342,8 +343,9 @@ def _fit(options: argparse.Namespace) -> None:
             )
             index.save(options.index)
         except BaseException as error:
-            temporary = temporary and not _has_begun(options)
-            if _has_begun(options) and not isinstance(error, KeyboardInterrupt):  # that is told of by itself
+            temporary = temporary and not _checkpoints(options)
+            # What was there before is none of a refused command's, and what Ctrl-C has interrupted is told of by itself.
+            if _checkpoints(options) - before and not isinstance(error, KeyboardInterrupt):
                 sys.stderr.write(f"{KEPT.format(folder)}\n")
             raise
         finally:
@@ -427,6 +429,8 @@ def _search(options: argparse.Namespace) -> None:
     for path in outputs:
         if path.resolve() in (Path(options.queries).resolve(), options.index.resolve()):
             raise InvalidInput(f"--output {options.output} would replace {path}, an input of this command; give another name")
+        if not path.parent.is_dir():
+            raise InvalidInput(f"--output {options.output}: there is no folder {path.parent}; create it first")
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
     among = {"blocks": options.blocks, "ids": options.ids, "exclude": options.exclude, "threads": options.threads}
     distances, ids = index.search(options.queries, options.k, options.rerank, options.nprobe, **among)

@@ -238,8 +238,8 @@ class Dataset(Part, ABC):
         benchmark = Benchmark(name, without_outliers(stored[:train]), validation, test, metric)
         _ = test.key  # reads, and so checks, every row before hours of work depend on it
         if (train, val_base, val_queries) != wanted:
-            log.info("%s: the learn set has %s vectors, too few for the requested split, %s", name, f"{len(learn):,}",
-                     " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
+            log.info("%s: the learn set has %s vectors, fewer than the settings' %s, so each part of the split is smaller",
+                     name, f"{len(learn):,}", " + ".join(f"{size:,}" for size in wanted))  # fmt: skip
         log.info(
             "%s: %s training vectors of %d dimensions; validation %s base, %s queries; test %s base, %s queries; by %s",
             name, f"{train:,}", learn.shape[1], f"{val_base:,}", f"{val_queries:,}", f"{len(base):,}", f"{len(queries):,}",

@@ -80,6 +80,8 @@ def locked(path: Path) -> Iterator[None]:
             raise InvalidInput(f"{path} cannot be written: there is no folder {target.parent}; create it first")
         lock.acquire()
     except Timeout:
+        if not Path(lock.lock_file).exists():  # some file systems, such as /proc, refuse new files in a way that looks the same
+            raise Unavailable(f"{path} cannot be written: {lock.lock_file} cannot be created") from None
         raise Unavailable(f"{path} is being written by another process; wait until it has ended") from None
     except OSError as error:
         raise Unavailable(f"{path} cannot be written: {lock.lock_file} cannot be created ({error.strerror})") from None

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from catalyzer.errors import InvalidInput
+from catalyzer.errors import InvalidInput, integer
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 
@@ -14,6 +14,8 @@ def names() -> list[str]:
 
 def path_of(name: str, bits: int | None) -> Path:
     """The file of a map, of its only size where `bits` is None; `InvalidInput` says which ones there are."""
+    if bits is not None:
+        bits = integer("bits", bits, 1)
     sizes = [each.rsplit("-", 1) for each in names()]
     wanted = [size for each, size in sizes if each == name and bits in (None, int(size))]
     if len(wanted) != 1:

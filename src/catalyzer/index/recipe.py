@@ -1,6 +1,7 @@
 """The default training of an index: `experiment=decoder`, for a number of epochs or a time budget."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,8 +98,9 @@ def learn_codec(
         # An interrupted run keeps its number of epochs, or its learning rate would decay twice.
         epochs = _epochs_until(end, settings, benchmark) if held is None else held.trainer["max_epochs"]
     settings = settings.model_copy(update={"trainer": settings.trainer | _schedule(epochs)})
-    if held is not None and not held.decides_as(settings):
-        raise InvalidInput(f"{folder} holds a training with other settings or vectors; choose another folder, or remove it")
+    if held is not None and (others := held.differences(settings)):
+        which = ", ".join("the vectors" if key == "dataset.learn" else key for key in others)
+        raise InvalidInput(f"{folder} holds a training that differs in {which}; repeat its settings, or remove the folder")
     codec = new_codec(settings, benchmark)
     if linear and codec.transform.is_trained:
         raise InvalidInput(
@@ -113,7 +115,8 @@ def learn_codec(
     rerank = settings.rerank if instead is None else 0
     found = measure("validation", instead or codec, split.base, split.queries, split.ground_truth, [rerank])[0].recall
     found = {k: share for k, share in found.items() if k in TOLD}
-    log.info("validation: %s", ", ".join(f"R@{k} {share:.1%}" for k, share in found.items()))
+    recalls = ", ".join(f"R@{k} {share:.1%}" for k, share in found.items())
+    log.info("validation: %s (%s queries in %s vectors held out)", recalls, f"{len(split.queries):,}", f"{len(split.base):,}")
     if instead is not None:
         codec = instead.adapt(learn)  # to all vectors, since they are few
     return codec, Validation(found, len(split.base), len(split.queries), rerank)
@@ -129,6 +132,9 @@ def _refuse_idle(overrides: Sequence[str], linear: bool) -> None:
             raise InvalidInput(f'{text} is for linear maps; add method="linear", or --method linear')
         if key == "trainer.max_epochs":
             raise InvalidInput(f"{text} cannot be an override of an index; give epochs={value} to fit, or --epochs {value}")
+        if key in ("bits", "d_out"):
+            option = key.replace("_", "-")
+            raise InvalidInput(f"{text} cannot be an override of an index; give CatalyzerIndex({text}), or --{option} {value}")
         if key == "trainer.check_val_every_n_epoch":
             raise InvalidInput(f"{text} cannot be an override of an index, whose epochs say when it validates; leave it out")
 
@@ -163,7 +169,7 @@ def _finds_more(codec: Codec, linear: Codec, benchmark: Benchmark, rerank: int) 
         log.info("%s; the index takes the network", seen)
     else:
         log.warning(
-            "%s; the index takes the linear map, since %s vectors or so few epochs are too few for a network",
+            "%s; the index takes the linear map: for a network, %s vectors or these epochs are too few",
             seen,
             f"{len(benchmark.train):,}",
         )
@@ -239,7 +245,7 @@ def _epochs_until(end: float | None, settings: Settings, benchmark: Benchmark) -
             least = (time.perf_counter() - start) + (each + after) / SHARE
             raise InvalidInput(
                 f"the budget is too small for an epoch of {n:,} vectors, which takes about {epoch:.1f} s here; "
-                f"give at least {1.1 * least / 60:.1f}min, or fewer vectors"
+                f"give at least {math.ceil(1.1 * least)}s, or fewer vectors"
             )
         return epochs
 

@@ -130,7 +130,7 @@ def valid_rows(vectors: Vectors, first: int, size: int, metric: Metric, skip: bo
     if not skip and invalid.any():
         at = int(np.argmax(invalid))
         what = "only zeros, so it has no direction" if finite[at] else "NaN or infinity"
-        way = "" if skip is None else "; or leave them out with skip_invalid"
+        way = "" if skip is None else "; or leave them out with skip_invalid=True, or --skip-invalid"
         raise InvalidInput(f"{name_of(vectors)}row {first + at:,} contains {what}; remove such rows{way}")
     return block[~invalid], invalid
 
@@ -157,7 +157,7 @@ def check_rows(vectors: Vectors, metric: Metric, skip: bool | None = None, size:
                     row = first + int(np.flatnonzero(~invalid)[np.argmax(longer)])
                     raise InvalidInput(
                         f"{name_of(vectors)}row {row:,} has the norm {norms(block)[longer][0]:.6g}, above the index's "
-                        f"limit for inner products, {metric.max_norm:.6g}; fit an index with a larger max_norm"
+                        f"limit for inner products, {metric.max_norm:.6g}; fit an index with a larger max_norm, or --max-norm"
                     )
             advance(len(invalid))
     return longest

@@ -59,6 +59,7 @@ class LatticeQuantizer(Quantizer):
         gain: bool | Literal["blocks"] | None = None,
         norms: Sequence[float] | None = None,
     ) -> None:
+        dim = integer("dim", dim, 1)
         integer("bits", bits, 9 if gain else 1)
         if radius_sq is not None and blocks is not None:
             raise InvalidInput(

@@ -179,7 +179,7 @@ class Lab:
         settings, folder = self.settings(overrides), self.run_folder(overrides)
         if (folder / "catalyzer.json").exists():
             found = TrainedRun.load(folder, trust=modules_of(settings))
-            if not found.settings.decides_as(settings):  # the same training for another base, which evaluate.py shall find
+            if found.settings.differences(settings):  # the same training for another base, which evaluate.py shall find
                 settings.save(folder / "config.yaml")
             return replace(found, settings=settings)
         log.info("training %s in %s", " ".join(overrides) or "the defaults", folder)

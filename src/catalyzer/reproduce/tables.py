@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED_FOR = {"bigann": 0, "photosift": 0, "demo": 0, "deep1b": 1}  # BigANN1M for SIFT descriptors, else Deep1M
+PAPER_EPOCHS = 300
 LSQ_BASE = 100_000  # LSQ codes a few hundred vectors a second and core
 
 RECALLS = [Column(f"R@{k}", "%", "higher") for k in (1, 10, 100)]
@@ -43,6 +44,9 @@ def base_note(lab: Lab) -> list[str]:
     notes = [] if name not in PUBLISHED_FOR else [f"Published numbers are of {'Deep1M' if name == 'deep1b' else 'BigANN1M'}."]
     if not lab.on_paper_base:
         notes.append(f"The base here has {size:,} vectors, theirs a million; the smaller the base, the higher the recall.")
+    epochs = lab.common.trainer["max_epochs"]
+    if epochs < PAPER_EPOCHS:
+        notes.append(f"Networks were trained for {epochs} epochs here, for {PAPER_EPOCHS} in the paper; more epochs find more.")
     return notes
 
 

@@ -1,6 +1,7 @@
 """Defaults that depend on several parts: the dimension that a quantizer proposes, λ, gradient steps and reranked candidates."""
 
 import math
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -26,12 +27,16 @@ def paper_lambda(d_out: int | str) -> float:
     return round(math.exp((1 - share) * math.log(TABLE_3[low]) + share * math.log(TABLE_3[high])), 5)
 
 
-def default_d_out(quantizer: DictConfig, bits: int) -> int:
+def default_d_out(quantizer: DictConfig, bits: Any) -> int:
     """The dimension that a quantizer proposes for so many bits."""
     from catalyzer.parts import find_class
     from catalyzer.quantizers import Quantizer
 
-    return find_class(quantizer._target_, Quantizer).default_dim(bits)
+    try:
+        number = int(bits)
+    except (TypeError, ValueError):  # which the settings will refuse
+        number = 64
+    return find_class(quantizer._target_, Quantizer).default_dim(number)
 
 
 def default_lambda(quantizer: DictConfig, d_out: int | str, decoder: DictConfig) -> float:

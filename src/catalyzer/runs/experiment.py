@@ -59,9 +59,10 @@ def run(settings: Settings, folder: Path, typed: Sequence[str] = (), sweeping: b
             nothing has been written then.
     """
     held = Settings.load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
-    if held is not None and not held.decides_as(settings):
+    if held is not None and (others := held.differences(settings)):
         raise InvalidInput(
-            f"{folder} holds a run with other settings; resume it with resume={folder}, or choose another folder"
+            f"{folder} holds a run with other settings ({', '.join(others)}); resume it with resume={folder}, "
+            "or choose another folder"
         )
     if (folder / "results.json").exists():
         if held != settings:  # which says, for one, on which split a sweep compares its jobs

@@ -144,11 +144,15 @@ class Settings(_Settings):
             )
         return self
 
-    def decides_as(self, other: Self) -> bool:
-        """Whether both make the same run: where it is logged, where intermediate results are kept, and what it is measured on
-        when it is trained, decide nothing."""
-        aside = {"logger", "cache", "split"}
-        return self.model_dump(exclude=aside) == other.model_dump(exclude=aside)
+    def differences(self, other: Self) -> list[str]:
+        """The keys, such as "catalyzer.hidden", by which two settings make different runs.
+
+        Where a run is logged, where intermediate results are kept, and what it is measured on in the end, decide nothing.
+        """
+        mine, others = (
+            _flat(settings.model_dump(by_alias=True, exclude={"logger", "cache", "split"})) for settings in (self, other)
+        )
+        return [key for key in {**mine, **others} if mine.get(key, ...) != others.get(key, ...)]
 
     def save(self, path: Path) -> None:
         """Write the composed configuration as YAML."""
@@ -182,6 +186,14 @@ class Settings(_Settings):
             return cls.check(values)
         except InvalidInput as error:
             raise DamagedFile(f"{path}: {error}") from None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -135,9 +135,9 @@ class Sweep:
 
     @property
     def ended(self) -> list[Job]:
-        """The jobs that have a place in the table, the best recall@10 first."""
+        """The jobs that have a place in the table, the best recall@10 first; of equal ones, the best recall@1."""
         ended = [job for job in self.jobs if not job.error]
-        return sorted(ended, key=lambda job: -job.recall[self.split].get(10, 0.0))
+        return sorted(ended, key=lambda job: [-job.recall[self.split].get(k, 0.0) for k in (10, 1)])
 
     @property
     def failed(self) -> list[Job]:

@@ -236,6 +236,7 @@ def compare(benchmark: Benchmark, run: TrainedRun, baselines: Sequence[Quantizer
     for quantizer in baselines:
         codec = Codec(Identity(benchmark.dim), quantizer)
         if method_name(codec) != name:
+            log.info("%s: learning from %s vectors", method_name(codec), f"{len(benchmark.train):,}")
             start = time.perf_counter()
             codec.fit(benchmark.train)
             rows += measure_method(method_name(codec), benchmark, codec, training=time.perf_counter() - start)

@@ -93,7 +93,8 @@ def choose_dimension(train: Vectors, validation: Split, bits: int, cache: ArrayC
         found = cache.get("dimensions", key, tried)  # for a network and the linear map that it is compared with
         best = found[found[:, 2] >= (1 - tolerance) * found[:, 2].max()][0, :1].astype(int)
         seen = ", ".join(f"{100 * share:.1f}% in {dim:.0f} dimensions ({atoms:,.0f} atoms)" for dim, atoms, share in found)
-        log.info("d_out = %d: of the %d nearest, a linear map + lattice finds %s", best[0], NEIGHBOURS, seen)
+        why = f"the smallest with {1 - tolerance:.0%} of the best share" if tolerance else "the best"
+        log.info("d_out = %d, %s: of the %d nearest, a linear map + lattice finds %s", best[0], why, NEIGHBOURS, seen)
         return best
 
     key = (fingerprint(train, "checking training vectors"), *validation.key, DIMENSIONS, bits, catalyzer.__version__)
