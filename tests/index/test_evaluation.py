@@ -62,6 +62,11 @@ def test_the_cheapest_is_above_the_wanted_recall_by_two_errors() -> None:
     assert found.cheapest(0.9) == rows[2]
     assert found.cheapest(0.9, "together") == rows[1]
     assert found.cheapest(0.85) == rows[3]
+    assert found.cheapest(0.45, share="overlap") == rows[3]
+    with pytest.raises(
+        InvalidInput, match=r"reliably reaches 10 of 10 60.0% on 1,000 queries; the best is .* with 50.0% ± 3.2%"
+    ):
+        found.cheapest(0.6, share="overlap")
     with pytest.raises(InvalidInput, match=r"reliably reaches R@10 95.0% on 1,000 queries; the best is rerank=50, nprobe=4"):
         found.cheapest(0.95)
     with pytest.raises(InvalidInput, match=r"recall must be a share between 0 and 1, such as 0.9; got 90"):
@@ -101,8 +106,10 @@ def test_the_command(index: CatalyzerIndex, tmp_path: Path, capsys: pytest.Captu
     main([*line, *grid])
     out = capsys.readouterr().out
     assert "900 vectors in 8 bytes each and 8 for an id, 60 queries" in out
-    assert "fastest with R@10 of 20%, one query at a time: rerank=" in out
+    assert "fastest with R@10 ≥ 20%, one query at a time: rerank=" in out
     assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+    main([*line, *grid[:-2], "--overlap", "0.1"])
+    assert "fastest with 10 of 10 ≥ 10%, many at once: rerank=" in capsys.readouterr().out
     main([*line, *grid, "--json", "--threads", "1"])
     printed = json.loads(capsys.readouterr().out)
     assert [row["nprobe"] for row in printed["rows"]] == [4, 16, 4, 16]
@@ -115,6 +122,8 @@ def test_the_command(index: CatalyzerIndex, tmp_path: Path, capsys: pytest.Captu
     assert "no setting reliably reaches R@10 99.9%" in captured.err
     for more, sentence in (
         (["--recall", "90"], "--recall must be a share between 0 and 1"),
+        (["--overlap", "90"], "--overlap must be a share between 0 and 1"),
+        (["--overlap", "0.5", "--recall", "0.5"], "not allowed with argument"),
         (["--figure", str(tmp_path / "f.txt")], "expected a name that ends in .png, .svg or .pdf"),
         (["--figure", str(tmp_path / "none" / "f.png")], "expected a file in an existing folder"),
     ):

@@ -282,7 +282,9 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--blocks", type=int, nargs="+", help="numbers of first blocks to scan (default: all blocks)")
     grid.add_argument("--threads", type=int, help="largest number of threads (default: all)")
     shown = evaluate.add_argument_group("output")
-    shown.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
+    target = shown.add_mutually_exclusive_group()
+    target.add_argument("--recall", type=float, help="print the fastest settings that reach this R@k, such as 0.9")
+    target.add_argument("--overlap", type=float, help="the same for the share of the k true neighbours that are found")
     shown.add_argument("--json", action="store_true", help="as JSON")
     shown.add_argument("--figure", type=Path, metavar="FILE", help="draw recall against time, as .png, .svg or .pdf")
 
@@ -467,10 +469,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from catalyzer.index import CatalyzerIndex
-    from catalyzer.index.evaluation import Time, figure_format
+    from catalyzer.index.evaluation import Share, Time, figure_format
 
-    if options.recall is not None and not 0 < options.recall < 1:
-        raise InvalidInput(f"--recall must be a share between 0 and 1, such as 0.9; got {options.recall}")
+    share: Share = "recall_at_k" if options.overlap is None else "overlap"
+    target = options.recall if options.overlap is None else options.overlap
+    if target is not None and not 0 < target < 1:
+        option = "--recall" if options.overlap is None else "--overlap"
+        raise InvalidInput(f"{option} must be a share between 0 and 1, such as 0.9; got {target}")
     if options.figure is not None:
         figure_format(options.figure)
     index = CatalyzerIndex.load(options.index, mmap=True, trust=options.trust)
@@ -479,13 +484,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.queries, options.base, truth=options.truth, ids=options.ids, k=options.k, threads=options.threads, **grid
     )
     fastest, unreached = {}, None
-    if options.recall is not None:
+    if target is not None:
         try:
-            fastest = {what: asdict(found.cheapest(options.recall, what)) for what in get_args(Time)}
+            fastest = {what: asdict(found.cheapest(target, what, share)) for what in get_args(Time)}
         except InvalidInput as error:
             unreached = str(error)
     if options.json:
-        sys.stdout.write(json.dumps(found.as_json() | ({"fastest": fastest} if options.recall else {})) + "\n")
+        sys.stdout.write(json.dumps(found.as_json() | ({"fastest": fastest} if target else {})) + "\n")
     else:
         Console(width=100).print(found.table())
     if options.figure is not None:
@@ -494,11 +499,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         sys.stdout.flush()
         sys.stderr.write(f"{unreached}\n")
         sys.exit(1)
-    if options.recall is not None and not options.json:
+    if target is not None and not options.json:
         for what, when in (("alone", "one query at a time"), ("together", "many at once")):
-            row = found.cheapest(options.recall, what)  # type: ignore[arg-type]
-            took = f"{row.recall_at_k:.1%}, {getattr(row, what):,.0f} µs per query"
-            sys.stdout.write(f"fastest with R@{found.k} of {options.recall:.0%}, {when}: {row} ({took})\n")
+            row = found.cheapest(target, what, share)  # type: ignore[arg-type]
+            took = f"{getattr(row, share):.1%}, {getattr(row, what):,.0f} µs per query"
+            sys.stdout.write(f"fastest with {found.name(share)} ≥ {target:.0%}, {when}: {row} ({took})\n")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -32,6 +32,7 @@ ROUNDS, SECONDS = 3, 1.0  # all queries are searched again, up to so often, whil
 ERRORS = 2  # standard errors by which a recall must be above what is wanted, so that it holds for other queries
 
 Time = Literal["alone", "together"]
+Share = Literal["recall_at_k", "overlap"]
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ class Evaluation:
     code_size: int
     rows: list[Measured]
 
-    def cheapest(self, recall: float, what: Time = "alone") -> Measured:
-        """The fastest setting whose R@k exceeds a target by two standard errors, so that other queries reach it too.
+    def cheapest(self, recall: float, what: Time = "alone", share: Share = "recall_at_k") -> Measured:
+        """The fastest setting whose recall exceeds a target by two standard errors, so that other queries reach it too.
 
         Args:
-            recall: R@k, from 0 to 1.
+            recall: target, from 0 to 1.
             what: which time is compared.
+            share: which recall is compared: R@k, or the overlap with the k true neighbours.
 
         Raises:
             InvalidInput: no setting reaches it.
@@ -95,18 +97,25 @@ class Evaluation:
             raise InvalidInput(f"recall must be a share between 0 and 1, such as 0.9; got {recall}")
         if what not in get_args(Time):
             raise InvalidInput(f"what must be one of {', '.join(get_args(Time))}; got {what!r}")
-        enough = [row for row in self.rows if row.recall_at_k - ERRORS * self._error(row.recall_at_k) >= recall]
+        if share not in get_args(Share):
+            raise InvalidInput(f"share must be one of {', '.join(get_args(Share))}; got {share!r}")
+        found = [(getattr(row, share), row) for row in self.rows]
+        enough = [row for value, row in found if value - ERRORS * self._error(value) >= recall]
         if not enough:
-            best = max(self.rows, key=lambda row: row.recall_at_k)
+            value, best = max(found, key=lambda pair: pair[0])
             raise InvalidInput(
-                f"no setting reliably reaches R@{self.k} {recall:.1%} on {self.queries:,} queries; the best is {best} with "
-                f"{best.recall_at_k:.1%} ± {ERRORS * self._error(best.recall_at_k):.1%}; try other settings, give more "
-                "queries, or fit an index of more bits"
+                f"no setting reliably reaches {self.name(share)} {recall:.1%} on {self.queries:,} queries; the best is {best} "
+                f"with {value:.1%} ± {ERRORS * self._error(value):.1%}; try other settings, give more queries, or fit an index "
+                "of more bits"
             )
         return min(enough, key=lambda row: getattr(row, what))
 
+    def name(self, share: Share) -> str:
+        """What tables call a recall, such as "R@10" and "10 of 10"."""
+        return f"R@{self.k}" if share == "recall_at_k" else f"{self.k} of {self.k}"
+
     def _error(self, recall: float) -> float:
-        # Of a share, by Agresti and Coull, which is not 0 where all were found.
+        # Of a share, by Agresti and Coull, which is not 0 where all were found. That of an overlap is at most as large.
         n = self.queries + 4
         share = (recall * self.queries + 2) / n
         return (share * (1 - share) / n) ** 0.5
@@ -123,7 +132,7 @@ class Evaluation:
         table = Table(title=title, title_justify="left")
         given = [name for name in ("nprobe", "blocks") if any(getattr(row, name) is not None for row in self.rows)]
         settings = ["rerank", *given]
-        found = ["R@1", *([f"R@{self.k}", f"{self.k} of {self.k}"] if self.k > 1 else [])]
+        found = ["R@1", *([self.name("recall_at_k"), self.name("overlap")] if self.k > 1 else [])]
         for name in (*settings, *found, "alone, µs", "at once, µs"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
