@@ -3,7 +3,7 @@
     python benchmarks/encoding.py outputs/RUN4 outputs/RUN8 --quantizers PQ OPQ
 
 Each run needs a decoder. A time is the least of three, of the first 5,000 vectors of the run's validation base. faiss's methods
-learn from its last 5,000, which are enough to time them.
+learn from its last 10,000, which are enough to time them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
 }
 CHOICES = [(0, 1), (1, 1), (2, 1), (3, 4), (3, 16)]
 """Values of `steps` and `refine`."""
-LEARNED, TIMED, ROUNDS = 5_000, 5_000, 3
+LEARNED, TIMED, ROUNDS = 10_000, 5_000, 3
 
 
 def microseconds(codec: Codec, vectors: Vectors) -> float:

@@ -95,10 +95,9 @@ class Tables(NamedTuple):
 
 
 @kernel()
-def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
-    """Write into z[:, lane] the point nearest to y, in double precision; False where y has NaN or infinity."""
-    dim = len(y)
-    for i in range(dim):  # insertion sort by decreasing magnitude, stable: equal magnitudes keep their order
+def sort_magnitudes(y, order, magnitude, prefix):
+    """Write y's magnitudes in decreasing order, their coordinates and their sums; False where y has NaN or infinity."""
+    for i in range(len(y)):  # insertion sort, stable: equal magnitudes keep their order
         value = abs(np.float64(y[i]))
         if not value < np.inf:
             return False
@@ -110,15 +109,30 @@ def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
         magnitude[j] = value
         order[j] = i
     total = 0.0
-    for i in range(dim):
+    for i in range(len(y)):
         total += magnitude[i]
         prefix[i] = total
+    return True
 
+
+@kernel(inline="always")
+def atom_dot(a, atoms, prefix):
+    """The dot product of an atom with decreasing magnitudes, given their sums, in double precision."""
+    dot = 0.0
+    for j in range(atoms.levels[a]):
+        dot += atoms.step[a, j] * prefix[atoms.end[a, j]]
+    return dot
+
+
+@kernel()
+def _nearest_row(y, atoms, order, magnitude, prefix, z, lane):
+    """Write into z[:, lane] the point nearest to y, in double precision; False where y has NaN or infinity."""
+    dim = len(y)
+    if not sort_magnitudes(y, order, magnitude, prefix):
+        return False
     best, best_dot = np.uint32(0), -1.0
     for a in atoms.order:
-        dot = 0.0
-        for j in range(atoms.levels[a]):
-            dot += atoms.step[a, j] * prefix[atoms.end[a, j]]
+        dot = atom_dot(a, atoms, prefix)
         if dot > best_dot:
             best, best_dot = a, dot
 

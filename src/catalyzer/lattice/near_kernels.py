@@ -10,6 +10,7 @@ import numpy as np
 from numba import prange
 
 from catalyzer.lattice.compiler import kernel
+from catalyzer.lattice.kernels import atom_dot, sort_magnitudes
 
 TASK_ROWS = 256  # rows that one parallel task handles: its scratch memory is allocated once
 
@@ -27,28 +28,41 @@ def _known(values, keys, count, value, key):
 
 
 @kernel()
-def _nearest_row(y, atoms, weights, k, values, scores, keys, points):
+def _best_atoms(prefix, atoms, k, best, scores):
+    """Write the best k atoms and their dot products, the best first; returns how many there are."""
+    count = 0
+    for a in atoms.order:
+        dot = atom_dot(a, atoms, prefix)
+        if count == k and dot <= scores[k - 1]:
+            continue
+        i = count = min(count + 1, k)
+        i -= 1
+        while i > 0 and scores[i - 1] < dot:
+            best[i], scores[i] = best[i - 1], scores[i - 1]
+            i -= 1
+        best[i], scores[i] = a, dot
+    return count
+
+
+@kernel()
+def _nearest_row(y, atoms, weights, k, scratch, points):
     """Write into points, `(k, dim)` int16, the points nearest to y; False where y has NaN or infinity."""
     dim = len(y)
-    magnitude = np.empty(dim)
-    for i in range(dim):
-        magnitude[i] = abs(np.float64(y[i]))
-        if not magnitude[i] < np.inf:
-            return False
-    order = np.argsort(-magnitude, kind="mergesort")
-    magnitude = magnitude[order]
-    dots = np.zeros(len(atoms))
-    for a in range(len(atoms)):
-        for i in range(dim):
-            dots[a] += magnitude[i] * atoms[a, i]
-    best_atoms = np.argsort(-dots, kind="mergesort")
-    count = min(k, len(atoms))
+    order, magnitude, prefix, best_atoms, values, scores, keys = scratch
+    if not sort_magnitudes(y, order, magnitude, prefix):
+        return False
+    count = _best_atoms(prefix, atoms, k, best_atoms, scores)
     for i in range(count):
-        a = best_atoms[i]
-        scores[i], keys[i] = dots[a], np.uint64(0)
+        a, keys[i] = best_atoms[i], np.uint64(0)
+        value, level = np.int64(0), 0
+        for j in range(atoms.levels[a]):
+            value += np.int64(atoms.step[a, j])
         for j in range(dim):
-            values[i, j] = atoms[a, j]
-            keys[i] += weights[j] * np.uint64(np.int64(atoms[a, j]))
+            values[i, j] = value
+            keys[i] += weights[j] * np.uint64(value)
+            if level < atoms.levels[a] and j == atoms.end[a, level]:
+                value -= np.int64(atoms.step[a, level])
+                level += 1
     for taken in range(k):
         best = 0
         for i in range(1, count):
@@ -93,9 +107,12 @@ def nearest_many(y, atoms, weights, k, points):
     for task in prange(tasks):
         # The best points of k atoms, what is reached from each point taken, and one row to build the next in.
         most = k * (dim + 1) + 1
-        values, scores, keys = np.empty((most, dim), np.int16), np.empty(most), np.empty(most, np.uint64)
+        scratch = (
+            *(np.empty(dim, np.int64), np.empty(dim), np.empty(dim), np.empty(k, np.uint32)),
+            *(np.empty((most, dim), np.int16), np.empty(most), np.empty(most, np.uint64)),
+        )
         for row in range(task * TASK_ROWS, min(n, (task + 1) * TASK_ROWS)):
-            found = _nearest_row(y[row], atoms, weights, k, values, scores, keys, points[row])
+            found = _nearest_row(y[row], atoms, weights, k, scratch, points[row])
             if not found and refused[task] < 0:
                 refused[task] = row
     for row in refused:

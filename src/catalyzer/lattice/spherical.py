@@ -155,7 +155,7 @@ class SphericalLattice:
         except (MemoryError, ValueError):  # more than NumPy can count
             raise Unavailable(f"{k:,} points for each of {len(vectors):,} vectors do not fit into memory; lower k") from None
         weights = np.random.default_rng(0).integers(1 << 64, size=self.dim, dtype=np.uint64)
-        refuse_row(nearest_many(vectors, self.atoms, weights, k, points))
+        refuse_row(nearest_many(vectors, self._atoms, weights, k, points))
         return points
 
     def encode(self, y: Array) -> Array:
