@@ -9,6 +9,7 @@ import argparse
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from catalyzer.runs.figures import line_style, save_figure, styled
 
+PUBLISHED: dict[str, dict[str, Any]] = {"UNQ": {"marker": "X"}, "QINCo": {"marker": "*", "ms": 9}}
 BY_BYTES, BY_TIME = "## R@1 by bytes", "## R@1 by encoding time"
 
 
@@ -24,7 +26,7 @@ def tables(page: str, section: str) -> dict[str, tuple[list[str], dict[str, list
     found: dict[str, tuple[list[str], dict[str, list[float | None]]]] = {}
     lines = [line for line in page.partition(f"{section}\n")[2].partition("\n## ")[0].splitlines() if line.startswith("|")]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        name, *cells = (cell.strip(" *") for cell in line.strip("| ").split("|"))
+        name, *cells = (cell.strip(" *") for cell in line.strip()[1:-1].split("|"))
         if following.startswith("|---"):
             rows = found.setdefault(name, (cells, {}))[1]
         elif not line.startswith("|---"):
@@ -54,7 +56,7 @@ def by_time(page: str) -> Figure:
     """R@1 against the time to encode a vector, one panel a code size; rows that differ after a comma are one line."""
     found = tables(page, BY_TIME)
     figure = Figure(figsize=(3.4 * len(found), 3.8))
-    for axes, (title, (headings, rows)) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (title, (headings, rows)) in zip(figure.subplots(1, len(found), sharex=True), found.items(), strict=True):
         time, recall = headings.index("µs a vector"), headings.index("R@1")
         methods: dict[str, list[tuple[float | None, float | None]]] = {}
         for name, values in rows.items():
@@ -62,7 +64,8 @@ def by_time(page: str) -> Figure:
                 (values[time], values[recall])
             )
         for method, points in methods.items():
-            axes.plot(*zip(*points, strict=True), label=method, **line_style(method))
+            look = line_style(method) | ({} if len(points) > 1 else {"ls": ""}) | PUBLISHED.get(method.partition(" ")[0], {})
+            axes.plot(*zip(*points, strict=True), label=method, **look)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
@@ -77,7 +80,7 @@ def finished(figure: Figure) -> Figure:
     panels: Iterable[Axes] = figure.axes
     figure.axes[0].set_ylabel("R@1, %")
     lines = {line.get_label(): line for axes in panels for line in axes.lines}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=5)
+    figure.legend([*lines.values()], [str(label) for label in lines], loc="outside lower center", ncols=5)
     return figure
 
 
