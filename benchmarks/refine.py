@@ -2,36 +2,25 @@
 
     python benchmarks/refine.py outputs/RUN --steps 0 1 2 4 --refine 1 4 16 --damping 0.3
 
-The run needs a decoder. Codes are those of its validation split. A time is the least of ten, of the first 2,048 vectors.
+The run needs a decoder. Codes are those of its validation split. A time is the least of three, of the first 2,048 vectors.
 """
 
 import argparse
-import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from encoding import microseconds
 from rich.console import Console
 from rich.table import Table
 
-from catalyzer import Codec, TrainedRun, recall_at
+from catalyzer import TrainedRun, recall_at
 from catalyzer.evaluation.benchmarking import squared_error
-from catalyzer.files.vectors import Vectors
 from catalyzer.nn import Descent
 from catalyzer.nn.descent import DAMPING
 from catalyzer.runs.build import load_dataset
 
-TIMED, ROUNDS, K = 2_048, 10, 10
-
-
-def microseconds(codec: Codec, vectors: Vectors) -> float:
-    """The least time to encode a vector."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        codec.encode(vectors, None)
-        times.append(time.perf_counter() - start)
-    return 1e6 * min(times) / len(vectors)
+TIMED, K = 2_048, 10
 
 
 def main() -> None:
