@@ -224,7 +224,7 @@ def test_an_array_in_a_file_that_is_none(tmp_path: Path) -> None:
         ("text", b"1.0 2.0\n", "not a .npy file, whatever its name; save one array with numpy.save"),
         ("archive", (tmp_path / "archive.npz").read_bytes(), "an archive of several arrays"),
         ("header", content.replace(b"'descr'", b"'de(cr'").replace(b"}", b"("), "its .npy header is damaged"),
-        ("short", content[:-5], "damaged"),
+        ("short", content[:-5], "the file ends before its array does"),
     ):
         path = tmp_path / f"{name}.npy"
         path.write_bytes(written)

@@ -286,7 +286,10 @@ def _open_npy(path: Path, file: Path) -> Rows:
 
 
 def _damaged_npy(path: Path, error: Exception) -> InvalidInput:
-    return InvalidInput(f"{path}: its .npy header is damaged, or it holds objects ({_first_line(error)}); save it again")
+    said = _first_line(error)
+    if said.startswith(("EOF", "mmap length")):
+        return InvalidInput(f"{path}: the file ends before its array does; copy or save it again")
+    return InvalidInput(f"{path}: its .npy header is damaged, or it holds objects ({said}); save it again")
 
 
 def _rows(shape: tuple[int, ...]) -> str:
