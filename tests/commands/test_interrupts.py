@@ -113,7 +113,7 @@ def test_a_training(own_files: list[str], environment: dict[str, str], tmp_path:
 
 def test_before_anything_is_kept(own_files: list[str], environment: dict[str, str], tmp_path: Path) -> None:
     arguments = [*own_files, *LONG, "hydra.run.dir=run"]
-    *_, last = interrupted("train.py", arguments, environment, tmp_path, "too few for the requested split")
+    *_, last = interrupted("train.py", arguments, environment, tmp_path, "fewer than the settings'")
     assert last.startswith("interrupted; ")
 
 
