@@ -41,12 +41,28 @@ def same_end(one: Path, other: Path) -> None:
     assert logged[0] == logged[1]
 
 
-def test_two_processes_train_as_one_with_the_joined_batch(train: Command, own_files: list[str], tmp_path: Path) -> None:
+PROBE = """
+import atexit, os, torch
+from pytorch_lightning.callbacks import Callback
+class Probe(Callback): pass
+def write():
+    open(f'left{os.getpid()}.txt', 'w').write(str(torch.distributed.is_initialized()))
+atexit.register(write)
+"""
+
+
+def test_two_processes_train_as_one_with_the_joined_batch(
+    environment: dict[str, str], own_files: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "probe.py").write_text(PROBE)
+    train = command("train.py", environment | {"PYTHONPATH": str(tmp_path)}, tmp_path)
     shared = [*own_files, *EXACT, "catalyzer.hidden=64", "trainer.max_epochs=1", "optimizer=adamw", "learning_rate=0.001"]
     shared += ["decoder=mlp", "decoder.hidden=64"]
     train(*shared, "batch_size=128", "hydra.run.dir=one")
     joined = ["loss.terms.koleo.scope=global", "trainer.sync_batchnorm=true"]
-    train(*shared, *TWO, *joined, "batch_size=64", "hydra.run.dir=two")
+    train(*shared, *TWO, *joined, "batch_size=64", "hydra.run.dir=two", "+callbacks.probe._target_=probe.Probe")
+    # Threads of a group that is left abort their process now and then, while the interpreter ends.
+    assert {path.read_text() for path in tmp_path.glob("left*.txt")} == {"False"}
     for column in ("train/loss", "train/koleo", "train/rank", "train/reconstruction"):
         one, two = (metrics(tmp_path / name, column) for name in ("one", "two"))
         assert len(one) == len(two) == 4800 // 128

@@ -1,5 +1,6 @@
 """Training in a run's folder; an interrupted one is resumed."""
 
+import atexit
 import contextlib
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -111,6 +113,7 @@ def fit(
         # A checkpoint has the state of all callbacks before it in the list.
         callbacks=[
             report,
+            _GroupOfGloo(),
             LearningRateMonitor(logging_interval="step"),
             *sorted(callbacks, key=lambda callback: isinstance(callback, Checkpoints)),
         ],
@@ -235,6 +238,23 @@ def _told_on(told: list[int]) -> Iterator[None]:
             os.close(receiver)
             if told:
                 tell(signal.SIGKILL)
+
+
+class _GroupOfGloo(Callback):
+    """Ends a process group of gloo before the interpreter ends, as Lightning does with one of NCCL.
+
+    A thread of gloo that still holds a tensor would ask for the interpreter that is ending, and abort the process.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            atexit.unregister(_end_group)  # of a training before
+            atexit.register(_end_group)
+
+
+def _end_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _BeforeEachStart(Callback):
