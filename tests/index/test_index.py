@@ -373,7 +373,11 @@ def test_no_training_is_lost(tmp_path: Path) -> None:
         (clustered(600, 32, 0), {"epochs": 2.0}, "epochs must be an integer of at least 1; got 2.0"),
         (clustered(600, 32, 0), {"budget": 60}, 'budget must be a duration such as "10min", got 60'),
         (clustered(600, 32, 0), {"budget": "soon"}, "expected a duration such as 90s, 10min or 1.5h; got 'soon'"),
-        (clustered(600, 32, 0), {"budget": "0.1s"}, r"budget is too small for an epoch of .* give at least \d+s, or fewer vectors"),
+        (
+            clustered(600, 32, 0),
+            {"budget": "0.1s"},
+            r"budget is too small for an epoch of .* give at least \d+s, or fewer vectors",
+        ),
         (clustered(100, 32, 0), {}, "the learn set has 100 vectors; at least 500 are needed"),
         (np.ones((600, 32)), {}, "all training vectors are equal"),
         (np.full((600, 32), np.nan), {}, "row 0 contains NaN or infinity"),
