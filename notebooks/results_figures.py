@@ -7,11 +7,9 @@ writes recall-by-bytes.png and recall-by-time.png.
 
 import argparse
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -77,9 +75,8 @@ def by_time(page: str) -> Figure:
 
 def finished(figure: Figure) -> Figure:
     """The figure with one legend of all panels below."""
-    panels: Iterable[Axes] = figure.axes
     figure.axes[0].set_ylabel("R@1, %")
-    lines = {line.get_label(): line for axes in panels for line in axes.lines}
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend([*lines.values()], [str(label) for label in lines], loc="outside lower center", ncols=5)
     return figure
 

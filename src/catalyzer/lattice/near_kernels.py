@@ -35,8 +35,8 @@ def _best_atoms(prefix, atoms, k, best, scores):
         dot = atom_dot(a, atoms, prefix)
         if count == k and dot <= scores[k - 1]:
             continue
-        i = count = min(count + 1, k)
-        i -= 1
+        count = min(count + 1, k)
+        i = count - 1
         while i > 0 and scores[i - 1] < dot:
             best[i], scores[i] = best[i - 1], scores[i - 1]
             i -= 1
