@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 import pytest
 
-from tests.helpers import DIM, FAST, ROOT, Forking, clustered, make_run
+from tests.helpers import DIM, FAST, ROOT, Forking, clustered, make_run, python
 
 LONG = [*FAST, "trainer.max_epochs=1000", "baselines=[]"]
 """A training that does not end before it is interrupted."""
@@ -139,6 +139,36 @@ def test_two_processes(
     *printed, last = interrupted("train.py", arguments, environment, tmp_path, at, group)
     assert command_of(last) == ["resume=run"]
     assert ("told to stop: saved" in "".join(printed)) or not at.startswith("epoch")
+
+
+COUNTED = """
+import multiprocessing, os, signal, time
+from catalyzer.training.fit import _told_on
+
+context = multiprocessing.get_context("fork")
+ready, counted = context.Event(), context.SimpleQueue()
+
+def training() -> None:
+    signals = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    ready.set()
+    while not signals:
+        time.sleep(0.1)
+    time.sleep(1)
+    counted.put(len(signals))
+
+with _told_on([]):
+    process = context.Process(target=training)
+    process.start()
+    ready.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(counted.get())
+"""
+
+
+def test_a_forked_process_is_told_once(environment: dict[str, str], tmp_path: Path) -> None:
+    finished = python("-c", COUNTED, environment=environment, folder=tmp_path)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "1\n", "")
 
 
 def test_encoding(environment: dict[str, str], tmp_path: Path) -> None:

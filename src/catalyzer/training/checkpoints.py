@@ -110,9 +110,9 @@ class Checkpoints(Callback):
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self._late:
             raise SystemExit(INTERRUPTED)
-        if self._told is None and number == signal.SIGINT:
+        first, self._told = self._told is None, self._told or signal.Signals(number)  # a second one may interrupt what follows
+        if first and number == signal.SIGINT:
             self._timer = after(GRACE, self._hurry)
-        self._told = self._told or signal.Signals(number)
 
     def _hurry(self) -> None:
         self._late = True

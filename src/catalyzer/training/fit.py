@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -202,7 +203,8 @@ def _told_on(told: list[int]) -> Iterator[None]:
     """Keep in `told` what this process is told by SIGINT and SIGTERM, pass it on to those that it has started, and end them.
 
     A thread does so, since the main one waits for the processes. They begin with SIGINT blocked, as this thread has it when it
-    starts them: a terminal sends it to all, and one that is still importing could do nothing but print where it was.
+    starts them: a terminal sends it to all, and one that is still importing could do nothing but print where it was. A forked
+    process would write what it is told into our pipe, too, from where it is passed on to it again.
     """
     if threading.current_thread() is not threading.main_thread():  # where Python has no signals
         yield
@@ -224,6 +226,7 @@ def _told_on(told: list[int]) -> Iterator[None]:
 
     thread = threading.Thread(target=pass_on, daemon=True)
     thread.start()
+    register_after_fork(thread, lambda _: signal.set_wakeup_fd(-1))
     with handled(signal.SIGTERM, lambda *_: None), handled(signal.SIGINT, lambda *_: None):
         resource_tracker.ensure_running()  # of Python's own, which would unblock it where the first process is started
         before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
