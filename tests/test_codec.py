@@ -173,7 +173,7 @@ def test_equal_distances_are_in_the_order_of_rows() -> None:
         assert sorted(found.tolist()) == list(range(12))
 
 
-def test_without_a_way_back_one_sentence() -> None:
+def test_without_a_decoder_one_sentence() -> None:
     x = clustered(300, 32, 0)
     codec = Codec(PCA(32, 16).adapt(x), LatticeQuantizer(16, 64))
     codes = codec.encode(x)

@@ -92,7 +92,7 @@ def test_a_run_folder_is_all_that_coding_and_searching_need(trained: Path) -> No
 
 
 @pytest.mark.parametrize("quantizer", ["lattice", "sign"])
-def test_a_decoder_learns_the_way_back(
+def test_a_decoder_learns(
     train: Command, evaluate: Command, own_files: list[str], tmp_path: Path, quantizer: str
 ) -> None:
     sizes = ["catalyzer.hidden=128", "decoder.hidden=128", "batch_size=64", "trainer.max_epochs=4"]
@@ -105,6 +105,7 @@ def test_a_decoder_learns_the_way_back(
     assert errors[-1] < errors[0]
     assert errors[-1] < 0.5 * base.astype(float).var(axis=0).sum()
     assert all(0 < float(row["val/latent_recall_at_10"]) <= 1 for row in epochs)
+    assert process.stderr.count(" (before reranking R@1 ") == len(epochs)
     assert f"catalyzer + {quantizer} (rerank 200)" in process.stdout
 
     run, table = TrainedRun.load(folder), rows(folder)

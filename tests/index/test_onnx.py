@@ -108,8 +108,8 @@ def test_products_of_spheres(metric: MetricName, trained: bool, tmp_path: Path) 
     transform, decoder = Linear(d, 28).adapt(x), LinearDecoder(28, d).adapt(x)
     if trained:
         transform, decoder = Catalyzer(d, 28, 64, quantizer.spheres).adapt(x).eval(), Decoder(28, d, 64).adapt(x).eval()
-    codec, model, way_back = Codec(transform, quantizer, decoder), tmp_path / "model.onnx", tmp_path / "decoder.onnx"
-    onnx.export(codec, compared, model, way_back)
+    codec, model, decoding = Codec(transform, quantizer, decoder), tmp_path / "model.onnx", tmp_path / "decoder.onnx"
+    onnx.export(codec, compared, model, decoding)
     codes = quantizer.encode(computed(str(model), vectors))
     with torch.inference_mode():  # in float32, where `encode` may take bfloat16
         latent = transform(torch.from_numpy(x)).numpy()
@@ -118,7 +118,7 @@ def test_products_of_spheres(metric: MetricName, trained: bool, tmp_path: Path) 
     assert (codes == quantizer.encode(latent)).all(axis=1).mean() > 0.95
     if not trained:
         assert (codes == codec.encode(x)).all(axis=1).mean() > 0.95
-    np.testing.assert_allclose(computed(str(way_back), points), expected, atol=1e-4 * abs(expected).max())
+    np.testing.assert_allclose(computed(str(decoding), points), expected, atol=1e-4 * abs(expected).max())
 
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,9 @@ class EpochReport(Callback):
             parts.append(f"violated {values['epoch/violated']:.1%}")
         if (trainer.current_epoch + 1) % int(trainer.check_val_every_n_epoch or 1) == 0:  # else they are an earlier epoch's
             parts += [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/recall_at_{k}") in values]
+            first_stage = [f"R@{k} {values[name]:.1%}" for k in (1, 10, 100) if (name := f"val/latent_recall_at_{k}") in values]
+            if first_stage:
+                parts[-1] += f" (before reranking {', '.join(first_stage)})"
             if "val/squared_error" in values:
                 parts.append(f"squared error {values['val/squared_error']:.4g}")
         if "epoch/mining_seconds" in values:
