@@ -51,9 +51,10 @@ def test_reranking_equals_brute_force(codec: Codec, n: int, nq: int, data: st.Da
     assert distances.shape == ids.shape == (nq, k)
     assert (distances.dtype, ids.dtype) == (np.float32, np.int64)
     expected = by_brute_force(codec, queries, codes, k, min(n, max(k, rerank)))
-    np.testing.assert_allclose(distances, expected, rtol=1e-4)
+    # A decoder that multiplies in bfloat16 rounds a value otherwise in a block of one vector than in one of many.
+    np.testing.assert_allclose(distances, expected, rtol=1e-3)
     own = ((queries[:, None].astype(np.float64) - codec.decode(codes)[ids].astype(np.float64)) ** 2).sum(axis=2)
-    np.testing.assert_allclose(distances, own, rtol=1e-4)
+    np.testing.assert_allclose(distances, own, rtol=1e-3)
     assert all(len(set(row)) == k for row in ids.tolist())
 
 

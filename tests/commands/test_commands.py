@@ -92,9 +92,7 @@ def test_a_run_folder_is_all_that_coding_and_searching_need(trained: Path) -> No
 
 
 @pytest.mark.parametrize("quantizer", ["lattice", "sign"])
-def test_a_decoder_learns(
-    train: Command, evaluate: Command, own_files: list[str], tmp_path: Path, quantizer: str
-) -> None:
+def test_a_decoder_learns(train: Command, evaluate: Command, own_files: list[str], tmp_path: Path, quantizer: str) -> None:
     sizes = ["catalyzer.hidden=128", "decoder.hidden=128", "batch_size=64", "trainer.max_epochs=4"]
     process = train(*own_files, *sizes, "decoder=mlp", f"quantizer={quantizer}", "rerank=200", "baselines=[pq]")
     folder = only_run(tmp_path)
