@@ -266,8 +266,8 @@ class Codec:
 
         Returns:
             `D` `(nq, k)` float32 squared L2 distances, on the sphere or, reranked, in the original space, ascending, and `I`
-            `(nq, k)` int64 rows of `codes`; ties by lower row. A reranked distance is d, the squared distance to the decoded
-            vector and `error_share` of the estimated error. With `latent_share` w it is (1 - w) · d + w · c · s, with s the
+            `(nq, k)` int64 rows of `codes`; ties by lower row. Reranked, it is d = |q - x̂|² + `error_share` · e, with the
+            decoded vector x̂ and its estimated squared error e. With `latent_share` w it is (1 - w) · d + w · c · s, with s the
             squared distance on the sphere; c makes the means of d and c · s over a query's candidates equal.
 
         Raises:

@@ -119,6 +119,10 @@ def test_a_decoder_learns(train: Command, evaluate: Command, own_files: list[str
         f"run={folder}", f"quantizer={quantizer}", "refine=4", "rerank=0", expect=0 if quantizer == "lattice" else 2
     )
     if quantizer == "lattice":
+        evaluate(f"run={folder}", "split=validation")
+        validated = rows(folder / "evaluations" / "lattice-64bits-validation")["catalyzer + lattice (rerank 200)"]
+        assert validated["recall"]["10"] == pytest.approx(max(float(row["val/recall_at_10"]) for row in epochs))
+        assert "bits=32 is for another quantizer" in evaluate(f"run={folder}", "bits=32", expect=2).stderr
         evaluate(f"run={folder}", "steps=0", "rerank=0")
         plain = rows(folder / "evaluations" / "lattice-64bits-rerank0-steps0")["catalyzer + lattice"]
         assert table["catalyzer + lattice"]["error"] < plain["error"]

@@ -461,8 +461,8 @@ class CatalyzerIndex:
             than k vectors, `I` ends with -1, and `D` with inf or, for similarities, -inf. For "l2", `D` are squared distances
             as `Codec.search` defines them. For "cosine" and "ip" they are similarities to the decoded vectors. With rerank=0,
             or with blocks and a linear map, they compare points on the sphere, for "ip" by their cosine. With rerank=0 and
-            blocks, they compare the first blocks alone. Codes with a gain have points of any norm: there the score is
-            1 - d / 2 of the squared distance d, in units of the mean square norm. It orders results, but is not a cosine.
+            blocks, they compare the first blocks alone. For codes with a gain the score is 1 - d / 2, where d is the
+            squared distance divided by the mean squared norm. It orders results, but is not a cosine.
 
         Raises:
             InvalidInput: an untrained index, another dimension, k below 1 or above its limit, rerank without a decoder, nprobe
@@ -499,8 +499,8 @@ class CatalyzerIndex:
             queries: as for `search`.
             radius: upper limit of the distances, D < radius, to the decoded vectors alone, without the share of the distance on
                 the sphere in `search`; for "cosine" and "ip" lower limit of the similarities, D > radius.
-            expected: instead of a radius, the number of results per query on average. `D.max()`, for similarities `D.min()`, is
-                the radius for other queries.
+            expected: instead of a radius, the number of results per query on average. To use the radius for other queries,
+                pass `D.max()` (for similarities `D.min()`) as `radius`.
             rerank: number of candidates to begin with, 500 by default; 0 compares on the sphere.
             nprobe: as for `search`; nothing outside these lists is found.
             ids: as for `search`, like exclude and threads.

@@ -146,7 +146,7 @@ class Quantizer(Part, ABC):
         raise InvalidInput(f"blocks = {blocks} is for codes of quantizer=lattice, and {type(self).__name__} made these")
 
     def of_rotated(self) -> "Quantizer":
-        """The quantizer for vectors that were rotated at random, for a search that may make use of it."""
+        """A copy whose search may assume that vectors were rotated at random, if that makes it faster."""
         return self
 
     @abstractmethod
@@ -202,7 +202,7 @@ class Quantizer(Part, ABC):
         return knn_of_blocks(queries, decoded(), k)
 
     def search_part(self, queries: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """`search` with distances in the precision of the comparison, by which results from parts of the codes are merged."""
+        """`search` with unrounded distances, so that the results of several parts of the codes merge exactly."""
         return self.search(queries, codes, k)
 
     def search_lists(

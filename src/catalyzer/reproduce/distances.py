@@ -261,5 +261,5 @@ def draw_epsilon(searches: Mapping[str, EpsilonSearch]) -> "Figure":
     axes.set_xscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter())
     axes.set(xlabel="results per query (mean)", ylabel="recall of the true nearest neighbour", ylim=(0, 102))
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     return figure

@@ -66,8 +66,15 @@ def register_resolvers() -> None:
     def reproduce_targets() -> str:
         return " ".join(TARGET_NAMES)
 
+    def options(*names: str) -> str:
+        # For --help, where Hydra itself would also list the groups of other commands.
+        groups = names or sorted(
+            path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "prepare")
+        )
+        return "\n".join(f"{name}: {', '.join(sorted(path.stem for path in (CONF / name).glob('*.yaml')))}" for name in groups)
+
     cached = (native_precision, run_folder, launched_devices, launched_nodes, cache_folder)
-    for resolver in (default_d_out, default_lambda, default_rerank, default_steps, reproduce_targets, *cached):
+    for resolver in (default_d_out, default_lambda, default_rerank, default_steps, reproduce_targets, options, *cached):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, use_cache=resolver in cached, replace=True)
 
 

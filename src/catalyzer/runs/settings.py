@@ -215,6 +215,7 @@ class Evaluation(_Settings):
     rerank: Annotated[int, Field(ge=0)] | None
     steps: Annotated[int, Field(ge=0)] | None
     refine: PositiveInt | None
+    split: Literal["test", "validation"]
     trust: Trusted
 
 

@@ -29,7 +29,7 @@ from catalyzer.metric import L2, Metric
 from catalyzer.neighbors import engine
 from catalyzer.nn import Identity, Linear, Transform, load_part
 from catalyzer.parts import Trust, describe
-from catalyzer.quantizers import LatticeQuantizer, Quantizer
+from catalyzer.quantizers import MAX_TRAINING, LatticeQuantizer, Quantizer
 from catalyzer.runs.build import build_baselines, build_quantizer, check_trust, class_of, load_dataset
 from catalyzer.runs.checks import rehearse
 from catalyzer.runs.figures import draw_recall
@@ -197,8 +197,8 @@ class TrainedRun:
 def evaluate_run(evaluation: Evaluation) -> list[Result]:
     """Another quantizer, rerank, steps or refine on a run's networks, without training again; prints and returns the table.
 
-    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder, with rerank, steps and
-    refine in the name where they are given.
+    Writes results.json and the figure into `evaluations/<quantizer>-<bits>bits` in the run's folder, with rerank, steps, refine
+    and the validation split in the name where they are given.
 
     Raises:
         InvalidInput: not a finished run, or a quantizer, rerank, steps or refine that does not fit its networks.
@@ -219,9 +219,12 @@ def evaluate_run(evaluation: Evaluation) -> list[Result]:
         )
     rehearse(codec)
     benchmark = load_dataset(settings, trained.metric)
+    if evaluation.split == "validation":
+        benchmark = replace(benchmark, test=benchmark.validation)
     baselines = build_baselines(settings, benchmark.dim, quantizer.code_size * 8)
     rows = compare(benchmark, trained.with_settings(settings, benchmark.train), baselines)
     name = "-".join([quantizer.label.lower(), f"{quantizer.bits}bits", *(f"{key}{n}" for key, n in given.items())])
+    name += "-validation" * (evaluation.split == "validation")
     target = folder / "evaluations" / name
     title = save_results(rows, settings, benchmark, target, started)
     print_table(rows, title)
@@ -236,7 +239,8 @@ def compare(benchmark: Benchmark, run: TrainedRun, baselines: Sequence[Quantizer
     for quantizer in baselines:
         codec = Codec(Identity(benchmark.dim), quantizer)
         if method_name(codec) != name:
-            log.info("%s: learning from %s vectors", method_name(codec), f"{len(benchmark.train):,}")
+            if quantizer.is_learned:
+                log.info("%s: learning from %s vectors", method_name(codec), f"{min(len(benchmark.train), MAX_TRAINING):,}")
             start = time.perf_counter()
             codec.fit(benchmark.train)
             rows += measure_method(method_name(codec), benchmark, codec, training=time.perf_counter() - start)

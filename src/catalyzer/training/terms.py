@@ -1,4 +1,4 @@
-"""The terms of the loss: a run minimizes their weighted sum. Equation 4 has the first two, rank and KoLeo."""
+"""The terms of the loss: a run minimizes their weighted sum. Equation 4 is the sum of `TripletRank` and λ · `KoLeo`."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -110,14 +110,13 @@ class KoLeo(LossTerm):
 
     def forward(self, triplets: Triplets) -> Tensor:
         anchors = triplets.points[0]
-        # Each process then has the loss of all points. Its gradient reaches a point from every process, hence as often as there
-        # are processes, whose gradients are averaged afterwards: so it is right.
+        # Every process then computes the loss of all anchors. DDP averages the gradients, so the mean is that of one process.
         everywhere = self.scope == "global" and torch.distributed.is_initialized()
         return self.loss(rows_of_all_processes(anchors) if everywhere else anchors)
 
 
 class Reconstruction(LossTerm):
-    """The mean squared error of the decoded vectors, in standard deviations of the data. The paper has no decoder.
+    """The mean squared error of the decoded vectors, divided by the variance of the data. The paper has no decoder.
 
     Args:
         weight: weight of the term.
