@@ -159,7 +159,7 @@ class Metric:
             return x
         lengths = norms(x)
         if self.name == "cosine":
-            return (x / lengths[:, None]).astype(np.float32)
+            return _divided(x, lengths)
         assert self.max_norm is not None
         rest = np.sqrt(np.maximum(self.max_norm**2 - lengths**2, 0))
         return np.concatenate([x, rest[:, None]], axis=1, dtype=np.float32)
@@ -195,11 +195,16 @@ class Metric:
     def restore(self, decoded: np.ndarray) -> np.ndarray:
         """Decoded `(n, d + extra)` vectors as `(n, d)` in the user's space; for cosine of norm 1."""
         if self.name == "cosine":
-            return (decoded / norms(decoded)[:, None]).astype(np.float32)
+            return _divided(decoded, norms(decoded))
         return np.ascontiguousarray(decoded[:, : decoded.shape[1] - self.extra])
 
 
 L2 = Metric("l2")
+
+
+def _divided(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    # In double precision, but piece by piece: all at once would take twice the memory of the vectors more.
+    return np.divide(x, lengths[:, None], out=np.empty(x.shape, np.float32), casting="same_kind")
 
 
 def norms(x: np.ndarray) -> np.ndarray:

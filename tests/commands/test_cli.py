@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from catalyzer import CatalyzerIndex, open_vectors
 from catalyzer.commands.cli import _parser, main
+from catalyzer.commands.console import one_sentence_errors
+from catalyzer.errors import InvalidInput
 from catalyzer.files.vectors import write_vecs
 from catalyzer.index import catalyzer_index
 from tests.helpers import ROOT, Finished, clustered, new_python, python
@@ -191,18 +195,49 @@ def test_invalid_rows(run: Run, folder: Path) -> None:
     x = BASE.astype(np.float32)
     x[7, 3], x[9] = np.nan, np.inf
     write_vecs(Path("nan.fvecs"), [x])
+    np.save("ids.npy", np.arange(300))
+    run("add a.catalyzer base.fvecs")
     before = files(folder)
     for line, way in (
         ("add a", "; or leave them out with skip_invalid=True, or --skip-invalid"),
         ("fit b", "; or leave them out with skip_invalid=True, or --skip-invalid"),
         ("search a", ""),
+        ("update a", ""),
     ):
-        said = run(f"{line}.catalyzer nan.fvecs", expect=2)
+        said = run(f"{line}.catalyzer nan.fvecs{' --ids ids.npy' * line.startswith('update')}", expect=2)
         assert said == f"error: nan.fvecs: row 7 contains NaN or infinity; remove such rows{way}\n"
     assert files(folder) == before
     assert run("add a.catalyzer nan.fvecs --skip-invalid").splitlines() == [
-        "left out 2 invalid rows: 7, 9", "added 298 vectors; a.catalyzer holds 298",
+        "left out 2 invalid rows: 7, 9", "added 298 vectors; a.catalyzer holds 598",
     ]  # fmt: skip
+
+
+def test_what_is_no_id_and_no_index(run: Run, folder: Path) -> None:
+    run("add a.catalyzer base.fvecs")
+    pa.parquet.write_table(pa.table({"text": ["a"], "name": ["b"]}), "texts.parquet")
+    before = files(folder)
+    for line, sentence in (
+        ("remove a.catalyzer abc12", "expected ids, which are whole numbers, or one file of ids; got abc12"),
+        ("remove a.catalyzer 99999999999999999999", "got 99999999999999999999, beyond 64 bits"),
+        ("add a.catalyzer base.fvecs --ids texts.parquet:text", "column 'text' holds string; expected numbers or lists"),
+        ("add a.catalyzer texts.parquet", "texts.parquet: there are no columns of numbers in this file"),
+        ("info .", ".: not a file; expected an index"),
+    ):
+        assert sentence in run(line, expect=2)
+    index = CatalyzerIndex.load("a.catalyzer")
+    with pytest.raises(InvalidInput, match=r"base.fvecs exists and is not an index; choose another name, or"):
+        index.save("base.fvecs")
+    assert files(folder) == before
+    index.save("base.fvecs", overwrite=True)
+    for name in (None, "a\0b"):
+        with pytest.raises(InvalidInput, match="expected a path, got"):
+            CatalyzerIndex.load(name)  # type: ignore[arg-type]
+
+
+def test_too_little_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), one_sentence_errors():
+        np.empty(2**60, np.uint8)
+    assert capsys.readouterr().err.startswith("error: not enough memory (Unable to allocate 1.00 EiB")
 
 
 def test_nothing_to_add_and_an_id_given_twice(run: Run, folder: Path) -> None:
@@ -267,10 +302,10 @@ def test_wrong_files_change_nothing(run: Run, folder: Path) -> None:
         ("add a.catalyzer note.txt", "expected a file ending in"),
         ("add missing.catalyzer base.fvecs", "missing.catalyzer: no such file; expected an index"),
         ("add nowhere/a.catalyzer base.fvecs", "nowhere/a.catalyzer cannot be written: there is no folder"),
-        ("add . base.fvecs", ".: no such file; expected an index"),
+        ("add . base.fvecs", ".: not a file; expected an index"),
         ("add base.fvecs base.fvecs", "base.fvecs is not an index"),
         ("search note.txt queries.fvecs", "note.txt is not an index"),
-        ("info .", ".: no such file"),
+        ("info .", ".: not a file"),
         ("verify missing.catalyzer", "missing.catalyzer: no such file"),
         ("fit a.catalyzer learn.fvecs", "a.catalyzer already exists; remove it, or choose another name"),
         ("fit b.catalyzer queries.fvecs", "the learn set has 20 vectors; at least 500 are needed"),
@@ -450,7 +485,7 @@ def test_updating_removing_and_merging(run: Run) -> None:
     before = files(Path())
     for line, sentence in (
         ("remove a.catalyzer 0", "1 of the ids are not in the index, the first of them 0"),
-        ("remove a.catalyzer 3 five", "expected numbers, or one file of ids; got 3 five"),
+        ("remove a.catalyzer 3 five", "expected ids, which are whole numbers, or one file of ids; got 3 five"),
         ("remove a.catalyzer no.npy", "no.npy: no such file"),
         ("update a.catalyzer queries.fvecs --ids ids.npy", "expected an id for each of 20 vectors, got 200"),
         ("merge a.catalyzer b.catalyzer", "98 of the ids are in the index already"),

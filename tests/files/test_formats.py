@@ -258,7 +258,7 @@ def test_columns_of_other_kinds(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(
         VectorFile(table(tmp_path / f"2{name}", {"v": lists.cast(pa.large_list(pa.float32()))}))[:], x
     )
-    with pytest.raises(InvalidInput, match="there is no 'text'"):
+    with pytest.raises(InvalidInput, match="column 'text' holds string; expected numbers"):
         VectorFile(f"{path}:text")
     nested = table(tmp_path / f"3{name}", {"a": pa.array([{"b": 1.5}, {"b": 2.5}]), "a.b": lists, "c:d": lists})
     np.testing.assert_array_equal(VectorFile(f"{nested}:a.b")[:], x)

@@ -88,5 +88,5 @@ def test_no_lattice_of_so_few_bits(tmp_path: Path) -> None:
 
 def test_vectors_of_few_dimensions(tmp_path: Path) -> None:
     cache, x = ArrayCache(tmp_path), np.zeros((500, 4), np.float32)
-    with pytest.raises(InvalidInput, match=r"chooses among 8 dimensions and more, but the vectors have 4; set d_out"):
+    with pytest.raises(InvalidInput, match=r"chooses among 8 dimensions and more, but the vectors have 4; give d_out"):
         choose_dimension(x, Split(x, x[:10], cache=cache), 64, cache)

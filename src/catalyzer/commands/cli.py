@@ -46,7 +46,7 @@ EXAMPLES = {
     "fit": """
   catalyzer fit photos.catalyzer learn.fvecs --budget 10min           # as many epochs as fit into ten minutes
   catalyzer fit texts.catalyzer wiki.parquet:embedding --bits 256 --metric cosine --method linear  # in seconds
-  catalyzer fit large.catalyzer learn.fvecs quantizer=opq --ivf 4096  # OPQ in 4,096 lists, for millions of vectors""",
+  catalyzer fit large.catalyzer learn.fvecs --ivf 4096                 # 4,096 inverted lists, for millions of vectors""",
     "pretrained": """
   catalyzer pretrained texts.catalyzer all-MiniLM-L6-v2 --bits 256  # for embeddings of this model""",
     "add": """
@@ -406,9 +406,13 @@ def _remove(options: argparse.Namespace) -> None:
     try:
         ids: Any = [int(text) for text in options.ids]
     except ValueError:
-        if len(options.ids) > 1:
-            raise InvalidInput(f"expected numbers, or one file of ids; got {' '.join(options.ids)}") from None
-        ids = options.ids[0]
+        first = options.ids[0]
+        path = Path(first.rpartition(":")[0] or first)
+        if len(options.ids) > 1 or not (path.suffix or path.exists()):
+            raise InvalidInput(
+                f"expected ids, which are whole numbers, or one file of ids; got {' '.join(options.ids)}"
+            ) from None
+        ids = first
     with _edited(options.index, options.trust) as index:
         removed = index.remove(ids)
     sys.stdout.write(f"removed {removed:,} vectors; {options.index} holds {index.ntotal:,}\n")

@@ -58,7 +58,7 @@ def one_sentence_errors(output_folder: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (CatalyzerError, OSError) as error:
+    except (CatalyzerError, OSError, MemoryError) as error:
         message = _sentence(error)
         if message is None:
             raise
@@ -102,6 +102,8 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({error})' if str(error) else ''}; free some, or give the process more"
     return None
 
 

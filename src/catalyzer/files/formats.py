@@ -450,6 +450,8 @@ def _chosen(path: Path, name: str | None, shapes: dict[str, tuple[Any, ...]], wh
     if name is None and len(matrices if len(shapes) > 1 else shapes) == 1:
         return next(iter(matrices or shapes))
     there = ", ".join(f"{each} ({', '.join(map(str, shape))})" for each, shape in shapes.items()) or "none"
+    if name is None and not shapes:
+        raise InvalidInput(f"{path}: there are no {what} in this file")
     if name is None:
         raise InvalidInput(f"{path}: name one of its {what} after a colon, {path}:NAME; there are {there}")
     raise InvalidInput(f"{path}: there is no {name!r}{did_you_mean(name, shapes)}; its {what} are {there}")
@@ -624,6 +626,8 @@ def _columns(path: Path, name: str | None, schema: Any, n: int) -> str:
     numbers = {each for each, kind in kinds.items() if is_number(kind)}
     # Without a name it is the only one of lists, as of other formats the only matrix.
     shapes: dict[str, tuple[Any, ...]] = {each: (n, getattr(kinds[each], "list_size", "d")) for each in lists}
+    if name is not None and name not in shapes.keys() | numbers and name in kinds:
+        raise InvalidInput(f"{path}: column {name!r} holds {kinds[name]}; expected numbers or lists of numbers")
     return _chosen(path, name, shapes | dict.fromkeys(numbers, (n,)), "columns of numbers")
 
 

@@ -412,7 +412,7 @@ class CatalyzerIndex:
             ids = distinct_ids(len(source), ids)
             rows = rows_of(ids, old)
             codes = np.empty((len(ids), old.codec.quantizer.code_size), np.uint8)
-            in_lists, _ = _encode(old, source, codes, False, "updating")
+            in_lists, _ = _encode(old, source, codes, None, "updating")
             if old.lists is None:
                 all_ids, all_codes = np.array(old.ids), np.array(old.codes)
                 all_codes[rows] = codes
@@ -620,10 +620,11 @@ class CatalyzerIndex:
 
         Args:
             path: path of the file; its folder is made if it is missing.
-            overwrite: whether a file that has changed since this index was loaded from it or saved to it is replaced.
+            overwrite: whether a file is replaced that is no index, or has changed since this index was loaded from it or saved
+                to it.
 
         Raises:
-            InvalidInput: an untrained index, or a part of your own that cannot be stored in a file.
+            InvalidInput: an untrained index, a part of your own that cannot be stored in a file, or a file that is no index.
             Conflict: the file has changed, and another process's save would be lost.
             Unavailable: another process writes the file, or it cannot be written, as on a full disk.
         """
@@ -639,6 +640,10 @@ class CatalyzerIndex:
                     raise Conflict(
                         f"{path} has changed since this index was loaded from it or saved to it; load it again and repeat "
                         "what you changed, save to another file, or give overwrite=True to replace it"
+                    )
+                if not overwrite and index_file.is_foreign(target):
+                    raise InvalidInput(
+                        f"{path} exists and is not an index; choose another name, or replace it by overwrite=True"
                     )
                 self._file = (target, index_file.write(path, contents))
         except OSError as error:
@@ -714,7 +719,7 @@ def _empty(codec: Codec, metric: Metric, lists: InvertedLists | None = None, val
 
 
 def _encode(
-    contents: Contents, source: Vectors, codes: np.ndarray, skip_invalid: bool, description: str
+    contents: Contents, source: Vectors, codes: np.ndarray, skip_invalid: bool | None, description: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Code all vectors of a source, block by block.
 

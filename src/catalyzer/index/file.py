@@ -143,6 +143,16 @@ def digest_of(path: Path) -> str | None:
         return None
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether there is a file with some content, and it does not begin as an index does."""
+    return path.is_file() and path.stat().st_size > 0 and not _begins_as_index(path)
+
+
+def _begins_as_index(path: Path) -> bool:
+    with path.open("rb") as file:
+        return FORMAT_NAME.encode() in file.read(8 + ALIGNMENT)
+
+
 def read(path: Path, mmap: bool, trust: Trust = ()) -> Contents:
     """Read an index that `write` wrote.
 
@@ -244,7 +254,8 @@ def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray, s
     from safetensors import SafetensorError
 
     if not path.is_file():
-        raise InvalidInput(f"{path}: no such file; expected an index that CatalyzerIndex.save or `catalyzer fit` wrote")
+        there = "not a file" if path.exists() else "no such file"
+        raise InvalidInput(f"{path}: {there}; expected an index that CatalyzerIndex.save or `catalyzer fit` wrote")
     try:
         with _opened(path) as (file, header):
             index, layout, begin = _read_header(path, file, header)
@@ -253,9 +264,7 @@ def _open(path: Path, mmap: bool, trust: Trust) -> tuple[Contents, np.ndarray, s
             if header.metadata()["blake2b"] != digest:
                 raise _damaged(path, "its parts do not match their checksum")
     except SafetensorError as error:
-        with path.open("rb") as file:
-            is_ours = FORMAT_NAME.encode() in file.read(8 + ALIGNMENT)
-        raise (_damaged(path, str(error)) if is_ours else _foreign(path)) from None
+        raise (_damaged(path, str(error)) if _begins_as_index(path) else _foreign(path)) from None
     except OSError as error:
         raise Unavailable(f"{path} cannot be read ({error.strerror or error})") from None
     try:

@@ -1,6 +1,6 @@
 """Transforms for searches: fast for one query, and with the same bits for a row alone and in a batch.
 
-A perceptron computes in 8-bit integers. Each weight is an integer times a step of its output, and each activation an integer
+An MLP computes in 8-bit integers. Each weight is an integer times a step of its output, and each activation an integer
 times a step of its row (dynamic quantization). All sums of their products are below 2^24, and so exact in int32 and float32:
 they are the same in any order, on any processor and in any batch. Batch norm is folded into the weights.
 """
@@ -102,7 +102,7 @@ class RowWise(Transform, ABC):
 
 
 class Int8Perceptron(RowWise):
-    """A trained perceptron in 8-bit integers, with its current weights. Outputs differ by about 1%.
+    """A trained MLP in 8-bit integers, with its current weights. Outputs differ by about 1%.
 
     Args:
         network: `Catalyzer` or `Decoder`, with or without an estimate of its error, whose weights are copied.

@@ -207,9 +207,7 @@ class LinearDecoder(Transform):
 
 def _checked_damping(d: int, count: int, damping: float | None) -> float:
     if count > d:
-        raise InvalidInput(
-            f"a linear map has at most as many dimensions as its input, {d}; got d_out = {count}: give fewer, or d_out=auto"
-        )
+        raise InvalidInput(f"a linear map has at most as many dimensions as its input, {d}; got d_out = {count}")
     damping = DAMPING if damping is None else damping
     if not 0 <= damping <= 0.5:
         raise InvalidInput(f"damping must be between 0 and 0.5, got {damping}")

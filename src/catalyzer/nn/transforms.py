@@ -131,7 +131,7 @@ class _Perceptron(Transform):
 
 
 class Catalyzer(_Perceptron):
-    """The network f of section 5.2: a 3-layer perceptron with batch norm and ReLU, its output on the unit sphere.
+    """The network f of section 5.2: a 3-layer MLP with batch norm and ReLU, its output on the unit sphere.
 
     Args:
         d_in: dimension of the input.
@@ -173,7 +173,7 @@ class Catalyzer(_Perceptron):
 
 
 class Decoder(_Perceptron):
-    """A perceptron like the catalyzer, from the sphere to the original space. The paper has no decoder.
+    """An MLP like the catalyzer, from the sphere to the original space. The paper has no decoder.
 
     Args:
         d_in: dimension of the sphere's space.

@@ -54,7 +54,7 @@ def of_training(overrides: Sequence[str]) -> list[str]:
 def check(settings: Settings, folder: Path, d_in: int | None = None, typed: Sequence[str] = (), sweeping: bool = False) -> None:
     """Check all that is known before data is read: classes, arguments, and whether parts support what the settings need.
 
-    Parts of other packages are tried on made-up vectors.
+    Parts of other packages are tried on random vectors.
 
     Args:
         settings: settings of the run.
@@ -153,7 +153,7 @@ def _path(part: object) -> str:
 
 
 def rehearse(codec: Codec) -> None:
-    """Send made-up vectors through transforms and quantizers of other packages, and these through a file."""
+    """Send random vectors through transforms and quantizers of other packages, and these through a file."""
     random = np.random.default_rng(0)
     x = random.normal(size=(MADE_UP, codec.transform.d_in)).astype(np.float32)
     transform, quantizer = codec.transform, codec.quantizer
@@ -203,7 +203,7 @@ def _expected(quantizer: Quantizer, name: str, got: Any, shape: tuple[int, ...],
 
 
 def _check_training(settings: Settings, codec: Codec, folder: Path) -> None:
-    """Build what trains, and try foreign terms of the loss, optimizers and schedules on made-up triplets."""
+    """Build what trains, and try foreign terms of the loss, optimizers and schedules on random triplets."""
     from catalyzer.training import Checkpoints, Triplets, check_trainer
     from catalyzer.training.module import VALIDATED
 

@@ -50,7 +50,7 @@ def default_lambda(quantizer: DictConfig, d_out: int | str, decoder: DictConfig)
 
 
 def default_steps(quantizer: DictConfig, decoder: DictConfig) -> int:
-    """Gradient steps before the nearest point: some where a perceptron decodes points of a lattice, else none."""
+    """Gradient steps before the nearest point: some where an MLP decodes points of a lattice, else none."""
     from catalyzer.nn import Decoder, Transform
     from catalyzer.parts import find_class
     from catalyzer.quantizers import LatticeQuantizer, Quantizer

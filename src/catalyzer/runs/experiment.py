@@ -190,11 +190,11 @@ def train_networks(settings: Settings, benchmark: Benchmark, codec: Codec, folde
 
 
 def train_query(settings: Settings, benchmark: Benchmark, codec: Codec, folder: Path) -> tuple[Codec, float]:
-    """Train the network for queries behind a trained transform; returns the codec with it and the seconds that it took."""
+    """Train the query network behind a trained transform; returns the codec with it and the seconds that it took."""
     training = build_query_training(settings, codec)
     k_neg = min(COMPETITORS, len(benchmark.train) - 1)
     if is_first():
-        log.info("training the network for queries; its recall is measured before reranking")
+        log.info("training the query network; its recall is measured before reranking")
     # Callbacks that a user adds are for the training of the run.
     own = settings.model_copy(update={"callbacks": {name: settings.callbacks.get(name) for name in ("best", "checkpoints")}})
     seconds = fit(

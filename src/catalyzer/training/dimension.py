@@ -40,7 +40,7 @@ def dimensions(bits: int, d_in: int) -> tuple[int, ...]:
     """
     if d_in < DIMENSIONS[0]:
         raise InvalidInput(
-            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {d_in}; set d_out to a number"
+            f"d_out=auto chooses among {DIMENSIONS[0]} dimensions and more, but the vectors have {d_in}; give d_out, at least 2"
         )
     blocks = -(-bits // BLOCK_BITS)
     least = LEAST_OF_64_BITS * bits / (blocks * BLOCK_BITS)

@@ -1,4 +1,4 @@
-"""A separate network for queries, trained when the codes are fixed; the paper maps queries and base by the same f.
+"""A separate query network, trained when the codes are fixed; the paper maps queries and base by the same f.
 
 A query is compared with quantized points but not quantized itself, so it need not be mapped to the point that f would choose
 for a base vector. So a copy of f is trained further, for queries only, to rank the quantized points as the input space ranks
