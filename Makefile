@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: .venv/installed ## train on the embedded dataset and print the table (minutes)
+demo: .venv/installed ## train on the bundled dataset and print the table (minutes)
 	$(BIN)/python src/train.py experiment=decoder trainer.max_epochs=8 trainer.check_val_every_n_epoch=4 baselines=[pq,opq,lsq]
 
 test: .venv/installed-dev ## run the whole test suite

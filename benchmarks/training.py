@@ -1,6 +1,6 @@
 """An epoch of our training against a plain loop, side by side in one run, and what Lightning costs a step.
 
-    python benchmarks/training.py                                     # the embedded dataset, a few minutes on two cores
+    python benchmarks/training.py                                     # the bundled dataset, a few minutes on two cores
     python benchmarks/training.py learn.bvecs --n 100_000 --epochs 8  # vectors of your own, the last of them held out
 
 The plain loop is what section 5.2 says and no more: batches of 64, three forward passes a step, in float32, the 50th neighbour
@@ -71,7 +71,7 @@ class Clock(pl.Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vectors", nargs="?", help="learn vectors; by default the embedded dataset's")
+    parser.add_argument("vectors", nargs="?", help="learn vectors; by default the bundled dataset's")
     parser.add_argument("--n", type=int, default=100_000, help="vectors to train on, at most; of the rest as many are held out")
     parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()

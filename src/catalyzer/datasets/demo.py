@@ -1,4 +1,4 @@
-"""The embedded dataset: SIFT descriptors of the photographs that scikit-image installs; nothing is downloaded.
+"""The bundled dataset: SIFT descriptors of the photographs that scikit-image installs; nothing is downloaded.
 
 Learn, base and queries come from different photographs. The queries are of the right image of a stereo pair whose left
 image is in the base, so that most of them have a true match there.
