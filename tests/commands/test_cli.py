@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -232,6 +233,21 @@ def test_what_is_no_id_and_no_index(run: Run, folder: Path) -> None:
     for name in (None, "a\0b"):
         with pytest.raises(InvalidInput, match="expected a path, got"):
             CatalyzerIndex.load(name)  # type: ignore[arg-type]
+
+
+def test_ctrl_c_while_the_command_is_imported(folder: Path) -> None:
+    early = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "catalyzer.commands.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by jobs in the background
+from catalyzer.__main__ import main
+main()"""
+    finished = new_python("-c", early, environment={**os.environ}, folder=folder)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_too_little_memory_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ COMMANDS = {
         "search": "find the nearest vectors in an index",
         "evaluate": "measure recall and time on your queries",
     },
-    "look and hand on": {
+    "inspect and export": {
         "info": "describe an index",
         "verify": "check everything in an index against its checksums",
         "export": "write the networks of an index, or of a run, as ONNX files",
