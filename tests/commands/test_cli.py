@@ -230,6 +230,8 @@ def test_what_is_no_id_and_no_index(run: Run, folder: Path) -> None:
         index.save("base.fvecs")
     assert files(folder) == before
     index.save("base.fvecs", overwrite=True)
+    with pytest.raises(InvalidInput, match=r"got shape \(2,\) of bool"):
+        index.reconstruct(np.array([True, False]))
     for name in (None, "a\0b"):
         with pytest.raises(InvalidInput, match="expected a path, got"):
             CatalyzerIndex.load(name)  # type: ignore[arg-type]

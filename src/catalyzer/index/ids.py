@@ -42,7 +42,7 @@ def as_ids(ids: Any) -> np.ndarray:
         array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype == np.uint64 and array.max(initial=0) > MAX_ID):
         got = f"a {type(ids).__name__}" if array.dtype == object else f"shape {array.shape} of {array.dtype}"
-        if array.ndim == 1 and array.size and all(isinstance(each, int) for each in array.tolist()):
+        if array.ndim == 1 and array.size and all(type(each) is int for each in array.tolist()):
             got = f"{max(array.tolist(), key=abs)}, beyond 64 bits"
         way = f"; name their column, {where[:-2]}:NAME" if where and array.ndim == 2 and ":" not in where[:-2] else ""
         raise InvalidInput(f"{where}ids must be int64 of shape (n,), got {got}{way}")
