@@ -21,7 +21,7 @@ from catalyzer import TrainedRun, knn, open_vectors, recall_at
 from tests.helpers import FAST, ROOT, Command, clustered, command, interrupted, only_run, refused, rows, wandb_records, write
 
 
-def test_the_main_job_on_the_embedded_dataset(train: Command, tmp_path: Path) -> None:
+def test_the_main_job_on_the_bundled_dataset(train: Command, tmp_path: Path) -> None:
     process = train("experiment=smoke", typed=True)
     assert "Warning" not in process.stderr
     run = only_run(tmp_path)

@@ -672,7 +672,7 @@ def test_foreign_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(file, "is not an index; make one with", InvalidInput)
     os.mkfifo(tmp_path / "pipe")
     for file in (tmp_path / "pipe", tmp_path, tmp_path / "missing"):
-        refused(file, "no such file", InvalidInput)
+        refused(file, "not a file" if file.exists() else "no such file", InvalidInput)
     assert not (tmp_path / "evil").exists()
 
 
