@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LATTICE_BITS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)
 DIMENSIONS = (16, 24, 32, 40)
 SIZES = (4, 8, 16, 32, 48, 64)  # bytes
-FEW = (4, 8, 16)  # bytes of RQ and LSQ, which take several times as long to learn twice as many codebooks
+FEW = {"LSQ": (4, 8), "RQ": (4, 8, 16)}  # bytes; LSQ learns for more than 20 minutes at 16
 TRAINED_SIZES = (16, 32)  # bytes of a product of spheres on a trained catalyzer
 TRAINED, TRAINED_LABEL = [*LATTICE, "d_out=auto"], "catalyzer + lattice (product of spheres)"
 LINEAR, LINEAR_LABEL = ["catalyzer=linear", *LATTICE, "d_out=auto"], "linear + lattice"
@@ -80,7 +80,7 @@ def methods(lab: Lab) -> list[tuple[str, list[str]]]:
     divided = sorted({-(-dim // -(-dim // size)) for size in SIZES if size < dim})
     found = [(TRAINED_LABEL, sized) for sized in of_sizes(lab, TRAINED, TRAINED_SIZES)]
     found += [(LINEAR_LABEL, sized) for sized in of_sizes(lab, LINEAR, SIZES)]
-    for label, sizes in (("OPQ", divided), ("PQ", divided), ("LSQ", FEW), ("RQ", FEW)):
+    for label, sizes in {"OPQ": divided, "PQ": divided, **FEW}.items():
         found += [(label, [RAW, f"quantizer={label.lower()}", f"bits={8 * size}"]) for size in sizes]
     for bits in (1, 2, 3, 4):
         if RaBitQuantizer(dim, bits_per_dim=bits).code_size <= SIZES[-1]:
