@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import catalyzer.__main__
 from catalyzer import CatalyzerIndex, open_vectors
 from catalyzer.commands.cli import _parser, main
 from catalyzer.commands.console import one_sentence_errors
@@ -578,7 +579,7 @@ def test_who_has_read_enough_may_close_the_pipe(folder: Path, run: Run) -> None:
 
 def test_the_installed_command_is_this_one() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"catalyzer": f"{main.__module__}:{main.__name__}"}
+    assert scripts == {"catalyzer": f"{catalyzer.__main__.main.__module__}:main"}
 
 
 def test_output_never_replaces_what_is_read(run: Run) -> None:
